@@ -1,0 +1,150 @@
+"""The command line: `ivgr fit|validate` (a LightningCLI) and the small tools beside it.
+
+Every error that a user can mend leaves as one line on stderr with exit code 2.
+"""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import lightning as L
+from jsonargparse import auto_cli
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from transformers.utils.logging import disable_progress_bar
+
+from ivgr.errors import UserError
+from ivgr.tools import TOOLS
+from ivgr.watch.record import RunRecord
+
+HELP = """\
+ivgr: train vision-language models to reason in plain text with the localization skill of
+explicit boxes (iVGR, arXiv 2605.31096).
+
+  ivgr fit --config FILE        train; try configs/tiny.yaml, which needs no GPU and no data
+  ivgr fit --config FILE --ckpt_path last
+                                continue a run that was stopped
+  ivgr validate --config FILE   held-out figures of a policy, both streams, greedy
+  ivgr synth DIR --split train --count N
+                                draw shards of the tiny world
+  ivgr archive show CKPT        print the rollout archive of a checkpoint
+
+Any setting of the config can be overridden on the command line, for example
+  ivgr fit --config configs/tiny.yaml --model.optimizer.lr 5e-5 --seed_everything 1
+and `--print_config` prints the outcome. `ivgr COMMAND --help` lists every setting.
+"""
+
+
+class Parser(LightningArgumentParser):
+    """Says in one line what is wrong with a config."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise UserError(first_line_of(message)) from ex
+
+
+class CLI(LightningCLI):
+    """Settings that every run shares: what it writes lies under trainer.default_root_dir."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = {
+            "model",
+            "train_dataloaders",
+            "val_dataloaders",
+            "dataloaders",
+            "datamodule",
+            "weights_only",
+        }
+        return {"fit": skipped, "validate": skipped}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=25, help="Optimizer updates between two checkpoints."
+        )
+
+    def instantiate_trainer(self, **kwargs) -> L.Trainer:
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir or "runs/default")
+        checkpoint = ModelCheckpoint(
+            dirpath=root / "checkpoints",
+            every_n_train_steps=config.checkpoint_every,
+            save_last=True,
+            save_top_k=0,
+            enable_version_counter=False,
+        )
+        kwargs["logger"] = TensorBoardLogger(root, name="", version="")
+        kwargs["default_root_dir"] = str(root)
+        self.trainer_defaults["callbacks"] = [
+            checkpoint,
+            RunRecord(self.parser.dump(self.config, skip_none=False)),
+        ]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        self._find_last()
+
+    def before_validate(self) -> None:
+        self._find_last()
+
+    def _find_last(self) -> None:
+        """`--ckpt_path last` is the run's own last checkpoint, and there must be one."""
+        config = self.config_init[self.subcommand]
+        last = Path(self.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        if config.ckpt_path == "last":
+            config.ckpt_path = last
+        if config.ckpt_path and not Path(config.ckpt_path).exists():
+            raise UserError(f"--ckpt_path: no checkpoint at {config.ckpt_path}; leave it out to start afresh")
+
+
+def first_line_of(message: str) -> str:
+    """The informative part of a parser's message, in one line."""
+    lines = [line.strip(" -\t") for line in str(message).splitlines() if line.strip()]
+    return ": ".join(lines[:2]) if lines and lines[0].endswith(":") else " ".join(lines)[:500]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the `ivgr` command."""
+    words = sys.argv[1:] if args is None else args
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(HELP)
+        elif words[0] in TOOLS:
+            auto_cli(TOOLS[words[0]], args=words[1:], prog=f"ivgr {words[0]}", as_positional=True)
+        else:
+            run_lightning(args)
+    except UserError as error:
+        print(f"ivgr: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run_lightning(args: list[str] | None) -> None:
+    hush()
+    CLI(
+        model_class=L.LightningModule,
+        datamodule_class=L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=Parser,
+        parser_kwargs={"prog": "ivgr"},
+        auto_configure_optimizers=False,
+        save_config_callback=None,
+        seed_everything_default=0,
+        args=args,
+        trainer_defaults={
+            "accelerator": "auto",
+            "max_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+    )
+
+
+def hush() -> None:
+    """Silences notices that are no news here: the loop steps optimizer and bar itself."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", module="lightning")

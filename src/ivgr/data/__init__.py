@@ -1,0 +1,1 @@
+"""Data: shards of samples → queries ready for the policy."""

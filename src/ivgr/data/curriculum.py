@@ -1,0 +1,144 @@
+"""Cold-start data: a curriculum of lessons drawn from the tiny world.
+
+Each lesson is a pool of scenes, seen in seeded order for so many steps; in the last one
+grounded and textual demonstrations stand 32 : 3, as in the paper.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+from torch.utils.data import DataLoader, IterableDataset
+
+from ivgr.data.datamodule import HeldOut, encode_all
+from ivgr.data.demonstration import Demonstration, encode_demonstration
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.prompts import GROUNDED, SINGLE, TEXTUAL
+from ivgr.data.sample import Sample, read_sample
+from ivgr.data.shards import find_shards, read_shards
+from ivgr.query import Query
+from ivgr.seeding import derive_seed, run_seed
+from ivgr.world.write import World, write_world
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """count scenes of fewest to most objects, for `steps` steps; `textual_share` of the
+    demonstrations are of the textual stream, `describe_share` of the grounded ones describe
+    the whole scene instead of answering a question."""
+
+    steps: int
+    count: int
+    fewest: int
+    most: int
+    describe_share: float = 1.0
+    textual_share: float = 0.0
+
+
+class Curriculum(L.LightningDataModule):
+    """Lessons one after the other, and held-out questions for the final figures.
+
+    Args:
+        lessons: The curriculum.
+        batch: Demonstrations a step.
+        workers: Processes that decode and encode.
+        val_count: Held-out scenes.
+        val_batch: Queries decoded together in evaluation.
+        world_seed: Seed of the drawing.
+    """
+
+    def __init__(
+        self,
+        lessons: list[Lesson],
+        batch: int = 64,
+        workers: int = 1,
+        val_count: int = 640,
+        val_batch: int = 64,
+        world_seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.lessons, self.batch, self.workers = lessons, batch, workers
+        self.val_count, self.val_batch, self.world_seed = val_count, val_batch, world_seed
+
+    @property
+    def total_steps(self) -> int:
+        return sum(lesson.steps for lesson in self.lessons)
+
+    def prepare_data(self) -> None:
+        for index, lesson in enumerate(self.lessons):
+            for name, share in (
+                ("describe", lesson.describe_share),
+                ("questions", 1 - lesson.describe_share),
+            ):
+                if share:
+                    world = World("train", lesson.count, self.world_seed, name, lesson.fewest, lesson.most)
+                    write_world(self._folder(index, name), world)
+        write_world(self._root() / "val", World("val", self.val_count, self.world_seed))
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = Lessons(
+            self.lessons, [self._pools(i) for i in range(len(self.lessons))], self.batch, run_seed()
+        )
+        encode = partial(_encode_demonstrations, encoder=self.trainer.lightning_module.encoder)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            collate_fn=encode,
+            num_workers=self.workers,
+            multiprocessing_context="spawn" if self.workers else None,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        held_out = HeldOut(find_shards(str(self._root() / "val")), None, self.val_batch, 0, 1)
+        encode = partial(
+            encode_all, encoder=self.trainer.lightning_module.encoder, streams=(GROUNDED, TEXTUAL)
+        )
+        return DataLoader(held_out, batch_size=None, collate_fn=encode)
+
+    def _root(self) -> Path:
+        return Path(self.trainer.default_root_dir) / "world"
+
+    def _folder(self, index: int, name: str) -> Path:
+        return self._root() / f"lesson{index}-{name}"
+
+    def _pools(self, index: int) -> dict[str, list[str]]:
+        names = [name for name in ("describe", "questions") if self._folder(index, name).exists()]
+        return {name: find_shards(str(self._folder(index, name))) for name in names}
+
+
+class Lessons(IterableDataset):
+    """Yields a batch of demonstrations a step, from one reader, in seeded order."""
+
+    def __init__(
+        self, lessons: list[Lesson], pools: list[dict[str, list[str]]], batch: int, seed: int
+    ) -> None:
+        self.lessons, self.pools, self.batch, self.seed = lessons, pools, batch, seed
+
+    def __iter__(self) -> Iterator[list[Demonstration]]:
+        for index, (lesson, pools) in enumerate(zip(self.lessons, self.pools, strict=True)):
+            rng = random.Random(derive_seed(self.seed, "lesson", index))
+            draw = {name: _endless(shards, rng) for name, shards in pools.items()}
+            for _ in range(lesson.steps):
+                yield [_demonstrate(lesson, draw, rng) for _ in range(self.batch)]
+
+
+def _endless(shards: list[str], rng: random.Random) -> Iterator[Sample]:
+    samples = [read_sample(entry) for entry in read_shards(shards)]
+    while True:
+        yield from rng.sample(samples, len(samples))
+
+
+def _demonstrate(lesson: Lesson, draw: dict[str, Iterator[Sample]], rng: random.Random) -> Demonstration:
+    if rng.random() < lesson.textual_share:
+        sample = next(draw["questions"])
+        return Demonstration(sample, SINGLE if sample.kind == "single" else TEXTUAL)
+    if rng.random() < lesson.describe_share:
+        return Demonstration(next(draw["describe"]), GROUNDED)
+    return Demonstration(next(s for s in draw["questions"] if s.kind == "paired"), GROUNDED)
+
+
+def _encode_demonstrations(demonstrations: list[Demonstration], encoder: QueryEncoder) -> list[Query]:
+    return [encode_demonstration(demonstration, encoder) for demonstration in demonstrations]

@@ -1,0 +1,38 @@
+"""Cold-start demonstrations: a sample's gold reasoning as if it had been rolled out."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.prompts import GROUNDED, TEXTUAL
+from ivgr.data.sample import Sample
+from ivgr.errors import UserError
+from ivgr.query import Query, Rollout
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A sample and the stream whose reasoning is to be imitated."""
+
+    sample: Sample
+    stream: str
+
+
+def encode_demonstration(demonstration: Demonstration, encoder: QueryEncoder) -> Query:
+    """A query of one stream whose only rollout is the demonstrated response."""
+    sample, stream = demonstration.sample, demonstration.stream
+    query = encoder(sample, (stream,))
+    text = f"<think>{_reasoning(sample, stream)}</think><answer>{sample.answer}</answer>"
+    tokenizer = encoder.processor.tokenizer
+    ids = torch.tensor(tokenizer(text).input_ids + [tokenizer.eos_token_id])
+    unknown = torch.zeros(len(ids))
+    query.groups[0].rollouts.append(Rollout(ids, unknown, unknown, text, truncated=False))
+    return query
+
+
+def _reasoning(sample: Sample, stream: str) -> str:
+    name = GROUNDED if stream == GROUNDED else TEXTUAL
+    if name not in sample.reasoning:
+        raise UserError(f'sample {sample.id}: "reasoning" has no "{name}" text to imitate')
+    return sample.reasoning[name]

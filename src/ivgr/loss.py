@@ -1,0 +1,73 @@
+"""The token loss: PPO-clip with asymmetric bounds and a dual clip, plus a KL penalty.
+
+Sources: PPO (arXiv 1707.06347), dual clip (arXiv 1912.09729), clip-higher (DAPO, arXiv
+2503.14476), iVGR (arXiv 2605.31096). Pure functions; every tensor has shape (N,), one
+entry a response token of either stream.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ivgr.errors import UserError
+from ivgr.kernels import KL_ESTIMATORS
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """Settings of the loss.
+
+    Args:
+        clip_low: The ratio is clipped from below at 1 - clip_low.
+        clip_high: The ratio is clipped from above at 1 + clip_high.
+        dual_clip: A negative advantage costs at most dual_clip times itself.
+        kl_weight: β, the weight of the KL to the reference.
+        kl: "k1", "k2", "k3" or "exact".
+        log_ratio_limit: Clamp of the log-ratio to ± this; null leaves it alone.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float = 3.0
+    kl_weight: float = 1e-2
+    kl: str = "k3"
+    log_ratio_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kl not in (*KL_ESTIMATORS, "exact"):
+            raise UserError(f"model.loss.kl is {self.kl!r}, must be one of {', '.join(KL_ESTIMATORS)}, exact")
+        if self.dual_clip <= 1:
+            raise UserError(f"model.loss.dual_clip is {self.dual_clip}, must be greater than 1")
+
+
+class TokenLoss(NamedTuple):
+    """loss, ratio fp32 (N,); clipped_low, clipped_high bool (N,): where a clip was active."""
+
+    loss: torch.Tensor
+    ratio: torch.Tensor
+    clipped_low: torch.Tensor
+    clipped_high: torch.Tensor
+
+
+def policy_loss(
+    logp: torch.Tensor,
+    old_logp: torch.Tensor,
+    advantage: torch.Tensor,
+    kl: torch.Tensor,
+    settings: PolicyLoss,
+) -> TokenLoss:
+    """Loss of each token; its mean over all valid tokens is what training minimises."""
+    log_ratio = logp - old_logp
+    if settings.log_ratio_limit is not None:
+        log_ratio = log_ratio.clamp(-settings.log_ratio_limit, settings.log_ratio_limit)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    surrogate = torch.maximum(-advantage * ratio, -advantage * clipped)
+    bounded = torch.where(advantage < 0, surrogate.clamp(max=-settings.dual_clip * advantage), surrogate)
+    return TokenLoss(
+        loss=bounded + settings.kl_weight * kl,
+        ratio=ratio.detach(),
+        clipped_low=(ratio < 1 - settings.clip_low) & (advantage < 0),
+        clipped_high=(ratio > 1 + settings.clip_high) & (advantage > 0),
+    )

@@ -1,0 +1,188 @@
+"""The LightningModule: owns the policy and the frozen reference, hands the iteration its
+parts, and one `training_step` is one iteration (manual optimisation)."""
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from ivgr.archive import Archive
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.prompts import Prompts
+from ivgr.errors import UserError
+from ivgr.evaluation import HeldOutFigures
+from ivgr.iteration import Iteration, Stepper
+from ivgr.judge import Judge, RuleJudge
+from ivgr.loss import PolicyLoss
+from ivgr.optim import Optimizer, Schedule
+from ivgr.policy.load import Pretrained
+from ivgr.policy.reference import FrozenReference
+from ivgr.query import Query
+from ivgr.rewards.total import Rewards
+from ivgr.rollout.engine import RolloutEngine, TransformersEngine
+from ivgr.seeding import derive_seed, run_seed
+from ivgr.watch.before_after import BeforeAfter
+from ivgr.watch.board import Board
+from ivgr.watch.progress import IterationBar
+
+
+class IVGR(L.LightningModule):
+    """Dual-stream GRPO with a consistency reward and a rollout archive.
+
+    Args:
+        policy: HF directory, hub id or "tiny"; or a class with `load() -> (model, processor)`.
+        reference: Where the frozen reference comes from.
+        engine: Rollout engine: group size, temperature, top-p, response length.
+        rewards: Reward terms and weights.
+        judge: Decides what no rule can.
+        archive: Best grounded reasoning by query.
+        loss: Clip bounds, KL estimator and weight.
+        optimizer: Optimizer by timm name.
+        schedule: Learning-rate schedule by timm name.
+        prompts: Instructions of the two streams.
+        iterations: RL iterations of the run.
+        updates: Optimizer updates (mini-batches) an iteration and epoch.
+        epochs: Passes over an iteration's rollouts.
+        token_budget: Padded tokens a micro-batch; lower it when memory runs out.
+        clip_norm: Largest gradient norm.
+        max_prompt_tokens: Longest prompt, images included.
+    """
+
+    def __init__(
+        self,
+        policy: Pretrained | str = "tiny",
+        reference: FrozenReference = FrozenReference(),  # noqa: B008
+        engine: RolloutEngine = TransformersEngine(),  # noqa: B008
+        rewards: Rewards = Rewards(),  # noqa: B008
+        judge: Judge = RuleJudge(),  # noqa: B008
+        archive: Archive = Archive(),  # noqa: B008
+        loss: PolicyLoss = PolicyLoss(),  # noqa: B008
+        optimizer: Optimizer = Optimizer(),  # noqa: B008
+        schedule: Schedule = Schedule(),  # noqa: B008
+        prompts: Prompts = Prompts(),  # noqa: B008
+        iterations: int = 360,
+        updates: int = 4,
+        epochs: int = 1,
+        token_budget: int = 32768,
+        clip_norm: float = 1.0,
+        max_prompt_tokens: int = 8192,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.source = Pretrained(policy) if isinstance(policy, str) else policy
+        self.reference_source, self.engine, self.rewards, self.judge = reference, engine, rewards, judge
+        self.archive, self.loss, self.optimizer, self.schedule = archive, loss, optimizer, schedule
+        self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
+        self.iterations, self.updates, self.epochs = iterations, updates, epochs
+        self.token_budget, self.clip_norm = token_budget, clip_norm
+        self.iteration = 0
+        self.policy = None
+        self.figures = HeldOutFigures()
+
+    def configure_model(self) -> None:
+        if self.policy is not None:
+            return
+        self.policy, self.processor = self.source.load()
+        self.policy.eval()
+        self.encoder = QueryEncoder(
+            self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
+        )
+        # In a tuple, so that the reference is no submodule and stays out of checkpoints.
+        self._reference = (self.reference_source.load(self.policy),)
+
+    @property
+    def reference(self):
+        return self._reference[0]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizer.create(self.policy)
+        self.scheduler = self.schedule.create(optimizer, self.iterations * self.updates * self.epochs)
+        return optimizer
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [IterationBar(), Board(), BeforeAfter()]
+
+    def on_fit_start(self) -> None:
+        if self.iteration >= self.iterations:
+            raise UserError(
+                f"the run is complete at iteration {self.iteration}; raise model.iterations to go on"
+            )
+        self.reference.to(self.device)
+        self.loop = Iteration(
+            policy=self.policy,
+            reference=self.reference,
+            tokenizer=self.processor.tokenizer,
+            engine=self.engine,
+            rewards=self.rewards,
+            judge=self.judge,
+            archive=self.archive,
+            loss=self.loss,
+            stepper=Stepper(self._backward, self._step, self._sum_ranks),
+            updates=self.updates,
+            epochs=self.epochs,
+            token_budget=self.token_budget,
+        )
+
+    def training_step(self, queries: list[Query], _: int) -> None:
+        seed = derive_seed(run_seed(), "rollout", self.iteration, self.global_rank)
+        self.metrics = self.loop.run(queries, seed)
+        self.metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
+        self.queries = queries
+        self.iteration += 1
+        if self.iteration >= self.iterations:
+            self.trainer.should_stop = True
+
+    def validation_step(self, queries: list[Query], _: int) -> None:
+        self.engine.answer(self.policy, self.processor.tokenizer, queries)
+        self.figures.update(queries, self.judge)
+
+    def on_validation_epoch_start(self) -> None:
+        self.figures = HeldOutFigures().to(self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        for stream, figures in self.figures.compute().items():
+            self.log_dict({f"val/{stream}/{name}": value for name, value in figures.items()})
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        """Queries stay on the host; packing and decoding move what they need."""
+        return batch
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        if self.trainer.world_size == 1:
+            self.manual_backward(loss)
+        else:
+            with self.trainer.strategy.model.no_sync():
+                self.manual_backward(loss)
+
+    def _step(self) -> float:
+        """Sums gradients over ranks (the loss is already divided by all ranks' tokens),
+        clips, steps optimizer and schedule; returns the norm before clipping."""
+        if self.trainer.world_size > 1:
+            for parameter in self.policy.parameters():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+        optimizer = self.optimizers()
+        self.scheduler.step(self.trainer.global_step)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm.item()
+
+    def _sum_ranks(self, value: float) -> float:
+        return self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="sum").item()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["ivgr"] = {"iteration": self.iteration, "archive": self.archive.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if "ivgr" not in checkpoint:
+            raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.IVGR model")
+        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if own != saved:
+            odd = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+            raise UserError(
+                f"checkpoint: its policy differs from model.policy (first at {odd[0]}); "
+                "resume with the policy it was made with"
+            )
+        self.iteration = checkpoint["ivgr"]["iteration"]
+        self.archive.load_state_dict(checkpoint["ivgr"]["archive"])

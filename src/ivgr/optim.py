@@ -1,0 +1,63 @@
+"""Optimizer and schedule by name, from timm's factories: any of theirs is one word."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+
+@dataclass
+class Optimizer:
+    """Settings of `timm.optim.create_optimizer_v2`.
+
+    Args:
+        name: Any name of `timm.optim.list_optimizers()`.
+        lr: Peak learning rate.
+        weight_decay: Weight decay; biases and norms have none.
+        options: Further arguments of that optimizer.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-6
+    weight_decay: float = 1e-2
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def create(self, model: nn.Module) -> torch.optim.Optimizer:
+        return create_optimizer_v2(
+            model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.options
+        )
+
+
+@dataclass
+class Schedule:
+    """Settings of `timm.scheduler.create_scheduler_v2`, counted in optimizer updates.
+
+    Args:
+        name: "cosine", "constant", "poly", "wsd", … as timm names them.
+        warmup: Share of all updates over which the rate rises linearly from 0.
+        final: Learning rate at the end, as a share of the peak.
+        options: Further arguments of that schedule.
+    """
+
+    name: str = "constant"
+    warmup: float = 0.02
+    final: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def create(self, optimizer: torch.optim.Optimizer, updates: int) -> Scheduler:
+        """A schedule over `updates` updates; `step(n)` sets the rate of update n."""
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=self.name,
+            num_epochs=updates,
+            warmup_epochs=round(self.warmup * updates),
+            warmup_lr=0.0,
+            warmup_prefix=True,
+            min_lr=self.final * optimizer.param_groups[0]["lr"],
+            **self.options,
+        )
+        return scheduler

@@ -1,0 +1,59 @@
+"""The calls into the stock HF model that every phase shares: rotary positions, hidden
+states, head. Nothing of the model is patched."""
+
+import torch
+from transformers import PreTrainedModel
+
+
+def prompt_positions(model: PreTrainedModel, ids: torch.Tensor, grid: torch.Tensor | None) -> torch.Tensor:
+    """Rotary positions (3, P) of a prompt ids (P,) with images of `grid` (images, 3)."""
+    if grid is None:
+        return torch.arange(len(ids), device=ids.device).expand(3, -1)
+    image = (ids == model.config.image_token_id).int()
+    positions, _ = model.model.get_rope_index(ids[None], mm_token_type_ids=image[None], image_grid_thw=grid)
+    return positions[:, 0]
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    mask: torch.Tensor,
+    pixel_values: torch.Tensor | None = None,
+    image_grid_thw: torch.Tensor | None = None,
+    cache: object | None = None,
+) -> torch.Tensor:
+    """Last hidden states (B, L, H) of ids (B, L) at rotary positions (3, B, L).
+
+    mask is (B, 1, L, keys), additive: 0 where seen, -inf-like where not. `cache`, a HF
+    cache, is read and extended.
+    """
+    output = model.model(
+        input_ids=ids,
+        position_ids=positions,
+        attention_mask=mask,
+        pixel_values=pixel_values,
+        image_grid_thw=image_grid_thw,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    return output.last_hidden_state
+
+
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(…, L, keys) bool → additive mask of `dtype` with a head axis before the last two."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(-3)
+
+
+def banned_ids(model: PreTrainedModel) -> list[int]:
+    """Vision tokens: never to be sampled, since a sampled one would promise an image."""
+    config = model.config
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None})
+
+
+def stop_ids(model: PreTrainedModel) -> list[int]:
+    """Tokens that end a response."""
+    ids = model.generation_config.eos_token_id
+    return [ids] if isinstance(ids, int) else list(ids)

@@ -1,0 +1,1 @@
+"""The shipped tiny policy, an ordinary HF directory."""

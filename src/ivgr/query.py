@@ -1,0 +1,67 @@
+"""The types that flow through an iteration: a `Query` owns its groups of `Rollout`s.
+
+data → rollout → reward → advantage → loss: each phase fills fields that the earlier ones
+left empty. One query is one tree: prefix → a stream's instruction → its rollouts.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ivgr.data.family import Frame
+from ivgr.data.sample import Sample
+
+
+@dataclass
+class Rollout:
+    """One sampled response of T tokens (the end-of-turn token included if it was reached).
+
+    logp and sampling_logp are fp32 of shape (T,): the first under softmax(logits /
+    temperature) over the full vocabulary, the second under the distribution that was
+    sampled from (after top-p and bans). terms holds each reward term before weighting.
+    """
+
+    tokens: torch.Tensor
+    logp: torch.Tensor
+    sampling_logp: torch.Tensor
+    text: str
+    truncated: bool
+    terms: dict[str, float] = field(default_factory=dict)
+    reward: float = 0.0
+    advantage: float = 0.0
+    reference: str | None = None
+
+
+@dataclass
+class Group:
+    """The rollouts of one query in one stream; instruction is (I,) token ids: what
+    follows the query's prefix in that stream's prompt."""
+
+    stream: str
+    instruction: torch.Tensor
+    rollouts: list[Rollout] = field(default_factory=list)
+
+
+@dataclass
+class Query:
+    """A sample made ready for the policy.
+
+    prefix is (P,) token ids shared by all streams; pixel_values (patches, C·t·p·p) and
+    image_grid_thw (images, 3) are None for text only; boxes are gold, in `frame`.
+    """
+
+    sample: Sample
+    prefix: torch.Tensor
+    groups: list[Group]
+    boxes: tuple[tuple[float, ...], ...] = ()
+    frame: Frame = Frame(1000.0, 1000.0)
+    pixel_values: torch.Tensor | None = None
+    image_grid_thw: torch.Tensor | None = None
+
+    def group(self, stream: str) -> Group | None:
+        return next((group for group in self.groups if group.stream == stream), None)
+
+
+def rollouts_of(queries: list[Query]) -> list[Rollout]:
+    """All rollouts in tree order: query by query, stream by stream."""
+    return [rollout for query in queries for group in query.groups for rollout in group.rollouts]

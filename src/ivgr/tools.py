@@ -1,0 +1,55 @@
+"""The tools of `ivgr` that are not training: functions whose arguments become options."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ivgr.errors import UserError
+from ivgr.world.write import World, write_world
+
+
+def synth(
+    folder: Path,
+    split: str,
+    count: int,
+    seed: int = 0,
+    lesson: str = "questions",
+    fewest: int = 2,
+    most: int = 6,
+) -> None:
+    """Draw shards of the tiny world.
+
+    Args:
+        folder: Where the shards go, as SPLIT-000000.tar, …
+        split: "train" or "val"; they never share a scene.
+        count: Number of scenes.
+        seed: Seed of the drawing.
+        lesson: "questions" (paired and single queries) or "describe" (every object with its box).
+        fewest: Fewest objects a scene.
+        most: Most objects a scene.
+    """
+    write_world(folder, World(split, count, seed, lesson, fewest, most))
+    print(f"{count} samples in {folder}")
+
+
+def show(checkpoint: Path) -> None:
+    """Print the rollout archive of a checkpoint.
+
+    Args:
+        checkpoint: A checkpoint of `ivgr fit`.
+    """
+    if not checkpoint.exists():
+        raise UserError(f"archive show: no checkpoint at {checkpoint}")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if "ivgr" not in state or "archive" not in state["ivgr"]:
+        raise UserError(f"archive show: {checkpoint} holds no rollout archive")
+    table = Table("id", "box reward", "reference reasoning")
+    for sample_id, (box_reward, think) in sorted(state["ivgr"]["archive"].items()):
+        table.add_row(sample_id, f"{box_reward:.3f}", think)
+    Console().print(table)
+    print(f"{table.row_count} queries in the archive at iteration {state['ivgr']['iteration']}")
+
+
+TOOLS = {"synth": synth, "archive": {"show": show}}

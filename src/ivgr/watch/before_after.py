@@ -1,0 +1,89 @@
+"""What the run has taught: held-out figures before the first iteration and after the last,
+printed as a table and written to summary.json."""
+
+import json
+import time
+from pathlib import Path
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ivgr.evaluation import HeldOutFigures
+from ivgr.seeding import run_seed
+from ivgr.watch.record import write_atomically
+
+Figures = dict[str, dict[str, float]]
+
+
+class BeforeAfter(L.Callback):
+    """Evaluates greedily on data.val; the figures before training and the seconds spent
+    travel in checkpoints, so that a resumed run reports the whole run."""
+
+    def __init__(self) -> None:
+        self.before: Figures | None = None
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.since = time.perf_counter()
+        if self.before is None:
+            self.before = evaluate(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if module.iteration < module.iterations:
+            return
+        after = evaluate(trainer, module)
+        summary = {
+            "seed": run_seed(),
+            "iterations": module.iteration,
+            "seconds": round(self._elapsed(), 1),
+            "before": self.before,
+            "after": after,
+        }
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "summary.json"
+            write_atomically(path, json.dumps(summary, indent=1).encode())
+            print_table(summary)
+
+    def state_dict(self) -> dict:
+        return {"before": self.before, "seconds": self._elapsed()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.before, self.seconds = state["before"], state["seconds"]
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.since
+
+
+@torch.no_grad()
+def evaluate(trainer: L.Trainer, module: L.LightningModule) -> Figures:
+    """Held-out figures of both streams, the same on all ranks."""
+    figures = HeldOutFigures().to(module.device)
+    for queries in trainer.datamodule.val_dataloader():
+        module.engine.answer(module.policy, module.processor.tokenizer, queries)
+        figures.update(queries, module.judge)
+    return figures.compute()
+
+
+def print_table(summary: dict) -> None:
+    """The before/after table in the terminal."""
+    table = Table(
+        title=f"held-out queries, greedy · seed {summary['seed']} · {summary['iterations']} iterations"
+    )
+    for column in ("stream", "figure", "before", "after", "change"):
+        table.add_column(column, justify="left" if column in ("stream", "figure") else "right")
+    for stream, figures in summary["before"].items():
+        for name, before in figures.items():
+            after = summary["after"][stream][name]
+            table.add_row(stream, name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+    Console(width=88).print(table)
+
+
+def print_figures(figures: Figures) -> None:
+    """One evaluation in the terminal."""
+    table = Table("stream", "figure", "value", title="held-out queries, greedy")
+    for stream, values in figures.items():
+        for name, value in values.items():
+            table.add_row(stream, name, f"{value:.3f}")
+    Console(width=88).print(table)

@@ -1,0 +1,95 @@
+"""TensorBoard: every metric of every iteration, and now and then the completions of both
+streams and pictures with gold and predicted boxes."""
+
+import html
+
+import lightning as L
+import numpy as np
+from PIL import Image, ImageDraw
+from torch.utils.tensorboard import SummaryWriter
+
+from ivgr.data.prompts import GROUNDED
+from ivgr.query import Query
+from ivgr.rewards.boxes import parse_boxes
+
+GOLD, PREDICTED = (20, 160, 60), (220, 40, 40)
+TILE = 280
+
+
+class Board(L.Callback):
+    """Scalars at every iteration; text and images every `every` iterations.
+
+    Args:
+        every: Iterations between two completions tables.
+        queries: Queries shown in each.
+    """
+
+    def __init__(self, every: int = 10, queries: int = 4) -> None:
+        self.every, self.queries = every, queries
+
+    def on_train_batch_end(self, trainer, module, outputs, queries: list[Query], batch_idx: int) -> None:
+        writer = _writer(trainer)
+        if writer is None:
+            return
+        step = module.iteration
+        for name, value in module.metrics.items():
+            writer.add_scalar(name, value, step)
+        if step % self.every == 0 or step == 1:
+            shown = [query for query in queries if query.group(GROUNDED)][: self.queries]
+            writer.add_text("completions", completions_table(shown), step)
+            if any(query.sample.images for query in shown):
+                writer.add_image(
+                    "boxes (green gold, red predicted)", draw_boxes(shown), step, dataformats="HWC"
+                )
+
+
+def _writer(trainer: L.Trainer) -> SummaryWriter | None:
+    experiment = getattr(trainer.logger, "experiment", None)
+    return experiment if isinstance(experiment, SummaryWriter) else None
+
+
+def completions_table(queries: list[Query]) -> str:
+    """A Markdown table of the best and worst rollout of every group, model text escaped."""
+    rows = ["| query | stream | reward | advantage | completion |", "| --- | --- | --- | --- | --- |"]
+    for query in queries:
+        for group in query.groups:
+            ranked = sorted(group.rollouts, key=lambda rollout: rollout.reward)
+            for rollout in (ranked[-1], ranked[0]):
+                cells = (
+                    _cell(query.sample.question),
+                    group.stream,
+                    f"{rollout.reward:.2f}",
+                    f"{rollout.advantage:+.2f}",
+                    _cell(rollout.text),
+                )
+                rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _cell(text: str) -> str:
+    escaped = html.escape(text).replace("|", "&#124;").replace("\n", "<br>")
+    return "".join(f"&#{ord(char)};" if char in "*_`[]#\\" else char for char in escaped)
+
+
+def draw_boxes(queries: list[Query]) -> np.ndarray:
+    """The queries' first images side by side with gold boxes and those of the best grounded
+    rollout, (TILE, n·TILE, 3) uint8."""
+    tiles = [_draw_query(query) for query in queries if query.sample.images]
+    return np.concatenate([np.asarray(tile) for tile in tiles], axis=1)
+
+
+def _draw_query(query: Query) -> Image.Image:
+    image = query.sample.open_images()[0]
+    group = query.group(GROUNDED)
+    best = max(group.rollouts, key=lambda rollout: rollout.reward)
+    tile = Image.new("RGB", (TILE, TILE), "white")
+    scale = TILE / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    tile.paste(image.resize(size))
+    pen = ImageDraw.Draw(tile)
+    for color, boxes in ((GOLD, query.boxes), (PREDICTED, parse_boxes(best.text))):
+        for box in boxes:
+            x1, y1, x2, y2 = query.frame.to_pixels(box, size)
+            if 0 <= x1 < x2 <= TILE and 0 <= y1 < y2 <= TILE:
+                pen.rectangle((x1, y1, x2, y2), outline=color, width=2)
+    return tile

@@ -1,0 +1,105 @@
+"""The figures of an iteration, by their TensorBoard names."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ivgr.archive import Archive
+from ivgr.data.prompts import STREAMS, TEXTUAL
+from ivgr.judge.protocol import CONSISTENCY_SCORES
+from ivgr.kernels import TokenStatistics
+from ivgr.loss import TokenLoss
+from ivgr.query import Group, Query, rollouts_of
+from ivgr.tree import Pack
+
+
+def batch_metrics(queries: list[Query], archive: Archive, rollout_seconds: float) -> dict[str, float]:
+    """What the rollouts and rewards of one iteration look like."""
+    groups = [group for query in queries for group in query.groups]
+    rollouts = rollouts_of(queries)
+    tokens = [len(rollout.tokens) for rollout in rollouts]
+    flat = [group for group in groups if len({rollout.reward for rollout in group.rollouts}) == 1]
+    return {
+        **_reward_metrics(groups),
+        **_archive_metrics(queries, archive),
+        "reward/frac_zero_std": len(flat) / len(groups),
+        "rollout/length_mean": _mean(tokens),
+        "rollout/truncated_frac": _mean([rollout.truncated for rollout in rollouts]),
+        "rollout/tokens_per_s": sum(tokens) / rollout_seconds,
+    }
+
+
+def _reward_metrics(groups: list[Group]) -> dict[str, float]:
+    metrics = {}
+    for stream in STREAMS:
+        rollouts = [rollout for group in groups if group.stream == stream for rollout in group.rollouts]
+        if not rollouts:
+            continue
+        columns = {"total": [rollout.reward for rollout in rollouts]}
+        for name in rollouts[0].terms:
+            columns[name] = [rollout.terms[name] for rollout in rollouts]
+        for name, values in columns.items():
+            metrics[f"{stream}/reward/{name}/mean"] = _mean(values)
+            metrics[f"{stream}/reward/{name}/std"] = _std(values)
+    return metrics
+
+
+def _archive_metrics(queries: list[Query], archive: Archive) -> dict[str, float]:
+    textual = [group for query in queries if (group := query.group(TEXTUAL)) is not None]
+    compared = [r for group in textual for r in group.rollouts if r.reference is not None]
+    shares = Counter(rollout.terms["consistency"] for rollout in compared)
+    hits = [group.rollouts[0].reference is not None for group in textual]
+    return {
+        "archive/size": float(len(archive)),
+        "archive/hit_rate": _mean(hits),
+        "archive/box_mean": _mean([entry.box_reward for entry in archive.entries.values()]),
+        **{f"consistency/share_{s:g}": shares[s] / max(len(compared), 1) for s in CONSISTENCY_SCORES},
+    }
+
+
+@dataclass
+class UpdateMetrics:
+    """Token-weighted means over an iteration's updates."""
+
+    sums: Counter = field(default_factory=Counter)
+    tokens: int = 0
+    ratio_max: float = 0.0
+    mismatch: list[torch.Tensor] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+
+    def add(
+        self, pack: Pack, statistics: TokenStatistics, loss: TokenLoss, old_logp: torch.Tensor | None
+    ) -> None:
+        """Adds a pack; `old_logp` on the first epoch, to compare with the rollout's."""
+        columns = {
+            "policy/kl": statistics.kl,
+            "policy/entropy": statistics.entropy,
+            "policy/clip_low": loss.clipped_low,
+            "policy/clip_high": loss.clipped_high,
+            "optim/loss": loss.loss,
+        }
+        self.sums.update({name: value.detach().double().sum().item() for name, value in columns.items()})
+        self.tokens += len(pack.targets)
+        self.ratio_max = max(self.ratio_max, loss.ratio.max().item())
+        if old_logp is not None:
+            self.mismatch.append((old_logp - pack.rollout_logp).abs())
+
+    def compute(self) -> dict[str, float]:
+        means = {name: total / self.tokens for name, total in self.sums.items()}
+        return means | {
+            "policy/ratio_max": self.ratio_max,
+            "rollout/logp_mismatch": torch.cat(self.mismatch).mean().item(),
+            "optim/grad_norm": _mean(self.grad_norms),
+        }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _std(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1))

@@ -1,0 +1,65 @@
+"""The run in the terminal: a progress bar with the figures that matter."""
+
+import lightning as L
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+SHOWN = {
+    "grounded/reward/accuracy/mean": "acc b",
+    "textual/reward/accuracy/mean": "acc t",
+    "grounded/reward/box/mean": "box",
+    "textual/reward/consistency/mean": "cons",
+    "policy/kl": "kl",
+}
+
+
+class IterationBar(L.Callback):
+    """A rich bar over the run's iterations; without a terminal, a line every `every`."""
+
+    def __init__(self, every: int = 10) -> None:
+        self.every = every
+        self.console = Console()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.bar = Progress(
+            TextColumn("iteration"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=module.iterations, completed=module.iteration, figures="")
+        self.bar.start()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        figures = "  ".join(
+            f"{short} {module.metrics[name]:.3g}" for name, short in SHOWN.items() if name in module.metrics
+        )
+        self.bar.update(self.task, completed=module.iteration, figures=figures)
+        if not self.console.is_terminal and module.iteration % self.every == 0:
+            print(f"iteration {module.iteration}/{module.iterations}  {figures}", flush=True)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if getattr(self, "bar", None):
+            self.bar.stop()

@@ -1,0 +1,87 @@
+"""What a run leaves on disk beside its checkpoints: run.json once, every iteration's
+rollouts as rollouts/ITERATION.jsonl.gz."""
+
+import gzip
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from ivgr.query import Query
+from ivgr.seeding import run_seed
+
+PACKAGES = ("ivgr", "torch", "transformers", "lightning", "timm", "torchmetrics", "webdataset")
+
+
+class RunRecord(L.Callback):
+    """Writes run.json at the start and the rollouts after every iteration (each rank its
+    own file when there are several); a resumed iteration replaces its file.
+
+    Args:
+        config: The resolved configuration, as YAML text.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            record = {"seed": run_seed(), "config": self.config, **environment()}
+            write_atomically(
+                Path(trainer.default_root_dir) / "run.json", json.dumps(record, indent=1).encode()
+            )
+
+    def on_train_batch_end(self, trainer, module, outputs, queries: list[Query], batch_idx: int) -> None:
+        rank = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = Path(trainer.default_root_dir) / "rollouts" / f"{module.iteration:06d}{rank}.jsonl.gz"
+        lines = "".join(json.dumps(row) + "\n" for row in rollout_rows(queries))
+        write_atomically(path, gzip.compress(lines.encode(), mtime=0))
+
+
+def rollout_rows(queries: list[Query]) -> list[dict]:
+    """One plain dict a rollout: id, stream, text, reward terms, advantage, reference."""
+    return [
+        {
+            "id": query.sample.id,
+            "stream": group.stream,
+            "text": rollout.text,
+            "tokens": rollout.tokens.tolist(),
+            "truncated": rollout.truncated,
+            "terms": rollout.terms,
+            "reward": rollout.reward,
+            "advantage": rollout.advantage,
+            "reference": rollout.reference,
+        }
+        for query in queries
+        for group in query.groups
+        for rollout in group.rollouts
+    ]
+
+
+def environment() -> dict:
+    """Commit (null outside a git checkout), versions and hardware."""
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return {
+        "commit": git.stdout.strip() or None,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": {
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)

@@ -1,0 +1,43 @@
+"""Draws a `Scene` as an RGB picture: shapes on an uneven background lit from one corner."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ivgr.world.scene import COLORS, Scene, Thing
+
+
+def draw_scene(scene: Scene) -> Image.Image:
+    """The scene as a `width` x `height` RGB image; each thing fills its box exactly."""
+    image = Image.fromarray(_background(scene))
+    pen = ImageDraw.Draw(image)
+    for thing in scene.things:
+        _draw_thing(pen, thing, scene.box(thing))
+    return image
+
+
+def _background(scene: Scene) -> np.ndarray:
+    """Light falls from the upper left: red fades along x, blue along y; tint and
+    low-frequency blotches vary from scene to scene. Shape (height, width, 3), uint8."""
+    rng = np.random.default_rng(scene.backdrop)
+    x = np.linspace(0, 1, scene.width)[None, :, None]
+    y = np.linspace(0, 1, scene.height)[:, None, None]
+    tint = rng.uniform(185, 215, 3)
+    light = -60 * x * np.array([1.0, 0.3, 0]) - 60 * y * np.array([0, 0.3, 1.0])
+    blotches = rng.uniform(-8, 8, (4, 4)).astype(np.float32)
+    patches = Image.fromarray(blotches).resize((scene.width, scene.height), Image.Resampling.BICUBIC)
+    return (tint + light + np.asarray(patches)[..., None]).clip(0, 255).astype(np.uint8)
+
+
+def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, box: tuple[int, int, int, int]) -> None:
+    fill = COLORS[thing.color]
+    x1, y1, x2, y2 = box[0], box[1], box[2] - 1, box[3] - 1
+    if thing.shape == "circle":
+        pen.ellipse((x1, y1, x2, y2), fill=fill)
+    elif thing.shape == "square":
+        pen.rectangle((x1, y1, x2, y2), fill=fill)
+    elif thing.shape == "triangle":
+        pen.polygon([((x1 + x2) / 2, y1), (x1, y2), (x2, y2)], fill=fill)
+    else:
+        third_x, third_y = (x2 - x1) / 3, (y2 - y1) / 3
+        pen.rectangle((x1 + third_x, y1, x2 - third_x, y2), fill=fill)
+        pen.rectangle((x1, y1 + third_y, x2, y2 - third_y), fill=fill)

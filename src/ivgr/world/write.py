@@ -1,0 +1,87 @@
+"""The tiny world as shards: `ivgr synth`."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ivgr.data.sample import Sample
+from ivgr.data.shards import write_shards
+from ivgr.errors import UserError
+from ivgr.seeding import derive_seed
+from ivgr.world.draw import draw_scene
+from ivgr.world.scene import Scene, sample_scene
+from ivgr.world.tasks import TASKS, Task
+
+PER_SHARD = 500
+LESSONS = ("questions", "describe")
+
+
+@dataclass(frozen=True)
+class World:
+    """What to draw.
+
+    split "train" or "val" (they never share a scene); count scenes; seed; lesson
+    "questions" (two relations to two attributes to one count) or "describe" (every
+    object with its box); fewest and most objects a scene.
+    """
+
+    split: str
+    count: int
+    seed: int = 0
+    lesson: str = "questions"
+    fewest: int = 2
+    most: int = 6
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "val"):
+            raise UserError(f"synth --split is {self.split!r}, must be train or val")
+        if self.lesson not in LESSONS:
+            raise UserError(f"synth --lesson is {self.lesson!r}, must be one of {', '.join(LESSONS)}")
+        if self.count < 1 or not 1 <= self.fewest <= self.most <= 8:
+            raise UserError("synth: --count must be ≥ 1 and 1 ≤ --fewest ≤ --most ≤ 8")
+
+
+def write_world(folder: Path, world: World) -> None:
+    """Writes the world's shards into `folder` unless exactly they already lie there."""
+    marker = folder / "world.json"
+    if marker.exists() and json.loads(marker.read_text()) == asdict(world):
+        return
+    if marker.exists() or list(folder.glob(f"{world.split}-*.tar")):
+        raise UserError(f"{folder}: holds shards of other settings; remove the folder or choose another one")
+    write_shards(folder, world.split, draw_samples(world), PER_SHARD)
+    marker.write_text(json.dumps(asdict(world)))
+
+
+def draw_samples(world: World) -> Iterator[Sample]:
+    """The world's samples in order, images as JPEG bytes."""
+    rng = np.random.default_rng(derive_seed("world", asdict(world)))
+    for index in range(world.count):
+        scene, task = _draw_task(world, index, rng)
+        buffer = io.BytesIO()
+        draw_scene(scene).save(buffer, "JPEG", quality=92, subsampling=0)
+        yield Sample(
+            id=f"tiny-{world.split}-{world.seed}-{world.lesson}-{index:06d}",
+            question=task.question,
+            answer=task.answer,
+            kind=task.kind,
+            check=task.check,
+            source=f"tiny-{world.lesson}",
+            boxes=task.boxes,
+            labels=task.labels,
+            reasoning=task.reasoning,
+            images=(buffer.getvalue(),),
+        )
+
+
+def _draw_task(world: World, index: int, rng: np.random.Generator) -> tuple[Scene, Task]:
+    asked = ("relation", "attribute", "relation", "attribute", "count")[index % 5]
+    ask = TASKS["describe" if world.lesson == "describe" else asked]
+    while True:
+        scene = sample_scene(rng, int(rng.integers(world.fewest, world.most + 1)), world.split)
+        task = ask(scene, rng)
+        if task is not None:
+            return scene, task
