@@ -11,7 +11,7 @@ from collections.abc import Sequence
 Box = tuple[float, ...]
 
 _TAG = re.compile(r"<box>((?:(?!</?box>).)*)</box>", re.DOTALL)
-_NUMBER = r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*"
+_NUMBER = r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*"
 _COORDINATES = re.compile(rf"\s*\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]\s*")
 
 

@@ -23,8 +23,9 @@ _SENTENCE = re.compile(
 
 def place_of(box: tuple[float, ...], width: float = 1000, height: float = 1000) -> str:
     """The cell of a 3 x 3 partition in which the box's centre lies, as "row column"."""
-    x, y = (box[0] + box[2]) / 2 / width, (box[1] + box[3]) / 2 / height
-    return f"{ROWS[min(max(int(y * 3), 0), 2)]} {COLUMNS[min(max(int(x * 3), 0), 2)]}"
+    x = (box[0] / 2 + box[2] / 2) / width
+    y = (box[1] / 2 + box[3] / 2) / height
+    return f"{ROWS[int(min(max(y * 3, 0), 2))]} {COLUMNS[int(min(max(x * 3, 0), 2))]}"
 
 
 def say_place(name: str, place: str) -> str:
