@@ -90,15 +90,17 @@ tree = st.integers(1, 2).flatmap(
     lambda streams: st.tuples(
         st.lists(image, max_size=2),
         st.just(streams),
-        st.lists(
-            st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=streams, max_size=streams
-        ),
+        st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=streams, max_size=streams),
     )
 )
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(trees=st.lists(tree, min_size=1, max_size=3), seed=st.integers(0, 99), budget=st.sampled_from([1, 99, 9999]))
+@given(
+    trees=st.lists(tree, min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+    budget=st.sampled_from([1, 99, 9999]),
+)
 def test_tree_equals_separate_rows_in_logps_and_gradients(model, trees, seed, budget):
     generator = torch.Generator().manual_seed(seed)
     queries = [make_query(model, generator, *shape) for shape in trees]

@@ -104,6 +104,11 @@ def first_line_of(message: str) -> str:
     return ": ".join(lines[:2]) if lines and lines[0].endswith(":") else " ".join(lines)[:500]
 
 
+def last_line_of(error: UserError) -> str:
+    """The message alone, also where a reader process has put its traceback before it."""
+    return str(error).strip().splitlines()[-1].removeprefix("ivgr.errors.UserError: ")
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `ivgr` command."""
     words = sys.argv[1:] if args is None else args
@@ -115,7 +120,7 @@ def main(args: list[str] | None = None) -> None:
         else:
             run_lightning(args)
     except UserError as error:
-        print(f"ivgr: error: {error}", file=sys.stderr)
+        print(f"ivgr: error: {last_line_of(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -4,6 +4,7 @@ parts, and one `training_step` is one iteration (manual optimisation)."""
 import lightning as L
 import torch
 import torch.distributed as dist
+from jsonargparse import lazy_instance
 
 from ivgr.archive import Archive
 from ivgr.data.encode import QueryEncoder
@@ -23,6 +24,7 @@ from ivgr.seeding import derive_seed, run_seed
 from ivgr.watch.before_after import BeforeAfter
 from ivgr.watch.board import Board
 from ivgr.watch.progress import IterationBar
+from ivgr.watch.record import RolloutRecord
 
 
 class IVGR(L.LightningModule):
@@ -50,11 +52,11 @@ class IVGR(L.LightningModule):
     def __init__(
         self,
         policy: Pretrained | str = "tiny",
-        reference: FrozenReference = FrozenReference(),  # noqa: B008
-        engine: RolloutEngine = TransformersEngine(),  # noqa: B008
-        rewards: Rewards = Rewards(),  # noqa: B008
-        judge: Judge = RuleJudge(),  # noqa: B008
-        archive: Archive = Archive(),  # noqa: B008
+        reference: FrozenReference = lazy_instance(FrozenReference),  # noqa: B008
+        engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
+        rewards: Rewards = lazy_instance(Rewards),  # noqa: B008
+        judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
+        archive: Archive = lazy_instance(Archive),  # noqa: B008
         loss: PolicyLoss = PolicyLoss(),  # noqa: B008
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         schedule: Schedule = Schedule(),  # noqa: B008
@@ -99,7 +101,7 @@ class IVGR(L.LightningModule):
         return optimizer
 
     def configure_callbacks(self) -> list[L.Callback]:
-        return [IterationBar(), Board(), BeforeAfter()]
+        return [IterationBar(), Board(), RolloutRecord(), BeforeAfter()]
 
     def on_fit_start(self) -> None:
         if self.iteration >= self.iterations:

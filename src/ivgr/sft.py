@@ -5,6 +5,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from jsonargparse import lazy_instance
 
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
@@ -15,7 +16,7 @@ from ivgr.policy.load import Pretrained
 from ivgr.policy.scratch import TinyScratch
 from ivgr.query import Query
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
-from ivgr.tree import pack_queries
+from ivgr.tree import Pack, pack_queries, tree_length
 from ivgr.watch.before_after import evaluate, print_figures
 
 
@@ -30,24 +31,26 @@ class SFT(L.LightningModule):
         engine: Decodes the held-out queries at the end.
         judge: Scores them.
         export: Folder under trainer.default_root_dir for the trained HF model.
+        token_budget: Padded tokens a micro-batch.
         max_prompt_tokens: Longest prompt, images included.
     """
 
     def __init__(
         self,
-        policy: Pretrained | TinyScratch = TinyScratch(),  # noqa: B008
+        policy: Pretrained | TinyScratch = lazy_instance(TinyScratch),  # noqa: B008
         optimizer: Optimizer = Optimizer(lr=1e-3),  # noqa: B008
         schedule: Schedule = Schedule("cosine"),  # noqa: B008
         prompts: Prompts = Prompts(),  # noqa: B008
-        engine: RolloutEngine = TransformersEngine(),  # noqa: B008
-        judge: Judge = RuleJudge(),  # noqa: B008
+        engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
+        judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
         export: str = "model",
+        token_budget: int = 4096,
         max_prompt_tokens: int = 8192,
     ) -> None:
         super().__init__()
         self.source, self.optimizer, self.schedule, self.prompts = policy, optimizer, schedule, prompts
         self.engine, self.judge, self.export = engine, judge, export
-        self.max_prompt_tokens = max_prompt_tokens
+        self.token_budget, self.max_prompt_tokens = token_budget, max_prompt_tokens
         self.policy = None
 
     def configure_model(self) -> None:
@@ -65,11 +68,16 @@ class SFT(L.LightningModule):
 
     def training_step(self, queries: list[Query], _: int) -> torch.Tensor:
         self.scheduler.step(self.global_step)
-        (pack,) = pack_queries(self.policy, queries, budget=1 << 62)
-        logits = self.policy.lm_head(pack.response_hidden(self.policy))
-        loss = -fused_logprob_kl(logits, pack.targets).logp.mean()
+        by_length = sorted(queries, key=tree_length)
+        packs = pack_queries(self.policy, by_length, self.token_budget)
+        logps = [self._logp(pack) for pack in packs]
+        loss = -torch.cat(logps).mean()
         self.log_dict({"optim/loss": loss, "optim/lr": self.scheduler.optimizer.param_groups[0]["lr"]})
         return loss
+
+    def _logp(self, pack: Pack) -> torch.Tensor:
+        logits = self.policy.lm_head(pack.response_hidden(self.policy))
+        return fused_logprob_kl(logits, pack.targets).logp
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         if (batch_idx + 1) % 100 == 0:

@@ -86,6 +86,12 @@ def pack_queries(model: PreTrainedModel, queries: list[Query], budget: int) -> l
     return packs
 
 
+def tree_length(query: Query) -> int:
+    """Tokens of the query's tree."""
+    branches = [len(rollout.tokens) for group in query.groups for rollout in group.rollouts]
+    return len(query.prefix) + sum(len(group.instruction) for group in query.groups) + sum(branches)
+
+
 def _grow(model: PreTrainedModel, query: Query) -> _Tree:
     grid = query.image_grid_thw
     ids = [query.prefix]

@@ -1,18 +1,23 @@
 """Rollouts: the engine protocol and the engine on plain transformers.
 
 The prefix of a query is prefilled once, each stream's instruction once on top of it, then
-all branches of all queries decode together; a branch that ends leaves the batch.
+all branches of all queries decode together; branches that have ended leave the batch.
 """
 
 from typing import Protocol
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
 from ivgr.policy.forward import additive_mask, banned_ids, hidden_states, prompt_positions, stop_ids
 from ivgr.query import Query, Rollout
+from ivgr.rollout.cache import decoding_cache
 from ivgr.rollout.sampling import Sampling
+
+# Ended branches leave the batch together, once no more than this share is still decoding:
+# leaving copies the cache.
+KEEP = 0.75
 
 
 class RolloutEngine(Protocol):
@@ -92,7 +97,7 @@ class _Branches:
 
     def __init__(self, model: PreTrainedModel, queries: list[Query]) -> None:
         self.model, self.queries = model, queries
-        self.cache = DynamicCache(config=model.config)
+        self.cache = decoding_cache(model.config)
         self.seen = torch.zeros(len(queries), 0, dtype=torch.bool, device=model.device)
         self.next_position = torch.zeros(len(queries), dtype=torch.long, device=model.device)
         self.logits = torch.empty(0)
@@ -120,24 +125,28 @@ class _Branches:
 
     def decode(self, sampling: Sampling, generator: torch.Generator, limit: int) -> list[tuple]:
         """(tokens, logp, sampling_logp, ended) of each row, in row order, on the CPU."""
-        rows = torch.arange(len(self.logits), device=self.model.device)
-        stops = torch.tensor(stop_ids(self.model), device=self.model.device)
-        record = torch.zeros(3, len(rows), limit, dtype=torch.float64, device=self.model.device)
-        length = torch.zeros(len(rows), dtype=torch.long, device=self.model.device)
-        ended = torch.zeros(len(rows), dtype=torch.bool, device=self.model.device)
+        device = self.model.device
+        rows = torch.arange(len(self.logits), device=device)
+        alive = torch.ones(len(rows), dtype=torch.bool, device=device)
+        stops = torch.tensor(stop_ids(self.model), device=device)
+        record = torch.zeros(3, len(rows), limit, dtype=torch.float64, device=device)
+        length = torch.zeros(len(rows), dtype=torch.long, device=device)
+        ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         for step in range(limit):
             chosen = sampling.choose(self.logits, generator)
-            record[:, rows, step] = torch.stack([part.double() for part in chosen])
-            length[rows] += 1
-            stopped = torch.isin(chosen[0], stops)
+            record[:, rows[alive], step] = torch.stack([part.double() for part in chosen])[:, alive]
+            length[rows[alive]] += 1
+            stopped = torch.isin(chosen[0], stops) & alive
             ended[rows[stopped]] = True
-            alive = (~stopped).nonzero()[:, 0]
-            if len(alive) == 0 or step + 1 == limit:
+            alive = alive & ~stopped
+            remaining = int(alive.sum())
+            if remaining == 0 or step + 1 == limit:
                 break
             token = chosen[0]
-            if len(alive) < len(rows):
+            if remaining <= KEEP * len(rows):
                 rows, token = rows[alive], token[alive]
-                self._select(alive)
+                self._select(alive.nonzero()[:, 0])
+                alive = torch.ones_like(rows, dtype=torch.bool)
             self._step(token)
         tokens, logp, sampling_logp = record.cpu()
         return [

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+# Tokens sorted at first; the whole vocabulary only where they do not hold top_p.
+HEAD = 64
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -16,23 +19,29 @@ class Sampling:
 
     def choose(self, logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """From logits (B, V): token (B,), its logp (B,) under the full vocabulary and its
-        sampling_logp (B,) under the truncated, renormalised distribution; fp32."""
+        sampling_logp (B,) under the truncated, renormalised distribution; fp32. One random
+        number a row."""
         scaled = logits.float() / (self.temperature or 1.0)
         full = torch.log_softmax(scaled, -1)
-        kept = scaled.clone()
-        kept[:, list(self.banned)] = -torch.inf
+        allowed = scaled.index_fill(-1, torch.tensor(self.banned, device=logits.device).long(), -torch.inf)
         if self.temperature == 0:
-            token = kept.argmax(-1)
+            token = allowed.argmax(-1)
             return token, full.gather(1, token[:, None])[:, 0], torch.zeros_like(full[:, 0])
-        kept = torch.log_softmax(self._nucleus(kept), -1)
-        token = torch.multinomial(kept.exp(), 1, generator=generator)
-        return token[:, 0], full.gather(1, token)[:, 0], kept.gather(1, token)[:, 0]
+        kept, order = self._nucleus(allowed.softmax(-1))
+        total = kept.cumsum(-1)
+        draw = torch.rand(len(kept), 1, generator=generator, device=kept.device, dtype=total.dtype)
+        index = (total <= draw * total[:, -1:]).sum(-1, keepdim=True)
+        index = torch.minimum(index, (kept > 0).sum(-1, keepdim=True) - 1)
+        token = order.gather(1, index)
+        sampling_logp = (kept.gather(1, index) / total[:, -1:]).log().float()
+        return token[:, 0], full.gather(1, token)[:, 0], sampling_logp[:, 0]
 
-    def _nucleus(self, logits: torch.Tensor) -> torch.Tensor:
-        if self.top_p >= 1:
-            return logits
-        sorted_logits, order = logits.sort(-1, descending=True)
-        probability = sorted_logits.softmax(-1)
-        before = probability.cumsum(-1) - probability
-        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= self.top_p)
-        return logits.masked_fill(dropped, -torch.inf)
+    def _nucleus(self, probability: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities in falling order, fp64, 0 outside the nucleus, and their token ids."""
+        size = probability.shape[-1]
+        head, order = probability.topk(min(HEAD, size), -1)
+        if head.shape[-1] < size and bool((head.double().sum(-1) < min(self.top_p, 1 - 1e-9)).any()):
+            head, order = probability.sort(-1, descending=True)
+        head = head.double()
+        before = head.cumsum(-1) - head
+        return head.masked_fill(before >= self.top_p, 0.0), order

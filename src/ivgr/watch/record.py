@@ -19,8 +19,7 @@ PACKAGES = ("ivgr", "torch", "transformers", "lightning", "timm", "torchmetrics"
 
 
 class RunRecord(L.Callback):
-    """Writes run.json at the start and the rollouts after every iteration (each rank its
-    own file when there are several); a resumed iteration replaces its file.
+    """Writes run.json at the start of a run.
 
     Args:
         config: The resolved configuration, as YAML text.
@@ -32,9 +31,13 @@ class RunRecord(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             record = {"seed": run_seed(), "config": self.config, **environment()}
-            write_atomically(
-                Path(trainer.default_root_dir) / "run.json", json.dumps(record, indent=1).encode()
-            )
+            path = Path(trainer.default_root_dir) / "run.json"
+            write_atomically(path, json.dumps(record, indent=1).encode())
+
+
+class RolloutRecord(L.Callback):
+    """Writes the rollouts after every iteration (each rank its own file when there are
+    several); a repeated iteration replaces its file."""
 
     def on_train_batch_end(self, trainer, module, outputs, queries: list[Query], batch_idx: int) -> None:
         rank = f".{trainer.global_rank}" if trainer.world_size > 1 else ""

@@ -16,16 +16,15 @@ def draw_scene(scene: Scene) -> Image.Image:
 
 
 def _background(scene: Scene) -> np.ndarray:
-    """Light falls from the upper left: red fades along x, blue along y; tint and
-    low-frequency blotches vary from scene to scene. Shape (height, width, 3), uint8."""
+    """Red fades along x and blue along y, as if lit from the upper left, so that a patch
+    shows where it is; green is a random tint with blotches. (height, width, 3) uint8."""
     rng = np.random.default_rng(scene.backdrop)
-    x = np.linspace(0, 1, scene.width)[None, :, None]
-    y = np.linspace(0, 1, scene.height)[:, None, None]
-    tint = rng.uniform(185, 215, 3)
-    light = -60 * x * np.array([1.0, 0.3, 0]) - 60 * y * np.array([0, 0.3, 1.0])
-    blotches = rng.uniform(-8, 8, (4, 4)).astype(np.float32)
-    patches = Image.fromarray(blotches).resize((scene.width, scene.height), Image.Resampling.BICUBIC)
-    return (tint + light + np.asarray(patches)[..., None]).clip(0, 255).astype(np.uint8)
+    x, y = np.meshgrid(np.linspace(0, 1, scene.width), np.linspace(0, 1, scene.height))
+    blotches = rng.uniform(-12, 12, (4, 4)).astype(np.float32)
+    size = (scene.width, scene.height)
+    uneven = np.asarray(Image.fromarray(blotches).resize(size, Image.Resampling.BICUBIC))
+    channels = (235 - 150 * x, rng.uniform(150, 200) + uneven, 235 - 150 * y)
+    return np.stack(channels, -1).clip(0, 255).astype(np.uint8)
 
 
 def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, box: tuple[int, int, int, int]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GRID = 20
+GRID = 10
 SIDES = (120, 140, 160, 180)
 COLORS = {
     "red": (214, 40, 40),
@@ -21,7 +21,7 @@ COLORS = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 3, "large": 5}
+SIZES = {"small": 2, "large": 3}
 ATTRIBUTES = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES)}
 
 
@@ -70,27 +70,29 @@ def sample_scene(rng: np.random.Generator, things: int, split: str) -> Scene:
     """A random scene of `split` with that many non-overlapping things, no two alike in
     both colour and shape."""
     while True:
-        scene = Scene(
-            width=int(rng.choice(SIDES)),
-            height=int(rng.choice(SIDES)),
-            backdrop=int(rng.integers(2**31)),
-            things=_place_things(rng, things),
-        )
+        placed = _place_things(rng, things)
+        if placed is None:
+            continue
+        width, height = (int(side) for side in rng.choice(SIDES, 2))
+        scene = Scene(width, height, int(rng.integers(2**31)), placed)
         if scene.split == split:
             return scene
 
 
-def _place_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
+def _place_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...] | None:
+    """Non-overlapping things, None if the raster filled up before all had a place."""
     kinds = rng.permutation(len(COLORS) * len(SHAPES))[:count]
     placed: list[Thing] = []
-    while len(placed) < count:
+    for _ in range(20 * count):
+        if len(placed) == count:
+            break
         color, shape = divmod(int(kinds[len(placed)]), len(SHAPES))
         size = str(rng.choice(list(SIZES)))
         column, row = (int(n) for n in rng.integers(0, GRID - SIZES[size] + 1, 2))
         thing = Thing(list(COLORS)[color], SHAPES[shape], size, column, row)
         if not any(_overlap(thing, other) for other in placed):
             placed.append(thing)
-    return tuple(placed)
+    return tuple(placed) if len(placed) == count else None
 
 
 def _overlap(a: Thing, b: Thing) -> bool:

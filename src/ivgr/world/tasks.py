@@ -42,13 +42,13 @@ def ask_attribute(scene: Scene, rng: np.random.Generator) -> Task | None:
 
 
 def ask_relation(scene: Scene, rng: np.random.Generator) -> Task | None:
-    """Which side of another thing a thing lies on; centres at least three cells apart."""
+    """Which side of another thing a thing lies on; centres at least two cells apart."""
     if len(scene.things) < 2:
         return None
     a, b = (scene.things[i] for i in rng.permutation(len(scene.things))[:2])
     axis, low, high = (("column", "left", "right"), ("row", "above", "below"))[rng.integers(2)]
     distance = (getattr(a, axis) + a.cells / 2) - (getattr(b, axis) + b.cells / 2)
-    if abs(distance) < 3:
+    if abs(distance) < 2:
         return None
     of = " of" if axis == "column" else ""
     names = [f"{thing.color} {thing.shape}" for thing in (a, b)]

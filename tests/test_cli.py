@@ -1,0 +1,142 @@
+"""The command line: every misuse is one clear line, and help is there."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ivgr.cli import main
+from ivgr.data.shards import write_shards
+from ivgr.world.write import World, draw_samples
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TINY = str(CONFIGS / "tiny.yaml")
+
+
+def fails(capsys, *args):
+    """The one line on stderr of a call that fails with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(args))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("ivgr: error: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.fixture
+def shards(tmp_path):
+    def write(change=None, count=30, name="train"):
+        samples = list(draw_samples(World("train", count, seed=3)))
+        if change:
+            samples[1] = change(samples[1])
+        return str(write_shards(tmp_path / name, name, samples, 100)[0].parent)
+
+    return write
+
+
+def fit_on(train, val, root):
+    return [
+        "fit", "--config", TINY, "--trainer.default_root_dir", str(root),
+        "--data", "ivgr.data.datamodule.ShardDataModule", "--data.train", train, "--data.val", val,
+        "--data.prompts", "8", "--data.paired_ratio", "0.9", "--model.iterations", "1",
+        "--data.val_queries", "4", "--model.engine.max_new_tokens", "4",
+    ]  # fmt: skip
+
+
+def changed(**fields):
+    def change(sample):
+        values = vars(sample) | fields
+        return type(sample)(**values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--model.optimiser.lr", "1"], "optimiser"),
+        (["--model.iterations", "many"], "iterations"),
+        (["--data.promts", "4"], "promts"),
+        (["--model.loss.kl", "k7"], "model.loss.kl"),
+        (["--model.engine.group_size", "1"], "group_size"),
+        (["--model.policy", "/no/such/model"], "model.policy"),
+        (["--data.paired_ratio", "1.5"], "paired_ratio"),
+        (["--config", "/no/such/file.yaml"], "/no/such/file.yaml"),
+        (["--ckpt_path", "/no/such.ckpt"], "/no/such.ckpt"),
+    ],
+)
+def test_a_bad_setting_is_named(capsys, tmp_path, args, named):
+    world = [
+        "--data.train_count",
+        "20",
+        "--data.val_count",
+        "10",
+        "--trainer.default_root_dir",
+        str(tmp_path),
+    ]
+    assert named in fails(capsys, "fit", "--config", TINY, *world, *args)
+
+
+def test_an_unknown_command_lists_the_known(capsys):
+    assert "fit" in fails(capsys, "fti")
+
+
+def test_missing_shards_are_named(capsys, tmp_path, shards):
+    error = fails(capsys, *fit_on(str(tmp_path / "nowhere-*.tar"), shards(), tmp_path))
+    assert "nowhere" in error and "no shard" in error
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [({"answer": ""}, "answer"), ({"images": ()}, "no image"), ({"boxes": ()}, "boxes")],
+)
+def test_a_bad_sample_is_named_at_set_up(capsys, tmp_path, shards, fields, named):
+    error = fails(capsys, *fit_on(shards(changed(**fields)), shards(name="val"), tmp_path))
+    assert named in error and "train-000000.tar" in error and "00000001" in error
+
+
+def test_a_broken_jpeg_is_named(capsys, tmp_path, shards):
+    train = shards(changed(images=(b"\xff\xd8 not a picture",)), count=8)
+    error = fails(capsys, *fit_on(train, shards(name="val"), tmp_path))
+    assert "image 0 cannot be read" in error and "tiny-train" in error
+
+
+def test_a_split_without_singles_names_the_ratio(capsys, tmp_path):
+    samples = [s for s in draw_samples(World("train", 30, seed=3)) if s.kind == "paired"]
+    folder = str(write_shards(tmp_path / "paired", "train", samples, 100)[0].parent)
+    assert "paired_ratio" in fails(capsys, *fit_on(folder, folder, tmp_path))
+
+
+def test_too_few_shards_for_the_readers(capsys, tmp_path, shards):
+    error = fails(capsys, *fit_on(shards(), shards(name="val"), tmp_path), "--data.workers", "2")
+    assert "1 shards for 2 readers" in error
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_prints_and_round_trips(capsys, tmp_path, config):
+    printed = []
+    source = config
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "--config", str(source), "--print_config"])
+        assert stop.value.code == 0
+        printed.append(capsys.readouterr().out)
+        source = tmp_path / "printed.yaml"
+        source.write_text(printed[-1])
+    assert printed[0] == printed[1] and yaml.safe_load(printed[0])["model"]["class_path"].startswith("ivgr.")
+
+
+def test_synth_draws_once_and_refuses_to_mix(capsys, tmp_path):
+    args = ["synth", str(tmp_path / "w"), "--split", "train", "--count", "12"]
+    main(args)
+    before = (tmp_path / "w" / "train-000000.tar").read_bytes()
+    main(args)
+    assert (tmp_path / "w" / "train-000000.tar").read_bytes() == before
+    assert "other settings" in fails(capsys, *args[:-1], "13")
+    assert "split" in fails(capsys, "synth", str(tmp_path / "v"), "--split", "test", "--count", "1")
+
+
+def test_help_names_every_command(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"ivgr {command}" in text for command in ("fit", "validate", "synth", "archive"))

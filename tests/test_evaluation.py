@@ -1,0 +1,60 @@
+"""Held-out figures on responses whose truth is known."""
+
+import pytest
+import torch
+
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
+from ivgr.evaluation import HeldOutFigures, names_places
+from ivgr.judge import RuleJudge
+from ivgr.policy.scratch import build_processor
+from ivgr.query import Rollout
+from ivgr.world.write import World, draw_samples
+
+
+@pytest.fixture(scope="module")
+def queries():
+    encoder = QueryEncoder(build_processor(), "qwen2_vl", Prompts())
+    samples = [sample for sample in draw_samples(World("val", 20, seed=2)) if sample.kind == "paired"]
+    return [encoder(sample) for sample in samples]
+
+
+def answer(queries, respond):
+    for query in queries:
+        for group in query.groups:
+            text = respond(query.sample, group.stream)
+            group.rollouts = [Rollout(torch.zeros(7), torch.zeros(7), torch.zeros(7), text, False)]
+    figures = HeldOutFigures()
+    figures.update(queries, RuleJudge())
+    return figures.compute()
+
+
+def gold(sample, stream):
+    return f"<think>{sample.reasoning[stream]}</think><answer>{sample.answer}</answer>"
+
+
+def test_gold_responses_are_perfect(queries):
+    figures = answer(queries, gold)
+    assert figures[GROUNDED] == {"accuracy": 1, "format": 1, "iou": pytest.approx(1), "length": 7}
+    assert figures[TEXTUAL] == {"accuracy": 1, "format": 1, "place_accuracy": 1, "length": 7}
+
+
+def test_a_broken_format_is_wrong_whatever_it_says(queries):
+    figures = answer(queries, lambda sample, stream: gold(sample, stream) + " so there")
+    assert figures[TEXTUAL]["accuracy"] == figures[GROUNDED]["accuracy"] == 0
+
+
+def test_silence_about_places_is_wrong(queries):
+    figures = answer(queries, lambda sample, stream: f"<think></think><answer>{sample.answer}</answer>")
+    assert figures[TEXTUAL] == {"accuracy": 1, "format": 1, "place_accuracy": 0, "length": 7}
+
+
+def test_every_object_must_have_its_own_place_and_no_other(queries):
+    query = next(query for query in queries if len(query.sample.labels) == 2)
+    first, second = query.sample.reasoning[TEXTUAL].split(". ")
+    assert names_places(query, f"<think>{first}. {second}</think>")
+    assert names_places(query, f"<think>{second} {first}.</think>")
+    assert not names_places(query, f"<think>{first}.</think>")
+    lie = first.rsplit(" in the ", 1)[0] + " in the upper left."
+    other = first.rsplit(" in the ", 1)[0] + " in the lower right."
+    assert not names_places(query, f"<think>{lie} {other} {second}</think>")

@@ -1,0 +1,158 @@
+"""One whole iteration on the shipped policy: its invariants and the figures it reports."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from ivgr.archive import Archive
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.prompts import Prompts
+from ivgr.iteration import Iteration, Stepper
+from ivgr.judge import RuleJudge
+from ivgr.loss import PolicyLoss
+from ivgr.policy.load import Pretrained
+from ivgr.policy.reference import FrozenReference
+from ivgr.query import rollouts_of
+from ivgr.rewards.total import Rewards
+from ivgr.rollout.engine import TransformersEngine
+from ivgr.watch.board import completions_table, draw_boxes
+from ivgr.watch.record import rollout_rows
+from ivgr.world.write import World, draw_samples
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model, processor = Pretrained("tiny").load()
+    return model.eval(), processor
+
+
+class Run:
+    """An iteration whose optimizer step is replaced by a record of the gradients."""
+
+    def __init__(self, tiny, updates=1, token_budget=1 << 30, rate=0.0, **loss):
+        self.policy = copy.deepcopy(tiny[0])
+        self.gradients, self.rate = [], rate
+        self.iteration = Iteration(
+            policy=self.policy,
+            reference=FrozenReference().load(self.policy),
+            tokenizer=tiny[1].tokenizer,
+            engine=TransformersEngine(group_size=3, max_new_tokens=60),
+            rewards=Rewards(),
+            judge=RuleJudge(),
+            archive=Archive(),
+            loss=PolicyLoss(**loss),
+            stepper=Stepper(torch.Tensor.backward, self._step, lambda value: value),
+            updates=updates,
+            epochs=1,
+            token_budget=token_budget,
+        )
+        encoder = QueryEncoder(tiny[1], "qwen2_vl", Prompts())
+        self.queries = [encoder(sample) for sample in draw_samples(World("train", 10, seed=9))]
+        self.metrics = self.iteration.run(self.queries, seed=4)
+
+    def _step(self):
+        gradient = torch.cat([p.grad.flatten() for p in self.policy.parameters() if p.grad is not None])
+        self.gradients.append(gradient)
+        for parameter in self.policy.parameters():
+            if parameter.grad is not None:
+                parameter.data -= self.rate * parameter.grad
+        self.policy.zero_grad()
+        return gradient.norm().item()
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    return Run(tiny)
+
+
+def test_first_update_has_ratio_one_and_no_divergence(run):
+    assert run.metrics["policy/ratio_max"] == 1.0
+    assert run.metrics["policy/kl"] == 0.0
+    assert run.metrics["rollout/logp_mismatch"] < 1e-4
+    assert run.metrics["policy/clip_low"] == run.metrics["policy/clip_high"] == 0
+
+
+def test_gradients_do_not_depend_on_the_micro_batches(tiny, run):
+    for budget in (1, 2000):
+        split = Run(tiny, token_budget=budget)
+        assert rollout_rows(split.queries) == rollout_rows(run.queries)
+        difference = (split.gradients[0] - run.gradients[0]).norm() / run.gradients[0].norm()
+        assert difference < 1e-5
+
+
+def test_exact_kl_and_k3_start_from_the_same_gradient(tiny, run):
+    exact = Run(tiny, kl="exact")
+    assert (exact.gradients[0] - run.gradients[0]).norm() / run.gradients[0].norm() < 1e-4
+    assert exact.metrics["policy/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_later_updates_leave_the_reference(tiny):
+    several = Run(tiny, updates=3, rate=0.05)
+    assert len(several.gradients) == 3
+    assert several.metrics["policy/ratio_max"] > 1.0
+    assert several.metrics["policy/kl"] > 0
+    assert several.metrics["rollout/logp_mismatch"] < 1e-4
+
+
+def test_mini_batches_differ_by_at_most_one_query(tiny, run):
+    run.iteration.updates = 4
+    sizes = [sum(len(p.queries) for p in packs) for packs in run.iteration._mini_batches(run.queries)]
+    run.iteration.updates = 1
+    assert sum(sizes) == 10 and max(sizes) - min(sizes) <= 1
+
+
+def test_figures_equal_a_recount_of_the_record(run):
+    rows = rollout_rows(run.queries)
+    for stream, terms in {
+        "grounded": ("format", "accuracy", "box"),
+        "textual": ("format", "accuracy", "consistency"),
+        "single": ("format", "accuracy"),
+    }.items():
+        own = [row for row in rows if row["stream"] == stream]
+        for term in terms:
+            mean = sum(row["terms"][term] for row in own) / len(own)
+            assert run.metrics[f"{stream}/reward/{term}/mean"] == pytest.approx(mean)
+        mean = sum(row["reward"] for row in own) / len(own)
+        assert run.metrics[f"{stream}/reward/total/mean"] == pytest.approx(mean)
+    shares = [run.metrics[f"consistency/share_{score}"] for score in ("0", "0.3", "0.7", "1")]
+    assert sum(shares) == pytest.approx(1)
+    groups = [rows[i : i + 3] for i in range(0, len(rows), 3)]
+    flat = sum(len({row["reward"] for row in group}) == 1 for group in groups) / len(groups)
+    assert run.metrics["reward/frac_zero_std"] == pytest.approx(flat)
+
+
+def test_every_promised_figure_is_there_and_finite(run):
+    names = {
+        *(f"{s}/reward/{t}/{m}" for s in ("grounded", "textual", "single") for t in ("total", "accuracy")
+          for m in ("mean", "std")),
+        *(f"policy/{n}" for n in ("kl", "entropy", "clip_low", "clip_high", "ratio_max")),
+        *(f"rollout/{n}" for n in ("length_mean", "truncated_frac", "tokens_per_s", "logp_mismatch")),
+        *(f"archive/{n}" for n in ("size", "hit_rate", "box_mean")),
+        *(f"time/{n}" for n in ("rollout", "reward", "update")),
+        "optim/grad_norm", "optim/loss",
+    }  # fmt: skip
+    assert names <= run.metrics.keys()
+    assert all(math.isfinite(value) for value in run.metrics.values())
+
+
+def test_completions_table_escapes_what_the_model_wrote(run):
+    query = copy.copy(next(q for q in run.queries if len(q.groups) == 2))
+    query.groups[0].rollouts[0].text = "<script>alert(1)</script> | **bold** \n# head"
+    query.groups[0].rollouts[0].reward = 99.0
+    table = completions_table([query])
+    assert "<script>" not in table and "**bold**" not in table
+    assert len(table.splitlines()) == 2 + 2 * len(query.groups)
+    assert all(line.count(" | ") == 4 for line in table.splitlines())
+
+
+def test_drawn_boxes_show_the_gold_box(run):
+    queries = [query for query in run.queries if len(query.groups) == 2]
+    picture = draw_boxes(queries[:2])
+    assert picture.shape == (280, 560, 3)
+    assert (picture == (20, 160, 60)).all(-1).any()
+
+
+def test_rollouts_know_their_reward(run):
+    assert all(set(rollout.terms) >= {"format", "accuracy"} for rollout in rollouts_of(run.queries))

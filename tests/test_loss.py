@@ -1,0 +1,80 @@
+"""The loss against closed forms and the published definitions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ivgr.advantage import group_advantages
+from ivgr.errors import UserError
+from ivgr.loss import PolicyLoss, policy_loss
+
+
+def one_token(ratio, advantage, kl=0.0, **settings):
+    logp = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(1, dtype=torch.float64)
+    result = policy_loss(logp, zero, zero + advantage, zero + kl, PolicyLoss(**settings))
+    result.loss.sum().backward()
+    return result.loss.item(), logp.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (1.0, 2.0, -2.0, -2.0),
+        (1.1, 2.0, -2.2, -2.2),
+        (1.5, 2.0, -2.56, 0.0),  # clipped at 1 + 0.28
+        (0.5, 2.0, -1.0, -1.0),  # a fallen ratio may always recover
+        (0.5, -2.0, 1.6, 0.0),  # clipped at 1 - 0.2
+        (1.5, -2.0, 3.0, 3.0),
+        (9.0, -2.0, 6.0, 0.0),  # dual clip: at most 3 |A|
+    ],
+)
+def test_clip_regions_by_hand(ratio, advantage, loss, gradient):
+    assert one_token(ratio, advantage) == pytest.approx((loss, gradient))
+
+
+def test_kl_is_added_with_its_weight():
+    assert one_token(1.0, 0.0, kl=3.0, kl_weight=0.5)[0] == pytest.approx(1.5)
+
+
+@given(st.floats(0.01, 100), st.floats(-5, 5))
+def test_loss_is_the_definition(ratio, advantage):
+    clipped = min(max(ratio, 0.8), 1.28)
+    expected = -min(ratio * advantage, clipped * advantage)
+    if advantage < 0:
+        expected = min(expected, -3 * advantage)
+    assert one_token(ratio, advantage)[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_log_ratio_is_clamped_only_when_switched_on():
+    assert one_token(math.exp(30), 1.0, clip_high=1e30)[0] == pytest.approx(-math.exp(30))
+    assert one_token(math.exp(30), 1.0, clip_high=1e30, log_ratio_limit=20.0)[0] == pytest.approx(
+        -math.exp(20)
+    )
+
+
+@pytest.mark.parametrize("settings", [{"kl": "k4"}, {"dual_clip": 0.5}])
+def test_bad_settings_name_their_key(settings):
+    with pytest.raises(UserError, match=f"model.loss.{next(iter(settings))}"):
+        PolicyLoss(**settings)
+
+
+def test_advantages_by_hand():
+    assert group_advantages([1.0, 2.0, 3.0]) == pytest.approx([-1, 0, 1], abs=1e-5)
+
+
+@given(st.lists(st.floats(0, 4), min_size=2, max_size=9), st.floats(-3, 3))
+def test_advantages_are_centred_and_ignore_a_shift(rewards, shift):
+    advantages = group_advantages(rewards)
+    assert sum(advantages) == pytest.approx(0, abs=1e-6)
+    spread = torch.tensor(rewards, dtype=torch.float64).std().item()
+    if spread > 1e-3:
+        assert group_advantages([r + shift for r in rewards]) == pytest.approx(advantages, abs=1e-6)
+        assert torch.tensor(advantages).std().item() == pytest.approx(spread / (spread + 1e-6), rel=1e-5)
+
+
+def test_equal_rewards_have_no_advantage():
+    assert group_advantages([0.1 + 0.2] * 5) == [0.0] * 5

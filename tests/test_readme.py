@@ -1,0 +1,50 @@
+"""What the README says can be typed, can be typed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ivgr.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", "")
+COMMANDS = [line.partition("  #")[0].strip() for line in BASH.splitlines()]
+
+
+def test_the_two_commands_stand_there_verbatim():
+    assert "pip install -e . && ivgr fit --config configs/tiny.yaml" in COMMANDS
+    assert 'pip install -e ".[dev]" && pytest' in COMMANDS
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("ivgr fit", "ivgr validate"))])
+def test_every_training_command_parses(monkeypatch, capsys, command):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main([*shlex.split(command)[1:], "--print_config"])
+    assert stop.value.code == 0 and "class_path" in capsys.readouterr().out
+
+
+def test_the_own_data_example_writes_a_shard(monkeypatch, tmp_path):
+    from PIL import Image
+
+    from ivgr.data.shards import find_shards, take_stock
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (120, 100)).save("photo.jpg")
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert take_stock(find_shards("data")) == {"paired": 1}
+
+
+def test_every_file_named_in_the_tree_exists():
+    tree = README.split("## The files")[1].split("```")[1]
+    names = re.findall(r"\b([a-z_]+\.(?:py|yaml))", tree)
+    present = {path.name for folder in ("src", "kernels", "configs") for path in (ROOT / folder).rglob("*")}
+    assert names and set(names) <= present
+
+
+def test_every_picture_exists():
+    assert all((ROOT / path).exists() for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))

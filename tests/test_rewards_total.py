@@ -1,0 +1,164 @@
+import pytest
+from conftest import RecordingJudge, make_query, make_rollout, make_sample, response
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ivgr.archive import Archive
+from ivgr.data.family import Frame
+from ivgr.judge import RuleJudge
+from ivgr.query import Query, Rollout
+from ivgr.rewards.total import Rewards, Term
+
+WHOLE = "The red circle is at <box>[100,100,300,300]</box>."
+HALF = "The red circle is at <box>[100,100,300,200]</box>."
+HALF_VALID = HALF + " The ring is at <box>[9,9,1,1]</box>."
+PLACE = "The red circle is in the upper left."
+NAMES = ("format", "accuracy", "single_accuracy", "box", "validity", "consistency")
+weights = st.fixed_dictionaries({name: st.floats(0, 10) for name in NAMES})
+
+
+def roll(think: str, answer: str = "red") -> Rollout:
+    return make_rollout(response(think, answer))
+
+
+def paired(grounded: list, textual: list, sample_id: str = "s0", frame: Frame | None = None) -> Query:
+    frames = {"frame": frame} if frame else {}
+    return make_query(make_sample(sample_id), grounded=grounded, textual=textual, **frames)
+
+
+def score(*queries: Query, judge=None, archive: Archive | None = None, **weights: float) -> None:
+    rewards = Rewards(**{name: Term(weight) for name, weight in weights.items()})
+    rewards.score(list(queries), judge or RuleJudge(), Archive() if archive is None else archive)
+
+
+def test_the_papers_weights_are_the_default():
+    grounded, textual, single = roll(HALF), roll(PLACE), roll("Hm.")
+    score(paired([grounded], [textual]), make_query(make_sample("s1", kind="single"), single=[single]))
+    assert grounded.reward == pytest.approx(1 + 1 + 0.5)
+    assert textual.reward == pytest.approx(1 + 1 + 1)
+    assert single.reward == pytest.approx(1 + 1.5)
+
+
+@given(weights)
+def test_each_stream_sums_its_own_terms_by_their_weights(weight):
+    grounded, textual, single = roll(HALF_VALID), roll(PLACE), roll("Hm.")
+    query = paired([grounded], [textual])
+    alone = make_query(make_sample("s1", kind="single"), single=[single])
+    score(query, alone, judge=RecordingJudge(score=0.7), **weight)
+    common = weight["format"] + weight["accuracy"]
+    assert grounded.reward == pytest.approx(common + weight["box"] * 0.5 + weight["validity"] * 0.5)
+    assert textual.reward == pytest.approx(common + weight["consistency"] * 0.7)
+    assert single.reward == pytest.approx(weight["format"] + weight["single_accuracy"])
+
+
+def test_every_term_is_logged_before_weighting():
+    grounded, textual, single = roll(HALF_VALID), roll(PLACE), roll("Hm.")
+    alone = make_query(make_sample("s1", kind="single"), single=[single])
+    score(paired([grounded], [textual]), alone, judge=RecordingJudge(score=0.7), **dict.fromkeys(NAMES, 9.0))
+    assert grounded.terms == pytest.approx({"format": 1, "accuracy": 1, "box": 0.5, "validity": 0.5})
+    assert textual.terms == pytest.approx({"format": 1, "accuracy": 1, "consistency": 0.7})
+    assert single.terms == pytest.approx({"format": 1, "accuracy": 1})
+
+
+@pytest.mark.parametrize("name", ["format", "accuracy", "consistency"])
+def test_a_weight_of_zero_takes_the_term_from_the_sum_but_logs_it(name):
+    textual = roll(PLACE)
+    score(paired([roll(WHOLE)], [textual]), **{name: 0.0})
+    assert textual.terms[name] == 1.0 and textual.reward == pytest.approx(2.0)
+
+
+def test_a_wrong_answer_and_a_broken_form_earn_nothing():
+    wrong, broken = roll(PLACE, "blue"), make_rollout("red")
+    score(paired([], [wrong, broken]))
+    assert (wrong.reward, broken.reward) == (1.0, 0.0)
+
+
+def test_the_judge_may_still_find_an_answer_right():
+    grounded = roll(WHOLE, "crimson")
+    score(paired([grounded], []), judge=RecordingJudge(agrees=True))
+    assert grounded.terms["accuracy"] == 1.0 and grounded.reward == pytest.approx(3.0)
+
+
+def test_without_a_reference_consistency_is_zero_and_nobody_is_asked():
+    judge, textual = RecordingJudge(score=1.0), roll(PLACE)
+    score(paired([roll(WHOLE, "blue"), roll("No box.")], [textual]), judge=judge)
+    assert textual.terms["consistency"] == 0.0 and textual.reference is None and judge.comparisons == []
+
+
+def test_this_iterations_grounded_rollouts_are_the_reference_already():
+    judge, textual = RecordingJudge(), roll(PLACE)
+    score(paired([roll(HALF), roll(WHOLE)], [textual]), judge=judge)
+    assert textual.reference == WHOLE and textual.terms["consistency"] == 0.7
+    assert [(reference, think) for reference, think, _ in judge.comparisons] == [(WHOLE, PLACE)]
+
+
+def test_the_order_of_streams_and_queries_does_not_matter():
+    first, second = roll(PLACE), roll(PLACE)
+    early = make_query(make_sample("s0"), textual=[first])
+    late = make_query(make_sample("s0"), textual=[second], grounded=[roll(WHOLE)])
+    score(early, late)
+    assert first.reference == second.reference == WHOLE
+
+
+def test_a_better_reference_of_an_earlier_iteration_stays():
+    archive, textual = Archive(), roll(PLACE)
+    score(paired([roll(WHOLE)], []), archive=archive)
+    score(paired([roll(HALF)], [textual]), archive=archive)
+    assert textual.reference == WHOLE
+
+
+def test_a_better_reference_of_this_iteration_takes_over():
+    archive, textual = Archive(), roll(PLACE)
+    score(paired([roll(HALF)], []), archive=archive)
+    score(paired([roll(WHOLE)], [textual]), archive=archive)
+    assert textual.reference == WHOLE
+
+
+def test_switched_off_an_earlier_reference_is_gone():
+    archive, textual = Archive(persistent=False), roll(PLACE)
+    score(paired([roll(WHOLE)], []), archive=archive)
+    score(paired([roll(HALF, "blue")], [textual]), archive=archive)
+    assert textual.reference is None and textual.terms["consistency"] == 0.0
+
+
+def test_queries_are_compared_with_their_own_reference_only():
+    mine, other = roll(PLACE), roll(PLACE)
+    score(paired([roll(WHOLE)], [mine], "s0"), paired([roll("No box.")], [other], "s1"))
+    assert (mine.reference, other.reference) == (WHOLE, None)
+
+
+def test_the_judge_is_told_the_frame_of_the_boxes():
+    judge, frame = RecordingJudge(), Frame(448.0, 336.0)
+    score(paired([roll(WHOLE)], [roll(PLACE)], frame=frame), judge=judge)
+    assert judge.comparisons == [(WHOLE, PLACE, frame)]
+
+
+@pytest.mark.parametrize(
+    ("think", "consistency"),
+    [
+        (PLACE, 1.0),
+        (PLACE + " The cross is large.", 0.7),
+        ("The cross is large.", 0.3),
+        ("The red circle is in the lower left.", 0.0),
+    ],
+)
+def test_textual_reasoning_is_graded_by_how_well_it_agrees(think, consistency):
+    textual = roll(think)
+    score(paired([roll(WHOLE)], [textual]))
+    assert textual.reward == pytest.approx(2 + consistency)
+
+
+def test_boxes_do_not_pay_in_the_textual_stream():
+    """METHOD: textual output has no boxes, and something must penalise those written there."""
+    boxed, plain = roll(WHOLE), roll(PLACE)
+    score(paired([roll(WHOLE)], [boxed, plain]))
+    assert boxed.reward < plain.reward
+
+
+def test_scoring_again_gives_the_same():
+    grounded, textual = roll(HALF), roll(PLACE)
+    query, archive = paired([grounded], [textual]), Archive()
+    score(query, archive=archive)
+    first = grounded.reward, textual.reward, dict(textual.terms)
+    score(query, archive=archive)
+    assert (grounded.reward, textual.reward, textual.terms) == first

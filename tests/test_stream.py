@@ -1,0 +1,189 @@
+import random
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from conftest import make_sample
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from ivgr.data.sample import Sample
+from ivgr.data.shards import write_shards
+from ivgr.data.stream import Mix, SampleStream
+from ivgr.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+SHARDS, PAIRED, SINGLE = 6, 5, 3
+MIX = Mix(2, 1)
+calm = settings(deadline=None, max_examples=15)
+seeds = st.integers(0, 2**63 - 1)
+buffers = st.integers(0, 40)
+
+
+def write(folder: Path, shards: int, paired: int = PAIRED, single: int = SINGLE) -> list[str]:
+    """Each shard holds `paired` and `single` samples in turn; ids read kind-shard-index."""
+    written = []
+    for shard in range(shards):
+        kinds = [(kind, i) for i in range(8) for kind, n in (("paired", paired), ("single", single)) if i < n]
+        samples = [make_sample(f"{k}-{shard}-{i}", kind=k, images=(b"image",)) for k, i in kinds]
+        [path] = write_shards(folder / str(shard), "train", samples, 100)
+        written.append(str(path))
+    return written
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> list[str]:
+    return write(tmp_path_factory.mktemp("shards"), SHARDS)
+
+
+def ids(samples: list[Sample]) -> list[str]:
+    return [sample.id for sample in samples]
+
+
+def take(stream, iterations: int) -> list[list[str]]:
+    return [ids(batch) for batch in islice(iter(stream), iterations)]
+
+
+def load(stream: SampleStream, workers: int, iterations: int) -> list[list[str]]:
+    context = "fork" if workers else None
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=workers, multiprocessing_context=context, collate_fn=ids
+    )
+    return list(islice(iter(loader), iterations))
+
+
+def flat(batches: list[list[str]], kind: str) -> list[str]:
+    return [name for batch in batches for name in batch if name.startswith(kind)]
+
+
+def all_ids(shards: int = SHARDS) -> list[str]:
+    return [f"paired-{shard}-{i}" for shard in range(shards) for i in range(PAIRED)]
+
+
+def test_the_papers_prompts_make_230_paired_and_52_single_queries():
+    assert Mix.of(512, 0.9) == Mix(230, 52)
+
+
+@given(st.integers(1, 2000).map(lambda half: 2 * half), st.floats(0, 1))
+def test_a_paired_query_counts_two_prompts_of_its_share(prompts, ratio):
+    mix = Mix.of(prompts, ratio)
+    assert 2 * mix.paired + mix.single == prompts and min(mix.paired, mix.single) >= 0
+    assert abs(2 * mix.paired - prompts * ratio) <= 1 + 1e-9
+
+
+@given(st.integers(1, 2000))
+def test_ratio_zero_asks_for_single_queries_only(prompts):
+    assert Mix.of(prompts, 0.0) == Mix(0, prompts)
+
+
+@given(st.integers(1, 2000))
+def test_ratio_one_never_asks_for_a_single_query(prompts):
+    try:
+        assert Mix.of(prompts, 1.0).single == 0
+    except UserError as error:
+        assert prompts % 2 and "data.prompts" in str(error)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_ratio_that_is_no_share_is_named(ratio):
+    with pytest.raises(UserError, match=r"data\.paired_ratio.*\[0, 1\]"):
+        Mix.of(512, ratio)
+
+
+@pytest.mark.parametrize("prompts", [0, -2])
+def test_a_number_of_prompts_below_one_is_named(prompts):
+    with pytest.raises(UserError, match=r"data\.prompts"):
+        Mix.of(prompts, 0.5)
+
+
+@calm
+@given(seed=seeds, buffer=buffers, paired=st.integers(0, 7), single=st.integers(0, 7))
+def test_every_iteration_holds_the_mix(shards, seed, buffer, paired, single):
+    for batch in take(SampleStream(shards, Mix(paired, single), seed, buffer), 6):
+        assert Counter(name.split("-")[0] for name in batch) == Counter(paired=paired, single=single)
+
+
+@calm
+@given(seed=seeds, buffer=buffers)
+def test_every_sample_of_a_kind_is_seen_once_an_epoch(shards, seed, buffer):
+    batches = take(SampleStream(shards, Mix(2, 3), seed, buffer), 45)
+    for kind, count in (("paired", SHARDS * PAIRED), ("single", SHARDS * SINGLE)):
+        seen = flat(batches, kind)
+        epochs = [seen[start : start + count] for start in range(0, len(seen) - count + 1, count)]
+        assert len(epochs) >= 3 and all(sorted(epoch) == sorted(set(seen)) for epoch in epochs)
+        assert len(set(seen)) == count
+
+
+@calm
+@given(seed=seeds)
+def test_every_epoch_has_its_own_order_of_shards(shards, seed):
+    seen = flat(take(SampleStream(shards, Mix(PAIRED, 0), seed, 1), 5 * SHARDS), "paired")
+    orders = [[name.split("-")[1] for name in seen[i : i + 30 : PAIRED]] for i in range(0, 150, 30)]
+    assert all(sorted(order) == list("012345") for order in orders)
+    assert len(set(map(tuple, orders))) > 1
+
+
+def test_a_buffer_mixes_samples_of_several_shards(shards):
+    batches = take(SampleStream(shards, Mix(PAIRED, 0), 3, 1000), SHARDS)
+    assert any(len({name.split("-")[1] for name in batch}) > 1 for batch in batches)
+
+
+def test_the_seed_alone_decides_the_order(shards):
+    first = take(SampleStream(shards, MIX, 7, 20), 30)
+    random.seed(12345)
+    before = random.getstate()
+    assert take(SampleStream(shards, MIX, 7, 20), 30) == first
+    assert random.getstate() == before
+    assert take(SampleStream(shards, MIX, 8, 20), 30) != first
+
+
+@calm
+@given(seed=seeds, buffer=buffers, ranks=st.integers(2, 6), count=st.integers(4, 6))
+def test_ranks_share_out_every_epoch(shards, seed, buffer, ranks, count):
+    """Whatever the shards a rank gets, an epoch of all ranks is every sample once."""
+    ranks = min(ranks, count)
+    epochs: list[Counter] = [Counter(), Counter(), Counter()]
+    for rank in range(ranks):
+        size = PAIRED * len(range(rank, count, ranks))
+        stream = SampleStream(shards[:count], Mix(1, 0), seed, buffer, rank, ranks)
+        seen = flat(take(stream, 3 * size), "paired")
+        for epoch, start in zip(epochs, range(0, 3 * size, size), strict=True):
+            epoch.update(seen[start : start + size])
+    assert all(epoch == Counter(all_ids(count)) for epoch in epochs)
+
+
+@calm
+@given(seed=seeds, buffer=buffers, start=st.integers(0, 70), rank=st.integers(0, 1))
+def test_a_resumed_run_sees_what_the_unbroken_run_would(shards, seed, buffer, start, rank):
+    unbroken = take(SampleStream(shards, MIX, seed, buffer, rank, 2), start + 8)
+    assert take(SampleStream(shards, MIX, seed, buffer, rank, 2, start), 8) == unbroken[start:]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_resumed_loader_sees_what_the_unbroken_loader_would(shards, workers):
+    for rank, start in ((0, 1), (1, 12), (1, 31)):
+        unbroken = load(SampleStream(shards, MIX, 11, 20, rank, 2), workers, 38)
+        resumed = load(SampleStream(shards, MIX, 11, 20, rank, 2, start), workers, 38 - start)
+        assert resumed == unbroken[start:]
+
+
+def test_workers_of_all_ranks_share_out_the_epoch(shards):
+    """Six readers of one shard each: five paired samples a reader make the epoch."""
+    batches = [load(SampleStream(shards, Mix(PAIRED, 1), 4, 20, rank, 2), 3, 6) for rank in (0, 1)]
+    for epoch in (slice(0, 3), slice(3, 6)):
+        assert sorted(flat(batches[0][epoch] + batches[1][epoch], "paired")) == sorted(all_ids())
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("paired", (0, 3)), ("single", (3, 0))])
+def test_a_kind_that_a_reader_lacks_is_named_with_its_shards(tmp_path, kind, counts):
+    shards = write(tmp_path, 2, *counts)
+    with pytest.raises(UserError) as caught:
+        take(SampleStream(shards, MIX, 0, 10), 1)
+    message = str(caught.value)
+    assert repr(kind) in message and "\n" not in message and all(path in message for path in shards)
+
+
+def test_a_kind_that_no_one_asks_for_may_be_absent(tmp_path):
+    assert len(take(SampleStream(write(tmp_path, 2, 3, 0), Mix(2, 0), 0, 10), 5)) == 5
