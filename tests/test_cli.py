@@ -104,7 +104,8 @@ def test_a_broken_jpeg_is_named(capsys, tmp_path, shards):
 def test_a_split_without_singles_names_the_ratio(capsys, tmp_path):
     samples = [s for s in draw_samples(World("train", 30, seed=3)) if s.kind == "paired"]
     folder = str(write_shards(tmp_path / "paired", "train", samples, 100)[0].parent)
-    assert "paired_ratio" in fails(capsys, *fit_on(folder, folder, tmp_path))
+    args = fit_on(folder, folder, tmp_path)
+    assert "paired_ratio" in fails(capsys, *args, "--data.paired_ratio", "0.5")
 
 
 def test_too_few_shards_for_the_readers(capsys, tmp_path, shards):

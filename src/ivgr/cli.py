@@ -38,10 +38,14 @@ and `--print_config` prints the outcome. `ivgr COMMAND --help` lists every setti
 
 
 class Parser(LightningArgumentParser):
-    """Says in one line what is wrong with a config."""
+    """Says in one line what is wrong with a config: of the messages of nested parsers the
+    innermost, which knows the key."""
+
+    messages: list[str] = []
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        raise UserError(first_line_of(message)) from ex
+        self.messages.append(" ".join(str(message).split()))
+        raise UserError(self.messages[0][:300]) from ex
 
 
 class CLI(LightningCLI):
@@ -98,10 +102,12 @@ class CLI(LightningCLI):
             raise UserError(f"--ckpt_path: no checkpoint at {config.ckpt_path}; leave it out to start afresh")
 
 
-def first_line_of(message: str) -> str:
-    """The informative part of a parser's message, in one line."""
-    lines = [line.strip(" -\t") for line in str(message).splitlines() if line.strip()]
-    return ": ".join(lines[:2]) if lines and lines[0].endswith(":") else " ".join(lines)[:500]
+def user_error_behind(error: BaseException | None) -> UserError | None:
+    """The UserError that `error` is or that caused it (jsonargparse wraps what a
+    constructor raises)."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def last_line_of(error: UserError) -> str:
@@ -116,16 +122,21 @@ def main(args: list[str] | None = None) -> None:
         if not words or words[0] in ("-h", "--help", "help"):
             print(HELP)
         elif words[0] in TOOLS:
-            auto_cli(TOOLS[words[0]], args=words[1:], prog=f"ivgr {words[0]}", as_positional=True)
+            Parser.messages.clear()
+            auto_cli(TOOLS[words[0]], args=words[1:], prog=f"ivgr {words[0]}", parser_class=Parser)
         else:
             run_lightning(args)
-    except UserError as error:
-        print(f"ivgr: error: {last_line_of(error)}", file=sys.stderr)
+    except Exception as error:
+        mendable = user_error_behind(error)
+        if mendable is None:
+            raise
+        print(f"ivgr: error: {last_line_of(mendable)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def run_lightning(args: list[str] | None) -> None:
     hush()
+    Parser.messages.clear()
     CLI(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,

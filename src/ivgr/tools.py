@@ -12,8 +12,8 @@ from ivgr.world.write import World, write_world
 
 def synth(
     folder: Path,
-    split: str,
-    count: int,
+    split: str = "train",
+    count: int = 1000,
     seed: int = 0,
     lesson: str = "questions",
     fewest: int = 2,
