@@ -6,8 +6,10 @@ grounded and textual demonstrations stand 32 : 3, as in the paper.
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import lightning as L
@@ -26,16 +28,26 @@ from ivgr.world.write import World, write_world
 
 @dataclass(frozen=True)
 class Lesson:
-    """count scenes of fewest to most objects, for `steps` steps; `textual_share` of the
-    demonstrations are of the textual stream, `describe_share` of the grounded ones describe
-    the whole scene instead of answering a question."""
+    """`steps` steps on scenes of fewest to most objects: `describe` scenes to describe as a
+    whole and `questions` scenes with a question each. describe_share of the demonstrations
+    are of the first kind, textual_share of all are of the textual stream."""
 
     steps: int
-    count: int
     fewest: int
     most: int
+    describe: int = 0
+    questions: int = 0
     describe_share: float = 1.0
     textual_share: float = 0.0
+
+    def worlds(self, seed: int) -> dict[str, World]:
+        """The pools to draw, by the world's lesson name."""
+        counts = {"describe": self.describe, "questions": self.questions}
+        return {
+            name: World("train", count, seed, name, self.fewest, self.most)
+            for name, count in counts.items()
+            if count
+        }
 
 
 class Curriculum(L.LightningDataModule):
@@ -68,20 +80,20 @@ class Curriculum(L.LightningDataModule):
         return sum(lesson.steps for lesson in self.lessons)
 
     def prepare_data(self) -> None:
-        for index, lesson in enumerate(self.lessons):
-            for name, share in (
-                ("describe", lesson.describe_share),
-                ("questions", 1 - lesson.describe_share),
-            ):
-                if share:
-                    world = World("train", lesson.count, self.world_seed, name, lesson.fewest, lesson.most)
-                    write_world(self._folder(index, name), world)
-        write_world(self._root() / "val", World("val", self.val_count, self.world_seed))
+        """Draws what is missing, a process a pool."""
+        worlds = {
+            self._folder(w): w for lesson in self.lessons for w in lesson.worlds(self.world_seed).values()
+        }
+        worlds[self._root() / "val"] = World("val", self.val_count, self.world_seed)
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            list(pool.map(write_world, worlds.keys(), worlds.values()))
 
     def train_dataloader(self) -> DataLoader:
-        dataset = Lessons(
-            self.lessons, [self._pools(i) for i in range(len(self.lessons))], self.batch, run_seed()
-        )
+        pools = [
+            {name: find_shards(str(self._folder(w))) for name, w in lesson.worlds(self.world_seed).items()}
+            for lesson in self.lessons
+        ]
+        dataset = Lessons(self.lessons, pools, self.batch, run_seed())
         encode = partial(_encode_demonstrations, encoder=self.trainer.lightning_module.encoder)
         return DataLoader(
             dataset,
@@ -101,12 +113,8 @@ class Curriculum(L.LightningDataModule):
     def _root(self) -> Path:
         return Path(self.trainer.default_root_dir) / "world"
 
-    def _folder(self, index: int, name: str) -> Path:
-        return self._root() / f"lesson{index}-{name}"
-
-    def _pools(self, index: int) -> dict[str, list[str]]:
-        names = [name for name in ("describe", "questions") if self._folder(index, name).exists()]
-        return {name: find_shards(str(self._folder(index, name))) for name in names}
+    def _folder(self, world: World) -> Path:
+        return self._root() / f"{world.lesson}-{world.fewest}-{world.most}-{world.count}"
 
 
 class Lessons(IterableDataset):
@@ -132,12 +140,12 @@ def _endless(shards: list[str], rng: random.Random) -> Iterator[Sample]:
 
 
 def _demonstrate(lesson: Lesson, draw: dict[str, Iterator[Sample]], rng: random.Random) -> Demonstration:
-    if rng.random() < lesson.textual_share:
-        sample = next(draw["questions"])
+    textual = rng.random() < lesson.textual_share
+    samples = draw["describe" if rng.random() < lesson.describe_share else "questions"]
+    if textual:
+        sample = next(samples)
         return Demonstration(sample, SINGLE if sample.kind == "single" else TEXTUAL)
-    if rng.random() < lesson.describe_share:
-        return Demonstration(next(draw["describe"]), GROUNDED)
-    return Demonstration(next(s for s in draw["questions"] if s.kind == "paired"), GROUNDED)
+    return Demonstration(next(sample for sample in samples if sample.kind == "paired"), GROUNDED)
 
 
 def _encode_demonstrations(demonstrations: list[Demonstration], encoder: QueryEncoder) -> list[Query]:

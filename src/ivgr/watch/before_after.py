@@ -24,6 +24,7 @@ class BeforeAfter(L.Callback):
     def __init__(self) -> None:
         self.before: Figures | None = None
         self.seconds = 0.0
+        self.since = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.since = time.perf_counter()
