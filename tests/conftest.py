@@ -5,11 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from ivgr.data.family import Frame
 from ivgr.data.sample import Sample
 from ivgr.query import Group, Query, Rollout
+
+# A busy machine is no reason to fail.
+settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("calm")
 
 BOX = (100, 100, 300, 300)
 RELATIVE = Frame(1000.0, 1000.0)

@@ -125,6 +125,13 @@ def test_every_epoch_has_its_own_order_of_shards(shards, seed):
     assert len(set(map(tuple, orders))) > 1
 
 
+def test_every_epoch_and_seed_has_its_own_order_of_samples(shards):
+    epochs = take(SampleStream(shards[:1], Mix(PAIRED, 0), 5, 100), 12)
+    assert len(set(map(tuple, epochs))) > 4
+    firsts = {take(SampleStream(shards[:1], Mix(1, 0), seed, 100), 1)[0][0] for seed in range(60)}
+    assert firsts == set(all_ids(1))
+
+
 def test_a_buffer_mixes_samples_of_several_shards(shards):
     batches = take(SampleStream(shards, Mix(PAIRED, 0), 3, 1000), SHARDS)
     assert any(len({name.split("-")[1] for name in batch}) > 1 for batch in batches)

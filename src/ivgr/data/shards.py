@@ -4,10 +4,12 @@ A shard is `NAME-000000.tar`, an ordinary WebDataset tar: `KEY.json` with the fi
 `ivgr.data.sample.Sample` and `KEY.jpg|png|webp` (`KEY.0.jpg`, … for several) beside it.
 """
 
+import glob
 import json
 import os
+import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import braceexpand
@@ -19,18 +21,21 @@ from ivgr.errors import UserError
 
 def find_shards(pattern: str) -> list[str]:
     """The shards that `pattern` names, sorted: a glob ("data/train-*.tar"), a folder or a
-    brace range ("data/train-{000000..000007}.tar")."""
+    brace range ("data/train-{000000..000007}.tar"). UserError if there is none, or if one
+    of a brace range is missing."""
+    try:
+        parts = list(braceexpand.braceexpand(pattern))
+    except ValueError as error:
+        raise UserError(f"{pattern!r}: {error}; close the brace") from error
     paths: list[str] = []
-    for part in braceexpand.braceexpand(pattern):
-        path = Path(part)
-        if path.is_dir():
-            paths += map(str, path.glob("*.tar"))
-        elif path.exists():
-            paths.append(str(path))
-        else:
-            paths += map(str, path.parent.glob(path.name) if path.parent.is_dir() else ())
-    if not paths:
-        raise UserError(f"no shard matches {pattern!r}; check the path, or make some with `ivgr synth`")
+    for part in parts:
+        found = glob.glob(f"{part}/*.tar") if Path(part).is_dir() else glob.glob(part)
+        if not found:
+            missing = f" (nothing at {part})" if len(parts) > 1 else ""
+            raise UserError(
+                f"no shard matches {pattern!r}{missing}; check the path, or make some with `ivgr synth`"
+            )
+        paths += found
     return sorted(set(paths))
 
 
@@ -64,9 +69,20 @@ def _entry(key: str, sample: Sample) -> dict:
     return entry
 
 
-def read_shards(shards: list[str]) -> Iterable[dict]:
-    """The raw entries of `shards` in order, images undecoded."""
-    return iter(wds.DataPipeline(wds.SimpleShardList(shards), wds.tarfile_to_samples()))
+def read_shards(shards: list[str]) -> Iterator[dict]:
+    """The raw entries of `shards` in order, images undecoded; UserError names a shard that
+    is no whole tar."""
+    for shard in shards:
+        entries = iter(wds.DataPipeline(wds.SimpleShardList([shard]), wds.tarfile_to_samples()))
+        while True:
+            try:
+                entry = next(entries)
+            except StopIteration:
+                break
+            except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+                reason = str(error.args[0]) if error.args else type(error).__name__
+                raise UserError(f"{shard}: no whole tar ({reason.splitlines()[0]}); write it anew") from error
+            yield entry
 
 
 def take_stock(shards: list[str]) -> Counter:

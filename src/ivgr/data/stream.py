@@ -33,8 +33,11 @@ class Mix:
             raise UserError(f"data.paired_ratio is {paired_ratio}, must lie in [0, 1]")
         paired = round(prompts * paired_ratio / 2)
         mix = cls(paired, prompts - 2 * paired)
-        if mix.single < 0 or mix.paired + mix.single == 0:
-            raise UserError(f"data.prompts is {prompts}: too few for data.paired_ratio {paired_ratio}")
+        if mix.single < 0 or mix.paired + mix.single == 0 or (paired_ratio == 1 and mix.single):
+            raise UserError(
+                f"data.prompts is {prompts}: cannot be split at data.paired_ratio {paired_ratio}; "
+                "take an even number of at least 2"
+            )
         return mix
 
 

@@ -9,15 +9,21 @@ from ivgr.data.sample import Sample
 from ivgr.judge.protocol import Judge
 from ivgr.rewards.format import read_answer
 
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_OUTER = " \t\r\n.,;:!?\"'`"
+_ARTICLES = {"a", "an", "the"}
+_QUOTES = " \"'`"
+_ENDING = _QUOTES + ".,;:!?"
 _LETTER = re.compile(r"\(?([A-Za-z])(?:[.:)].*)?", re.DOTALL)
+# What sympy would evaluate for ever: towers of powers, huge exponents, factorials.
+_TOWERING = re.compile(r"\^\s*\{?[^{}+*/ -]*(?:\^|[0-9]{4})|[0-9]{4}\s*!|[)\]}]\s*!")
 
 
 def normalise(answer: str) -> str:
-    """Lower case, NFKC, no articles, no outer punctuation, single spaces."""
-    text = unicodedata.normalize("NFKC", answer).casefold()
-    return " ".join(_ARTICLES.sub(" ", text).split()).strip(_OUTER)
+    """Lower case, NFKC, no articles (unless there is nothing else), no quotes around, no
+    punctuation at the end, single spaces."""
+    words = unicodedata.normalize("NFKC", answer).casefold().split()
+    kept = [word for word in words if word not in _ARTICLES] or words
+    text = " ".join(kept)
+    return text.rstrip(_ENDING).lstrip(_QUOTES) or text
 
 
 def text_match(answer: str, gold: str) -> bool:
@@ -25,19 +31,20 @@ def text_match(answer: str, gold: str) -> bool:
 
 
 def choice_match(answer: str, gold: str, options: dict[str, str]) -> bool:
-    """The option's letter (as "B", "(B)", "B. a dog", …) or its text."""
-    gold_letter = gold.strip().strip("().").upper()
-    match = _LETTER.fullmatch(answer.strip())
-    if match and match.group(1).upper() in options:
-        return match.group(1).upper() == gold_letter
-    return gold_letter in options and text_match(answer, options[gold_letter])
+    """The text of the gold option, or its letter (as "B", "(B)", "B. a dog", …)."""
+    named = [letter for letter, text in options.items() if text_match(answer, text)]
+    letters = named or _LETTER.fullmatch(answer.strip()) and [_LETTER.fullmatch(answer.strip()).group(1)]
+    return bool(letters) and letters[0].casefold() == gold.strip(" ().").casefold()
 
 
 def math_match(answer: str, gold: str) -> bool:
-    """Equal as text, or as mathematics by `math-verify`."""
-    if text_match(answer, gold):
+    """Equal to the letter, or as mathematics by `math-verify`; what could not be evaluated
+    in reasonable time is not equal."""
+    if answer.strip() == gold.strip() != "":
         return True
-    parsed = [parse(text, parsing_timeout=None) for text in (f"${gold}$", f"${answer}$")]
+    if _TOWERING.search(answer):
+        return False
+    parsed = [parse(f"${text}$", parsing_timeout=None) for text in (gold, answer)]
     return all(parsed) and verify(*parsed, timeout_seconds=None)
 
 

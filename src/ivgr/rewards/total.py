@@ -1,8 +1,8 @@
 """The weighted reward of every rollout, stream by stream.
 
 grounded: R_format + R_acc + R_box; textual: R_format + R_acc + R_cons; single: R_format +
-1.5·R_acc (weights are settings). Grounded rollouts enter the archive before the textual
-ones of the same queries are compared with it.
+1.5·R_acc (weights are settings). A box in a textual or single response breaks its format.
+Grounded rollouts enter the archive before the textual ones are compared with it.
 """
 
 from dataclasses import dataclass
@@ -67,8 +67,9 @@ class Rewards:
 
 
 def _score_alone(rollout: Rollout, query: Query, stream: str, judge: Judge) -> None:
+    boxes_allowed = stream == GROUNDED or "<box>" not in rollout.text
     rollout.terms = {
-        "format": format_reward(rollout.text),
+        "format": format_reward(rollout.text) * boxes_allowed,
         "accuracy": accuracy_reward(query.sample, rollout.text, judge),
     }
     if stream == GROUNDED:
