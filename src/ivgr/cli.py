@@ -118,11 +118,11 @@ def last_line_of(error: UserError) -> str:
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `ivgr` command."""
     words = sys.argv[1:] if args is None else args
+    Parser.messages.clear()
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(HELP)
         elif words[0] in TOOLS:
-            Parser.messages.clear()
             auto_cli(TOOLS[words[0]], args=words[1:], prog=f"ivgr {words[0]}", parser_class=Parser)
         else:
             run_lightning(args)
@@ -136,7 +136,6 @@ def main(args: list[str] | None = None) -> None:
 
 def run_lightning(args: list[str] | None) -> None:
     hush()
-    Parser.messages.clear()
     CLI(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,

@@ -87,7 +87,7 @@ class SampleStream(IterableDataset):
         undecoded samples, both seeded."""
         order = list(self.shards)
         random.Random(derive_seed(self.seed, "shards", epoch)).shuffle(order)
-        samples = (sample for sample in map(read_sample, read_shards(order[share[0] :: share[1]])))
+        samples = map(read_sample, read_shards(order[share[0] :: share[1]]))
         wanted = (sample for sample in samples if sample.kind == kind)
         seed = derive_seed(self.seed, "samples", epoch, share, kind) % 2**31
         found = False

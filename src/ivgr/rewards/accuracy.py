@@ -33,8 +33,9 @@ def text_match(answer: str, gold: str) -> bool:
 def choice_match(answer: str, gold: str, options: dict[str, str]) -> bool:
     """The text of the gold option, or its letter (as "B", "(B)", "B. a dog", …)."""
     named = [letter for letter, text in options.items() if text_match(answer, text)]
-    letters = named or _LETTER.fullmatch(answer.strip()) and [_LETTER.fullmatch(answer.strip()).group(1)]
-    return bool(letters) and letters[0].casefold() == gold.strip(" ().").casefold()
+    written = _LETTER.fullmatch(answer.strip())
+    letter = named[0] if named else written and written.group(1)
+    return bool(letter) and letter.casefold() == gold.strip(" ().").casefold()
 
 
 def math_match(answer: str, gold: str) -> bool:
