@@ -1,6 +1,7 @@
 """Hand-made samples, rollouts, queries and judges that the tests share."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,10 @@ from PIL import Image
 from ivgr.data.family import Frame
 from ivgr.data.sample import Sample
 from ivgr.query import Group, Query, Rollout
+
+# Without a GPU, Triton's kernels run in its interpreter, which it must know when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A busy machine is no reason to fail.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])

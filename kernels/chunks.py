@@ -1,0 +1,110 @@
+"""A head on chunks of tokens: GEMM to logits, and gradients of logits back through it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .dispatch import row_kernels
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """The operands of the linear form.
+
+    hidden (N, H), weight (V, H) and bias (V,) of one dtype; the reference's likewise, for the
+    exact KL only; ids (N,); scale, 1 / temperature; whether the entropy is wanted; the dtype
+    of the logits; how many tokens make a chunk.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    ref_hidden: torch.Tensor | None
+    ref_weight: torch.Tensor | None
+    ref_bias: torch.Tensor | None
+    ids: torch.Tensor
+    scale: float
+    entropy: bool
+    dtype: torch.dtype
+    size: int
+
+    def slices(self) -> Iterator[slice]:
+        for start in range(0, len(self.ids), self.size):
+            yield slice(start, start + self.size)
+
+    def empty_rows(self) -> torch.Tensor:
+        return self.hidden.new_empty(8, len(self.ids), dtype=torch.float32)
+
+    def logits(self, chunk: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The policy's (n, V), and the reference's where there is one."""
+        logits = _project(self.hidden[chunk], self.weight, self.bias, self.dtype)
+        if self.ref_hidden is None:
+            return logits, None
+        return logits, _project(self.ref_hidden[chunk], self.ref_weight, self.ref_bias, self.dtype)
+
+    def statistics(self, chunk: slice, logits: torch.Tensor, ref_logits: torch.Tensor | None) -> torch.Tensor:
+        """(8, n), see `rows_torch.row_statistics`."""
+        kernels = row_kernels(logits.device)
+        return kernels.row_statistics(logits, self.ids[chunk], ref_logits, self.scale, self.entropy)
+
+    def logits_gradient(
+        self,
+        chunk: slice,
+        logits: torch.Tensor,
+        ref_logits: torch.Tensor | None,
+        rows: torch.Tensor,
+        grad: torch.Tensor,
+    ) -> torch.Tensor:
+        """(n, V) in the dtype of the GEMMs: in place of the logits where that is theirs."""
+        dtype = self.hidden.dtype
+        out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
+        row_kernels(logits.device).row_gradient(
+            logits, self.ids[chunk], ref_logits, rows, grad, self.scale, self.entropy, out
+        )
+        return out
+
+
+class HeadGradients:
+    """Gradients of hidden, weight and bias, those that are `needed`; the latter two are summed
+    over chunks in fp32."""
+
+    def __init__(self, chunked: Chunked, needed: tuple[bool, bool, bool]) -> None:
+        self.chunked, weight = chunked, chunked.weight
+        self.hidden = torch.empty_like(chunked.hidden) if needed[0] else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
+        self.bias = weight.new_zeros(len(weight), dtype=torch.float32) if needed[2] else None
+
+    def add(self, chunk: slice, gradient: torch.Tensor) -> None:
+        """Takes in the gradient (n, V) of a chunk's logits."""
+        if self.hidden is not None:
+            torch.mm(gradient, self.chunked.weight, out=self.hidden[chunk])
+        if self.weight is not None:
+            _accumulate(self.weight, gradient.T, self.chunked.hidden[chunk])
+        if self.bias is not None:
+            self.bias += gradient.sum(0, dtype=torch.float32)
+
+    def found(self) -> list[torch.Tensor]:
+        """Those needed, in order."""
+        return [gradient for gradient in (self.hidden, self.weight, self.bias) if gradient is not None]
+
+
+def _project(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype):
+    """hidden @ weight.T + bias, in `dtype`."""
+    if dtype == hidden.dtype:
+        logits = torch.mm(hidden, weight.T)
+    elif hidden.is_cuda:
+        logits = torch.mm(hidden, weight.T, out_dtype=dtype)
+    else:
+        logits = torch.mm(hidden.to(dtype), weight.T.to(dtype))
+    return logits if bias is None else logits.add_(bias)
+
+
+def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left @ right, in the fp32 of `total`."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))

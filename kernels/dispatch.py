@@ -1,0 +1,45 @@
+"""Which implementation serves a device, and how operators are registered: the one place."""
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+PYTHON_OPERATORS: dict[torch._ops.OpOverload, Callable] = {}
+"""What runs inside each operator, for tools that look into it."""
+
+
+def row_kernels(device: torch.device) -> ModuleType:
+    """The module with `row_statistics` and `row_gradient` for tensors on `device`: Triton on
+    CUDA, PyTorch elsewhere; the environment's IVGR_KERNELS=torch|triton forces one.
+
+    Raises:
+        ValueError: IVGR_KERNELS is something else.
+        RuntimeError: Triton is forced on the CPU outside its interpreter.
+        ImportError: Triton is called for and not installed.
+    """
+    choice = os.environ.get("IVGR_KERNELS") or ("triton" if device.type == "cuda" else "torch")
+    if choice == "torch":
+        from . import rows_torch
+
+        return rows_torch
+    if choice != "triton":
+        raise ValueError(f"IVGR_KERNELS is {choice!r}, must be torch or triton")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("IVGR_KERNELS=triton on the CPU needs TRITON_INTERPRET=1, set before the start")
+    from . import rows_triton
+
+    return rows_triton
+
+
+def operator(schema: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+    """Registers a function as `torch.ops.ivgr.<its name>`, opaque to autograd and compilers."""
+
+    def register(function: Callable) -> torch.library.CustomOpDef:
+        name = function.__name__
+        definition = torch.library.custom_op(f"ivgr::{name}", function, mutates_args=mutates, schema=schema)
+        PYTHON_OPERATORS[getattr(torch.ops.ivgr, name).default] = function
+        return definition
+
+    return register
