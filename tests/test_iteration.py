@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,22 @@ def test_exact_kl_and_k3_start_from_the_same_gradient(tiny, run):
     exact = Run(tiny, kl="exact")
     assert (exact.gradients[0] - run.gradients[0]).norm() / run.gradients[0].norm() < 1e-4
     assert exact.metrics["policy/kl"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kl", ["k3", "exact"])
+def test_triton_kernels_give_the_same_update(run, monkeypatch, kl):
+    reference = FrozenReference().load(run.policy)
+    for parameter in reference.parameters():
+        parameter.mul_(1.01)
+    iteration = replace(run.iteration, reference=reference, loss=PolicyLoss(kl=kl))
+    found = {}
+    for implementation in ("torch", "triton"):
+        monkeypatch.setenv("IVGR_KERNELS", implementation)
+        found[implementation] = iteration.update(run.queries[:2]), run.gradients.pop()
+    (figures, gradient), (triton_figures, triton_gradient) = found.values()
+    assert figures["policy/kl"] > 1e-4
+    assert triton_figures == pytest.approx(figures, rel=1e-5, abs=1e-7)
+    assert (triton_gradient - gradient).norm() < 1e-5 * gradient.norm()
 
 
 def test_later_updates_leave_the_reference(tiny):

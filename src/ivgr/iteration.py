@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ivgr.advantage import group_advantages
 from ivgr.archive import Archive
 from ivgr.judge.protocol import Judge
-from ivgr.kernels import TokenStatistics, fused_logprob_kl
-from ivgr.loss import PolicyLoss, policy_loss
+from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
+from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
 from ivgr.query import Query
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine
@@ -86,9 +86,9 @@ class Iteration:
         the first (with one, they are the update's own, detached)."""
         for pack in (pack for packs in mini_batches for pack in packs):
             if self.loss.kl != "exact":
-                pack.ref_logp = self._statistics(self.reference, pack).logp
+                pack.ref_logp = self._statistics(self.reference, pack, kl=None).logp
             if len(mini_batches) * self.epochs > 1:
-                pack.old_logp = self._statistics(self.policy, pack).logp
+                pack.old_logp = self._statistics(self.policy, pack, kl=None).logp
 
     def _optimise(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
         metrics = UpdateMetrics()
@@ -96,37 +96,57 @@ class Iteration:
             for packs in mini_batches:
                 tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
                 for pack in packs:
-                    statistics = self._policy_statistics(pack)
-                    old = statistics.logp.detach() if pack.old_logp is None else pack.old_logp
-                    loss = policy_loss(statistics.logp, old, pack.advantage, statistics.kl, self.loss)
-                    self.stepper.backward(loss.loss.sum() / tokens)
+                    statistics, loss = self._policy_statistics(pack)
+                    self.stepper.backward(statistics.loss / tokens)
+                    old = statistics.logp if pack.old_logp is None else pack.old_logp
                     metrics.add(pack, statistics, loss, old if epoch == 0 else None)
                 metrics.grad_norms.append(self.stepper.step())
         return metrics.compute()
 
-    def _policy_statistics(self, pack: Pack) -> TokenStatistics:
-        """logp, kl and entropy (R,) with gradients in logp and kl."""
-        ref_logits = None
+    def _policy_statistics(self, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
+        """logp, kl, entropy (R,) and the summed loss, with gradients in the latter alone; and
+        each token's loss, for its figures."""
+        advantage = pack.advantage
+
+        def token_loss(logp, ref_logp, kl, entropy, rows=slice(None)) -> TokenLoss:
+            old = logp.detach() if pack.old_logp is None else pack.old_logp[rows]
+            return policy_loss(logp, old, advantage[rows], kl, self.loss)
+
+        ref_hidden = None
         if self.loss.kl == "exact":
             with torch.no_grad():
-                ref_logits = self.reference.lm_head(pack.response_hidden(self.reference))
-        return self._statistics(self.policy, pack, ref_logits, entropy=True)
+                ref_hidden = pack.response_hidden(self.reference)
+        statistics = self._statistics(
+            self.policy,
+            pack,
+            kl=self.loss.kl,
+            ref_hidden=ref_hidden,
+            entropy=True,
+            token_loss=lambda *chunk: token_loss(*chunk).loss,
+        )
+        return statistics, token_loss(*statistics[:4])
 
     def _statistics(
         self,
         model: PreTrainedModel,
         pack: Pack,
-        ref_logits: torch.Tensor | None = None,
-        entropy: bool = False,
+        kl: str | None,
+        ref_hidden: torch.Tensor | None = None,
+        **options,
     ) -> TokenStatistics:
-        return fused_logprob_kl(
-            model.lm_head(pack.response_hidden(model)),
+        """Of each response token; the logits of all three passes are of one dtype, so that
+        equal weights give equal bits."""
+        return fused_linear_logprob_kl(
+            pack.response_hidden(model),
+            model.lm_head,
+            ref_hidden,
+            self.reference.lm_head,
             pack.targets,
-            ref_logits=ref_logits,
             ref_logp=pack.ref_logp,
             temperature=self.engine.temperature,
-            kl=self.loss.kl if pack.ref_logp is not None or ref_logits is not None else None,
-            entropy=entropy,
+            kl=kl,
+            logits_dtype=torch.float32 if self.loss.kl == "exact" else None,
+            **options,
         )
 
     @contextmanager
