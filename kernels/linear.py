@@ -88,8 +88,9 @@ def _operands(
         head, bias = head.weight, head.bias
     if frozen:
         head, bias = head.detach(), None if bias is None else bias.detach()
-    bias = None if bias is None else bias[:vocabulary].to(hidden.dtype)
-    return hidden, head[:vocabulary].to(hidden.dtype), bias
+    if vocabulary is not None:  # even a whole slice would copy the gradient
+        head, bias = head[:vocabulary], None if bias is None else bias[:vocabulary]
+    return hidden, head.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
 
 
 OPERANDS = (

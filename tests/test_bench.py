@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from ivgr.kernels import fused_linear_logprob_kl
 
+from ivgr.bench.kernels import Ceiling, Figure
 from ivgr.bench.measure import Contender, LiveBytes, measure
 from ivgr.bench.phases import rollout_contenders, update_contenders
+from ivgr.bench.roofline import plot_roofline
 from ivgr.bench.setting import Setting
 from ivgr.cli import main
 
@@ -73,3 +76,54 @@ def test_an_unknown_shape_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "update", "--setting.shape", "70b"])
     assert "setting.shape is '70b'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["recomputed", "known loss"])
+def test_the_linear_form_needs_no_more_for_more_tokens(known):
+    def peak(tokens):
+        hidden, weight, ids = torch.ones(tokens, 8), torch.ones(1000, 8), torch.arange(tokens)
+        with LiveBytes() as live:
+            got = fused_linear_logprob_kl(
+                hidden.requires_grad_(), weight.requires_grad_(), hidden, weight, ids,
+                token_loss=(lambda logp, ref_logp, kl, entropy, rows: kl - logp) if known else None,
+                chunk_bytes=chunk,
+            )  # fmt: skip
+            (got.loss if known else (got.kl - got.logp).sum()).backward()
+        return live.peak - weight.grad.nbytes - hidden.grad.nbytes
+
+    chunk = 4 * 1000 * 50  # fifty tokens
+    per_token = 4 * 8 * 6  # the rows of statistics, and a few numbers
+    assert chunk < peak(100) < 4 * chunk
+    assert peak(1000) - peak(100) < 900 * per_token
+
+
+def test_kernels_are_measured_on_the_cpu(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    shape = ["--setting.tokens", "40", "--setting.vocabulary", "300", "--setting.hidden", "16"]
+    main(["bench", "kernels", "--repeats", "1", "--setting.kl", "exact", "--json", str(path), *shape])
+    report, printed = json.loads(path.read_text()), capsys.readouterr().out
+    assert "not measured without a GPU: torch.compile, liger-kernel" in printed
+    assert report["ceiling"]["copy"] > 0 and report["ceiling"]["gemm"] > 0
+    work = {
+        (figure["case"], figure["road"]): (figure["bytes"], figure["flops"]) for figure in report["figures"]
+    }
+    logits, gemm = 4 * 40 * 300, 2 * 40 * 300 * 16
+    assert work["logits fwd", "ivgr"][0] == 2 * logits
+    assert work["logits fwd+bwd", "ivgr"][0] == 5 * logits
+    assert work["linear fwd+bwd", "ivgr"][1] == 6 * gemm
+    assert work["linear fwd+bwd", "ivgr, token_loss"][1] == work["linear fwd+bwd", "eager"][1] == 4 * gemm
+    assert all(figure["seconds"] > 0 and figure["floor"] > 0 for figure in report["figures"])
+
+
+def test_a_roofline_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    ceiling = Ceiling(copy=1e11, gemm=1e13)
+    plot_roofline(ceiling, [Figure("logits fwd", "ivgr", 1.0, 100, 10, 0.5, 0)], tmp_path / "roof.png")
+    assert (tmp_path / "roof.png").stat().st_size > 1000
+
+
+def test_kernels_on_a_missing_gpu_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["bench", "kernels", "--setting.device", "cuda"])
+    assert "there is no GPU here" in capsys.readouterr().err

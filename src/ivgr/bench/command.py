@@ -8,8 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ivgr.bench.kernels import KernelSetting, kernel_figures, missing_roads
 from ivgr.bench.measure import Measurement, measure
 from ivgr.bench.phases import rollout_contenders, update_contenders
+from ivgr.bench.roofline import plot_roofline, print_kernels
 from ivgr.bench.setting import Setting
 from ivgr.errors import UserError
 
@@ -57,11 +59,47 @@ def step(
     _report(step_figures(setting, long, repeats), setting, json)
 
 
+def kernels(
+    setting: KernelSetting = KernelSetting(),  # noqa: B008
+    repeats: int = 5,
+    json: Path | None = None,
+    plot: Path | None = None,
+) -> None:
+    """Time log-prob and KL from logits and from hidden states, by several roads, against this
+    machine's own copy and GEMM speed.
+
+    Args:
+        setting: Shape, KL, device and dtype.
+        repeats: Rounds; medians are reported.
+        json: File for the figures.
+        plot: File for a roofline plot (pip install "ivgr[bench]").
+    """
+    if plot is not None and find_spec("matplotlib") is None:
+        raise UserError('bench kernels --plot needs matplotlib: pip install "ivgr[bench]"')
+    for line in missing_roads(setting):
+        print(line)
+    ceiling, figures = kernel_figures(setting, repeats)
+    print_kernels(ceiling, figures)
+    if json is not None:
+        report = {
+            "setting": asdict(setting),
+            "ceiling": asdict(ceiling),
+            "figures": list(map(asdict, figures)),
+        }
+        _write(report, json)
+    if plot is not None:
+        plot_roofline(ceiling, figures, plot)
+
+
 def _report(figures: dict[str, Measurement], setting: Setting, path: Path | None) -> None:
     _print(figures)
     if path is not None:
         report = {name: asdict(figure) for name, figure in figures.items()} | {"setting": asdict(setting)}
-        path.write_text(json.dumps(report, indent=1))
+        _write(report, path)
+
+
+def _write(report: dict, path: Path) -> None:
+    path.write_text(json.dumps(report, indent=1))
 
 
 def _print(figures: dict[str, Measurement]) -> None:
@@ -81,4 +119,4 @@ def _print(figures: dict[str, Measurement]) -> None:
     Console().print(table)
 
 
-BENCH = {"step": step, "update": update, "rollout": rollout}
+BENCH = {"kernels": kernels, "step": step, "update": update, "rollout": rollout}

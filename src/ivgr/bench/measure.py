@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from ivgr.kernels.dispatch import PYTHON_OPERATORS
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -88,13 +90,17 @@ def measure(contenders: dict[str, Contender], repeats: int) -> dict[str, Measure
 
 
 class LiveBytes(TorchDispatchMode):
-    """Sums the storages that operations inside make and that are still alive (CPU)."""
+    """Sums the storages that operations inside make and that are still alive (CPU); looks
+    into the package's own operators."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in PYTHON_OPERATORS:
+            with self:
+                return PYTHON_OPERATORS[func](*args, **(kwargs or {}))
         given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if _is_dense(leaf)}
         result = func(*args, **(kwargs or {}))
         made = {id(s): s for s in (leaf.untyped_storage() for leaf in tree_leaves(result) if _is_dense(leaf))}
