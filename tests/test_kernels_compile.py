@@ -1,0 +1,43 @@
+"""The kernels compile for a data-centre GPU, also on a machine without one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# The interpreter and the compiler cannot be had in one process.
+COMPILE = """
+import sys
+import ivgr.kernels.rows_triton as kernels
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TENSORS = {"logits": "*bf16", "ref_logits": "*bf16", "ids": "*i64", "rows": "*fp32", "grad": "*fp32"}
+for kernel, out in ((kernels._statistics, "*fp32"), (kernels._gradient, "*bf16")):
+    names = [parameter.name for parameter in kernel.params]
+    fixed = {"SCALE": 1.25, "EXACT": sys.argv[1] == "exact", "ENTROPY": True}
+    fixed |= {"COLUMNS": 152064, "BLOCK": 4096}
+    fixed |= {name: 1 for name in names if name.endswith("column_stride")}
+    types = {name: "constexpr" if name in fixed else "i32" for name in names} | {"out": out}
+    types |= {name: kind for name, kind in TENSORS.items() if name in names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(names)
+        if types[name].startswith("*") or name.endswith("row_stride")
+    }
+    source = ASTSource(kernel, types, fixed, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=kernels.LAUNCH)
+    assert "ld.global.v4.b32" in compiled.asm["ptx"]  # 16 bytes a thread and load
+    assert kernel is kernels._statistics or "st.global.v4.b32" in compiled.asm["ptx"]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+@pytest.mark.parametrize("kl", ["k3", "exact"])
+def test_kernels_compile_with_full_width_loads(tmp_path, kl):
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE, kl]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
