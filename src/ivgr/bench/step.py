@@ -1,11 +1,10 @@
 """`ivgr bench step`: a whole iteration on the tiny world, against TRL's on the same model,
 prompts, group sizes and response length, turn about in one process."""
 
-import copy
 from dataclasses import replace
 
 from PIL import Image
-from transformers import ProcessorMixin
+from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from ivgr.bench.measure import Clock, Measurement
 from ivgr.bench.peer import train_trl
@@ -15,7 +14,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
-from ivgr.policy.load import Pretrained
+from ivgr.policy.load import TINY, Pretrained
 from ivgr.query import Query
 from ivgr.tree import tree_length
 from ivgr.world.write import World, draw_samples, encode_jpeg
@@ -31,15 +30,15 @@ def step_figures(setting: Setting, long: bool, repeats: int) -> dict[str, Measur
     prompts = Prompts(textual=Prompts().grounded)
     samples = _samples(processor, prompts, setting.queries, LONG if long else SHORT)
     iteration = build_iteration(setting)
-    peer_policy = copy.deepcopy(iteration.policy)
+    peer_policy = AutoModelForImageTextToText.from_pretrained(TINY, dtype=setting.dtype)
     iteration.policy.generation_config.eos_token_id = []
     encoder = QueryEncoder(processor, iteration.policy.config.model_type, prompts)
     clocks = {"tree": Clock(iteration.policy), "trl": Clock(peer_policy)}
     tokens = {}
 
     def ours() -> None:
-        queries = [encoder(sample) for sample in samples]
         with clocks["tree"].running():
+            queries = [encoder(sample) for sample in samples]
             iteration.run(queries, seed=0)
         rows = sum(len(q.prefix) + len(q.groups[0].instruction) + setting.response for q in queries)
         tokens.update(tree=sum(map(tree_length, queries)), trl=rows * 2 * setting.group_size)
