@@ -23,7 +23,7 @@ def fused_logprob_kl(
     ref_logits: torch.Tensor | None = None,
     ref_logp: torch.Tensor | None = None,
     temperature: float = 1.0,
-    kl: str = "k3",
+    kl: str | None = "k3",
     entropy: bool = False,
 ) -> TokenStatistics:
     """Statistics of each sampled token under softmax(logits / temperature).
@@ -34,7 +34,8 @@ def fused_logprob_kl(
         ref_logits: Reference logits (N, V); needed for kl="exact".
         ref_logp: Reference log-probs (N,), in place of ref_logits.
         temperature: Divides both streams' logits.
-        kl: "k1", "k2", "k3" (see `kl_estimate`) or "exact" (sum over the vocabulary).
+        kl: "k1", "k2", "k3" (see `kl_estimate`), "exact" (sum over the vocabulary) or None;
+            without a reference there is none of the first three.
         entropy: Whether to return the policy's entropy.
 
     Raises:
@@ -51,7 +52,7 @@ def fused_logprob_kl(
         if log_r is None:
             raise ValueError('kl="exact" needs ref_logits')
         divergence = (log_p.exp() * (log_p - log_r)).sum(-1)
-    elif ref_logp is not None:
+    elif kl is not None and ref_logp is not None:
         divergence = kl_estimate(logp, ref_logp, kl)
     spread = -(log_p.exp() * log_p).sum(-1) if entropy else None
     return TokenStatistics(logp, ref_logp, divergence, spread)

@@ -30,6 +30,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr synth DIR --split train --count N
                                 draw shards of the tiny world
   ivgr archive show CKPT        print the rollout archive of a checkpoint
+  ivgr bench update             time a phase with the prefix shared and without; also rollout, step
 
 Any setting of the config can be overridden on the command line, for example
   ivgr fit --config configs/tiny.yaml --model.optimizer.lr 5e-5 --seed_everything 1

@@ -20,7 +20,7 @@ from ivgr.loss import PolicyLoss, policy_loss
 from ivgr.query import Query
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine
-from ivgr.tree import Pack, pack_queries
+from ivgr.tree import Layout, Pack, pack_queries
 from ivgr.watch.metrics import UpdateMetrics, batch_metrics
 
 
@@ -39,7 +39,7 @@ class Iteration:
     """The phases and what they need.
 
     updates mini-batches an epoch, epochs passes over the iteration's rollouts,
-    token_budget padded tokens a micro-batch.
+    token_budget padded tokens a micro-batch, layout "rows" shares no prefix.
     """
 
     policy: PreTrainedModel
@@ -54,6 +54,7 @@ class Iteration:
     updates: int
     epochs: int
     token_budget: int
+    layout: Layout = "tree"
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, queries: list[Query], seed: int) -> dict[str, float]:
@@ -64,16 +65,20 @@ class Iteration:
             self.rewards.score(queries, self.judge, self.archive)
             assign_advantages(queries)
         with self._timed("update"):
-            mini_batches = self._mini_batches(queries)
-            self._score(mini_batches)
-            statistics = self._update(mini_batches)
+            statistics = self.update(queries)
         times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
         return batch_metrics(queries, self.archive, self.seconds["rollout"]) | statistics | times
+
+    def update(self, queries: list[Query]) -> dict[str, float]:
+        """Optimizer updates on rolled-out queries with advantages; returns their metrics."""
+        mini_batches = self._mini_batches(queries)
+        self._score(mini_batches)
+        return self._optimise(mini_batches)
 
     def _mini_batches(self, queries: list[Query]) -> list[list[Pack]]:
         """Whole queries dealt out in turn: sizes differ by at most one query."""
         dealt = [queries[i :: self.updates] for i in range(self.updates)]
-        return [pack_queries(self.policy, part, self.token_budget) for part in dealt if part]
+        return [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt if part]
 
     @torch.no_grad()
     def _score(self, mini_batches: list[list[Pack]]) -> None:
@@ -85,7 +90,7 @@ class Iteration:
             if len(mini_batches) * self.epochs > 1:
                 pack.old_logp = self._statistics(self.policy, pack).logp
 
-    def _update(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
+    def _optimise(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
         metrics = UpdateMetrics()
         for epoch in range(self.epochs):
             for packs in mini_batches:
@@ -120,7 +125,7 @@ class Iteration:
             ref_logits=ref_logits,
             ref_logp=pack.ref_logp,
             temperature=self.engine.temperature,
-            kl=self.loss.kl if pack.ref_logp is not None or ref_logits is not None else "k3",
+            kl=self.loss.kl if pack.ref_logp is not None or ref_logits is not None else None,
             entropy=entropy,
         )
 

@@ -21,6 +21,7 @@ from ivgr.query import Query
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
 from ivgr.seeding import derive_seed, run_seed
+from ivgr.tree import Layout
 from ivgr.watch.before_after import BeforeAfter
 from ivgr.watch.board import Board
 from ivgr.watch.progress import IterationBar
@@ -45,6 +46,8 @@ class IVGR(L.LightningModule):
         updates: Optimizer updates (mini-batches) an iteration and epoch.
         epochs: Passes over an iteration's rollouts.
         token_budget: Padded tokens a micro-batch; lower it when memory runs out.
+        layout: "tree" shares each query's prefix in scoring and update; "rows" shares nothing,
+            for comparison.
         clip_norm: Largest gradient norm.
         max_prompt_tokens: Longest prompt, images included.
     """
@@ -65,6 +68,7 @@ class IVGR(L.LightningModule):
         updates: int = 4,
         epochs: int = 1,
         token_budget: int = 32768,
+        layout: Layout = "tree",
         clip_norm: float = 1.0,
         max_prompt_tokens: int = 8192,
     ) -> None:
@@ -75,7 +79,7 @@ class IVGR(L.LightningModule):
         self.archive, self.loss, self.optimizer, self.schedule = archive, loss, optimizer, schedule
         self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
         self.iterations, self.updates, self.epochs = iterations, updates, epochs
-        self.token_budget, self.clip_norm = token_budget, clip_norm
+        self.token_budget, self.layout, self.clip_norm = token_budget, layout, clip_norm
         self.iteration = 0
         self.policy = None
         self.figures = HeldOutFigures()
@@ -122,6 +126,7 @@ class IVGR(L.LightningModule):
             updates=self.updates,
             epochs=self.epochs,
             token_budget=self.token_budget,
+            layout=self.layout,
         )
 
     def training_step(self, queries: list[Query], _: int) -> None:

@@ -4,7 +4,7 @@ data → rollout → reward → advantage → loss: each phase fills fields that
 left empty. One query is one tree: prefix → a stream's instruction → its rollouts.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -65,3 +65,12 @@ class Query:
 def rollouts_of(queries: list[Query]) -> list[Rollout]:
     """All rollouts in tree order: query by query, stream by stream."""
     return [rollout for query in queries for group in query.groups for rollout in group.rollouts]
+
+
+def separate(query: Query) -> list[Query]:
+    """A query for every rollout, which nothing else shares; the rollouts are the same objects."""
+    return [
+        replace(query, groups=[replace(group, rollouts=[rollout])])
+        for group in query.groups
+        for rollout in group.rollouts
+    ]

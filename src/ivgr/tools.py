@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ivgr.bench.command import BENCH
 from ivgr.errors import UserError
 from ivgr.world.write import World, write_world
 
@@ -52,4 +53,4 @@ def show(checkpoint: Path) -> None:
     print(f"{table.row_count} queries in the archive at iteration {state['ivgr']['iteration']}")
 
 
-TOOLS = {"synth": synth, "archive": {"show": show}}
+TOOLS = {"synth": synth, "archive": {"show": show}, "bench": BENCH}

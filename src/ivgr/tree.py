@@ -1,35 +1,41 @@
 """Query trees laid out as rows, so that one forward pass serves a query's every rollout.
 
-A row is `[prefix | instruction_b | b_1 … b_N | instruction_t | t_1 … t_N]`: a token sees
+A tree is `[prefix | instruction_b | b_1 … b_N | instruction_t | t_1 … t_N]`: a token sees
 the earlier tokens of its own node and of the nodes above it, and rotary positions continue
-from the parent. What flows in: queries with rollouts. Out: `Pack`s, tensors of a
-micro-batch, and the per-token positions whose logits score each response token.
+from the parent. What flows in: queries with their rollouts, or with none yet. Out: `Pack`s,
+the tensors of one forward pass.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from ivgr.policy.forward import additive_mask, hidden_states, prompt_positions
-from ivgr.query import Query, Rollout, rollouts_of
+from ivgr.policy.attention import tree_mask, uses_flex, visible
+from ivgr.policy.forward import hidden_states, prompt_positions
+from ivgr.query import Query, Rollout, rollouts_of, separate
 
-PAD = -1
+Layout = Literal["tree", "rows"]
 
 
 @dataclass
 class Pack:
-    """A micro-batch of B trees, L tokens wide, with R response tokens in all.
+    """B rows of trees, L tokens wide, with G groups and R response tokens in all.
 
-    ids (B, L); positions (3, B, L); visible (B, L, L) bool; row, column (R,): where the
-    logits that score response token r stand; targets (R,): that token; ref_logp and
-    old_logp (R,) are filled by the scoring pass.
+    ids (B, L); positions (3, B, L); reach (B, L): the column where the subtree of a token's
+    node ends (see `ivgr.policy.attention`); fork_row, fork_column (G,): the last token of
+    each group's instruction; row, column (R,): where the logits that score response token
+    r stand; targets (R,): that token; ref_logp and old_logp (R,) are filled by the scoring
+    pass.
     """
 
     queries: list[Query]
     ids: torch.Tensor
     positions: torch.Tensor
-    visible: torch.Tensor
+    reach: torch.Tensor
+    fork_row: torch.Tensor
+    fork_column: torch.Tensor
     row: torch.Tensor
     column: torch.Tensor
     targets: torch.Tensor
@@ -54,34 +60,58 @@ class Pack:
         counts = torch.tensor([len(rollout.tokens) for rollout in self.rollouts])
         return torch.repeat_interleave(values, counts).to(self.ids.device)
 
+    @property
+    def fork_sees(self) -> torch.Tensor:
+        """(G, L) bool: the tokens of its row that a group's responses see."""
+        return visible(self.reach)[self.fork_row, self.fork_column]
+
+    def hidden(self, model: PreTrainedModel, **options) -> torch.Tensor:
+        """Last hidden states (B, L, H) of every token."""
+        mask = tree_mask(self.reach, model.dtype)
+        return hidden_states(
+            model, self.ids, self.positions, mask, self.pixel_values, self.image_grid_thw, **options
+        )
+
     def response_hidden(self, model: PreTrainedModel) -> torch.Tensor:
         """Hidden states (R, H) from which each response token is predicted."""
-        mask = additive_mask(self.visible, model.dtype)
-        hidden = hidden_states(model, self.ids, self.positions, mask, self.pixel_values, self.image_grid_thw)
-        return hidden[self.row, self.column]
+        return self.hidden(model)[self.row, self.column]
 
 
 @dataclass
 class _Tree:
-    """One row before padding: ids (L,), positions (3, L), node (L,) of each token, the
-    parent of each node, and (column, target) of each response token."""
+    """One row before padding; fields as in `Pack`, without the row axis."""
 
     ids: torch.Tensor
     positions: torch.Tensor
-    node: torch.Tensor
-    parent: list[int]
+    reach: torch.Tensor
+    forks: torch.Tensor
     columns: torch.Tensor
     targets: torch.Tensor
 
 
-def pack_queries(model: PreTrainedModel, queries: list[Query], budget: int) -> list[Pack]:
-    """Packs in query order, each of at most `budget` padded tokens (but one query at least)."""
+def pack_queries(
+    model: PreTrainedModel,
+    queries: list[Query],
+    budget: int,
+    layout: Layout = "tree",
+    join: bool | None = None,
+) -> list[Pack]:
+    """Packs in query order, each of at most `budget` padded tokens (but one tree at least).
+
+    layout "rows" shares nothing: a tree for every rollout. join puts a pack's trees one
+    behind the other into a single row, without padding: so by default where the attention
+    skips what is hidden.
+    """
+    if layout == "rows":
+        queries = [row for query in queries for row in separate(query)]
+    join = uses_flex(model.device) if join is None else join
     trees = [_grow(model, query) for query in queries]
     packs, start = [], 0
     for end in range(1, len(trees) + 1):
-        width = max(len(tree.ids) for tree in trees[start : end + 1])
-        if end == len(trees) or width * (end + 1 - start) > budget:
-            packs.append(_pad(queries[start:end], trees[start:end], model.device))
+        lengths = [len(tree.ids) for tree in trees[start : end + 1]]
+        if end == len(trees) or (sum(lengths) if join else max(lengths) * len(lengths)) > budget:
+            rows = [_join(trees[start:end])] if join else trees[start:end]
+            packs.append(_pad(queries[start:end], rows, model.device))
             start = end
     return packs
 
@@ -93,31 +123,34 @@ def tree_length(query: Query) -> int:
 
 
 def _grow(model: PreTrainedModel, query: Query) -> _Tree:
-    grid = query.image_grid_thw
-    ids = [query.prefix]
-    positions = [
-        prompt_positions(model, query.prefix, None if grid is None else grid.to(query.prefix.device))
-    ]
-    parent, columns, targets = [PAD], [], []
-    length = len(query.prefix)
+    total, none = tree_length(query), torch.zeros(0, dtype=torch.long)
+    root = prompt_positions(model, query.prefix, query.image_grid_thw)
+    ids, positions, reach = [query.prefix], [root], [torch.full_like(query.prefix, total)]
+    forks, columns, targets, length = [], [none], [none], len(query.prefix)
     for group in query.groups:
+        stem = _continue(root, len(group.instruction))
+        subtree = len(group.instruction) + sum(len(rollout.tokens) for rollout in group.rollouts)
         ids.append(group.instruction)
-        positions.append(_continue(positions[0], len(group.instruction)))
-        stem, stem_positions = len(parent), positions[-1]
-        parent.append(0)
+        positions.append(stem)
+        reach.append(torch.full_like(group.instruction, length + subtree))
         length += len(group.instruction)
         fork = length - 1
+        forks.append(fork)
         for rollout in group.rollouts:
             count = len(rollout.tokens)
             ids.append(rollout.tokens)
-            positions.append(_continue(stem_positions, count))
-            parent.append(stem)
+            positions.append(_continue(stem, count))
+            reach.append(torch.full_like(rollout.tokens, length + count))
             columns.append(torch.cat([torch.tensor([fork]), torch.arange(length, length + count)])[:count])
             targets.append(rollout.tokens)
             length += count
-    node = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(part) for part in ids]))
     return _Tree(
-        torch.cat(ids), torch.cat(positions, 1), node, parent, torch.cat(columns), torch.cat(targets)
+        torch.cat(ids),
+        torch.cat(positions, 1),
+        torch.cat(reach),
+        torch.tensor(forks),
+        torch.cat(columns),
+        torch.cat(targets),
     )
 
 
@@ -126,38 +159,46 @@ def _continue(parent: torch.Tensor, count: int) -> torch.Tensor:
     return (parent.max() + 1 + torch.arange(count)).expand(3, -1)
 
 
-def _visible(tree: _Tree) -> torch.Tensor:
-    """(L, L) bool: query token i sees key token j."""
-    nodes = len(tree.parent)
-    above = torch.eye(nodes, dtype=torch.bool)
-    for child, parent in enumerate(tree.parent):
-        if parent != PAD:
-            above[child] |= above[parent]
-    causal = torch.ones(len(tree.ids), len(tree.ids), dtype=torch.bool).tril_()
-    return above[tree.node][:, tree.node] & causal
+def _join(trees: list[_Tree]) -> _Tree:
+    """The trees side by side in one row; none sees another."""
+    starts = torch.tensor([0] + [len(tree.ids) for tree in trees]).cumsum(0).tolist()
+    shifted = list(zip(trees, starts, strict=False))
+    return _Tree(
+        torch.cat([tree.ids for tree in trees]),
+        torch.cat([tree.positions for tree in trees], 1),
+        torch.cat([tree.reach + start for tree, start in shifted]),
+        torch.cat([tree.forks + start for tree, start in shifted]),
+        torch.cat([tree.columns + start for tree, start in shifted]),
+        torch.cat([tree.targets for tree in trees]),
+    )
 
 
 def _pad(queries: list[Query], trees: list[_Tree], device: torch.device) -> Pack:
     width = max(len(tree.ids) for tree in trees)
     ids = torch.zeros(len(trees), width, dtype=torch.long)
     positions = torch.zeros(3, len(trees), width, dtype=torch.long)
-    visible = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    reach = torch.arange(1, width + 1).repeat(len(trees), 1)
     for row, tree in enumerate(trees):
         length = len(tree.ids)
-        ids[row, :length] = tree.ids
+        ids[row, :length], reach[row, :length] = tree.ids, tree.reach
         positions[:, row, :length] = tree.positions
-        visible[row, :length, :length] = _visible(tree)
-    counts = torch.tensor([len(tree.columns) for tree in trees])
     pixels = [query.pixel_values for query in queries if query.pixel_values is not None]
     grids = [query.image_grid_thw for query in queries if query.image_grid_thw is not None]
     return Pack(
         queries=queries,
         ids=ids.to(device),
         positions=positions.to(device),
-        visible=visible.to(device),
-        row=torch.repeat_interleave(torch.arange(len(trees)), counts).to(device),
+        reach=reach.to(device),
+        fork_row=_row_of([tree.forks for tree in trees]).to(device),
+        fork_column=torch.cat([tree.forks for tree in trees]).to(device),
+        row=_row_of([tree.columns for tree in trees]).to(device),
         column=torch.cat([tree.columns for tree in trees]).to(device),
         targets=torch.cat([tree.targets for tree in trees]).to(device),
         pixel_values=torch.cat(pixels).to(device) if pixels else None,
         image_grid_thw=torch.cat(grids).to(device) if grids else None,
     )
+
+
+def _row_of(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The index of the part that each element of their concatenation comes from."""
+    return torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))

@@ -2,6 +2,7 @@
 states, head. Nothing of the model is patched."""
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
 
@@ -18,32 +19,23 @@ def hidden_states(
     model: PreTrainedModel,
     ids: torch.Tensor,
     positions: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | BlockMask,
     pixel_values: torch.Tensor | None = None,
     image_grid_thw: torch.Tensor | None = None,
-    cache: object | None = None,
+    **options,
 ) -> torch.Tensor:
-    """Last hidden states (B, L, H) of ids (B, L) at rotary positions (3, B, L).
-
-    mask is (B, 1, L, keys), additive: 0 where seen, -inf-like where not. `cache`, a HF
-    cache, is read and extended.
-    """
+    """Last hidden states (B, L, H) of ids (B, L) at rotary positions (3, B, L), under a mask
+    of `tree_mask`; options reach the attention of every layer."""
     output = model.model(
         input_ids=ids,
         position_ids=positions,
         attention_mask=mask,
         pixel_values=pixel_values,
         image_grid_thw=image_grid_thw,
-        past_key_values=cache,
-        use_cache=cache is not None,
+        use_cache=False,
+        **options,
     )
     return output.last_hidden_state
-
-
-def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(…, L, keys) bool → additive mask of `dtype` with a head axis before the last two."""
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(-3)
 
 
 def banned_ids(model: PreTrainedModel) -> list[int]:

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from ivgr.errors import UserError
+from ivgr.policy.attention import use_tree_attention
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -16,7 +17,7 @@ class Pretrained:
     Args:
         path: Directory, hub id, or "tiny" for the model shipped with ivgr.
         dtype: Weight dtype, a torch name such as "float32" or "bfloat16".
-        attn_implementation: HF attention backend; "sdpa" takes the tree mask.
+        attn_implementation: HF attention backend of the vision tower.
     """
 
     def __init__(self, path: str = "tiny", dtype: str = "float32", attn_implementation: str = "sdpa") -> None:
@@ -29,6 +30,7 @@ class Pretrained:
             model = AutoModelForImageTextToText.from_pretrained(
                 self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
             )
+            use_tree_attention(model)
             return model, AutoProcessor.from_pretrained(self.path)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from ivgr.data.prompts import Prompts
+from ivgr.policy.attention import use_tree_attention
 
 SPECIAL = (
     "<|endoftext|>",
@@ -75,6 +76,7 @@ class TinyScratch:
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         processor = build_processor()
         model = Qwen2VLForConditionalGeneration(self._config(processor.tokenizer))
+        use_tree_attention(model)
         _initialise(model, self.seed)
         model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id

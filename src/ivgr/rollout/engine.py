@@ -1,19 +1,22 @@
 """Rollouts: the engine protocol and the engine on plain transformers.
 
-The prefix of a query is prefilled once, each stream's instruction once on top of it, then
-all branches of all queries decode together; branches that have ended leave the batch.
+A query's prefix and both its instructions are prefilled in one pass, once; then all branches
+of all queries decode together on that, and those that have ended leave the batch.
 """
 
+import sys
 from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
-from ivgr.policy.forward import additive_mask, banned_ids, hidden_states, prompt_positions, stop_ids
+from ivgr.policy.forward import banned_ids, hidden_states, stop_ids
 from ivgr.query import Query, Rollout
-from ivgr.rollout.cache import decoding_cache
+from ivgr.rollout.kv import TreeCache
+from ivgr.rollout.replay import Replay
 from ivgr.rollout.sampling import Sampling
+from ivgr.tree import pack_queries
 
 # Ended branches leave the batch together, once no more than this share is still decoding:
 # leaving copies the cache.
@@ -46,6 +49,7 @@ class TransformersEngine:
         top_p: Nucleus kept when sampling.
         max_new_tokens: Longest response; longer ones are cut and counted.
         batch_queries: Queries decoded together.
+        cuda_graphs: On a GPU, launches each decoding step as one CUDA graph.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class TransformersEngine:
         top_p: float = 0.99,
         max_new_tokens: int = 1024,
         batch_queries: int = 64,
+        cuda_graphs: bool = False,
     ) -> None:
         if group_size < 2:
             raise UserError(
@@ -64,27 +69,36 @@ class TransformersEngine:
             raise UserError("model.engine: temperature must be > 0 and top_p in (0, 1]")
         self.group_size, self.temperature, self.top_p = group_size, temperature, top_p
         self.max_new_tokens, self.batch_queries = max_new_tokens, batch_queries
+        self.cuda_graphs = cuda_graphs
 
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
     ) -> None:
         sampling = Sampling(self.temperature, self.top_p, tuple(banned_ids(model)))
-        self._run(model, tokenizer, queries, sampling, self.group_size, seed)
+        self.respond(model, tokenizer, queries, sampling, self.group_size, seed)
 
     def answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]
     ) -> None:
-        self._run(model, tokenizer, queries, Sampling(0.0, 1.0, tuple(banned_ids(model))), 1, 0)
+        self.respond(model, tokenizer, queries, Sampling(0.0, 1.0, tuple(banned_ids(model))), 1, 0)
 
     @torch.no_grad()
-    def _run(self, model, tokenizer, queries, sampling: Sampling, copies: int, seed: int) -> None:
+    def respond(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        queries: list[Query],
+        sampling: Sampling,
+        copies: int,
+        seed: int,
+    ) -> None:
+        """Appends `copies` rollouts to each group."""
         generator = torch.Generator(model.device).manual_seed(seed)
         for start in range(0, len(queries), self.batch_queries):
             batch = queries[start : start + self.batch_queries]
-            branches = _Branches(model, batch)
-            branches.prefill()
-            branches.fork(copies)
-            responses = branches.decode(sampling, generator, self.max_new_tokens)
+            branches = _Branches(model, self.max_new_tokens, self.cuda_graphs)
+            branches.prefill(batch, copies)
+            responses = branches.decode(sampling, generator)
             groups = [group for query in batch for group in query.groups for _ in range(copies)]
             for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -92,47 +106,35 @@ class TransformersEngine:
 
 
 class _Branches:
-    """The decoding state of a batch: KV cache (rows, keys), which keys each row sees, the
-    next rotary position and the next-token logits of each row."""
+    """The decoding state of R branches: their cache, next rotary position (R,) and
+    next-token logits (R, V)."""
 
-    def __init__(self, model: PreTrainedModel, queries: list[Query]) -> None:
-        self.model, self.queries = model, queries
-        self.cache = decoding_cache(model.config)
-        self.seen = torch.zeros(len(queries), 0, dtype=torch.bool, device=model.device)
-        self.next_position = torch.zeros(len(queries), dtype=torch.long, device=model.device)
-        self.logits = torch.empty(0)
+    def __init__(self, model: PreTrainedModel, limit: int, graphs: bool) -> None:
+        self.model, self.limit, self.cache, self.graphs = model, limit, TreeCache(), graphs
+        self.next_position = self.logits = torch.empty(0)
 
-    def prefill(self) -> None:
-        """Prefix of every query, vision tower included, once."""
-        pixels = [query.pixel_values for query in self.queries if query.pixel_values is not None]
-        grids = [query.image_grid_thw for query in self.queries if query.image_grid_thw is not None]
-        positions = [prompt_positions(self.model, q.prefix, q.image_grid_thw) for q in self.queries]
-        self._extend(
-            [query.prefix for query in self.queries],
-            positions,
-            pixel_values=torch.cat(pixels).to(self.model.device) if pixels else None,
-            image_grid_thw=torch.cat(grids).to(self.model.device) if grids else None,
-        )
+    def prefill(self, queries: list[Query], copies: int) -> None:
+        """Reads every query's prefix and instructions in one pass, vision tower included, and
+        starts `copies` branches a group."""
+        (stems,) = pack_queries(self.model, queries, budget=sys.maxsize, join=False)
+        hidden = stems.hidden(self.model, tree_cache=self.cache)
+        position = stems.positions.amax(0)[stems.fork_row, stems.fork_column] + 1
+        logits = self.model.lm_head(hidden[stems.fork_row, stems.fork_column])
+        self.next_position = position.repeat_interleave(copies)
+        self.logits = logits.repeat_interleave(copies, 0)
+        owner, sees = stems.fork_row, stems.fork_sees
+        self.cache.fork(owner.repeat_interleave(copies), sees.repeat_interleave(copies, 0), self.limit)
 
-    def fork(self, copies: int) -> None:
-        """One row a group, its instruction read, then `copies` rows a group."""
-        self._select([row for row, query in enumerate(self.queries) for _ in query.groups])
-        instructions = [group.instruction for query in self.queries for group in query.groups]
-        steps = [torch.arange(len(ids)).expand(3, -1) for ids in instructions]
-        positions = [base + step for base, step in zip(self.next_position.tolist(), steps, strict=True)]
-        self._extend(instructions, positions)
-        self._select([row for row in range(len(instructions)) for _ in range(copies)])
-
-    def decode(self, sampling: Sampling, generator: torch.Generator, limit: int) -> list[tuple]:
-        """(tokens, logp, sampling_logp, ended) of each row, in row order, on the CPU."""
+    def decode(self, sampling: Sampling, generator: torch.Generator) -> list[tuple]:
+        """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU."""
         device = self.model.device
         rows = torch.arange(len(self.logits), device=device)
         alive = torch.ones(len(rows), dtype=torch.bool, device=device)
         stops = torch.tensor(stop_ids(self.model), device=device)
-        record = torch.zeros(3, len(rows), limit, dtype=torch.float64, device=device)
+        record = torch.zeros(3, len(rows), self.limit, dtype=torch.float64, device=device)
         length = torch.zeros(len(rows), dtype=torch.long, device=device)
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        for step in range(limit):
+        for step in range(self.limit):
             chosen = sampling.choose(self.logits, generator)
             record[:, rows[alive], step] = torch.stack([part.double() for part in chosen])[:, alive]
             length[rows[alive]] += 1
@@ -140,51 +142,40 @@ class _Branches:
             ended[rows[stopped]] = True
             alive = alive & ~stopped
             remaining = int(alive.sum())
-            if remaining == 0 or step + 1 == limit:
+            if remaining == 0 or step + 1 == self.limit:
                 break
             token = chosen[0]
             if remaining <= KEEP * len(rows):
                 rows, token = rows[alive], token[alive]
                 self._select(alive.nonzero()[:, 0])
                 alive = torch.ones_like(rows, dtype=torch.bool)
-            self._step(token)
+            self._step(token, step)
         tokens, logp, sampling_logp = record.cpu()
         return [
             (tokens[i, :n].long(), logp[i, :n].float(), sampling_logp[i, :n].float(), bool(ended[i]))
             for i, n in enumerate(length.tolist())
         ]
 
-    def _extend(self, parts: list[torch.Tensor], positions: list[torch.Tensor], **vision) -> None:
-        """Reads `parts[i]` after row i; ragged parts are padded on the right, and the padded
-        keys stay unseen."""
-        device, width = self.model.device, max(map(len, parts))
-        ids = torch.zeros(len(parts), width, dtype=torch.long)
-        places = torch.zeros(3, len(parts), width, dtype=torch.long)
-        real = torch.zeros(len(parts), width, dtype=torch.bool)
-        for row, part in enumerate(parts):
-            ids[row, : len(part)], real[row, : len(part)] = part, True
-            places[:, row, : len(part)] = positions[row]
-        ids, places, real = ids.to(device), places.to(device), real.to(device)
-        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril_() & real[:, None, :]
-        past = self.seen[:, None, :].expand(-1, width, -1)
-        mask = additive_mask(torch.cat([past, causal], -1), self.model.dtype)
-        hidden = hidden_states(self.model, ids, places, mask, cache=self.cache, **vision)
-        last = real.sum(-1) - 1
-        self.seen = torch.cat([self.seen, real], -1)
-        self.next_position = torch.stack([part.max() + 1 for part in positions]).to(device)
-        self.logits = self.model.lm_head(hidden[torch.arange(len(parts), device=device), last])
+    def _step(self, token: torch.Tensor, step: int) -> None:
+        if self.cache.begin_step(step):
+            self._renew()
+        self.token.copy_(token)
+        self.logits = self._forward()
+        self.next_position += 1
 
-    def _step(self, token: torch.Tensor) -> None:
-        new = torch.ones(len(token), 1, dtype=torch.bool, device=token.device)
-        self.seen = torch.cat([self.seen, new], -1)
-        mask = additive_mask(self.seen[:, None, :], self.model.dtype)
+    def _logits_after(self) -> torch.Tensor:
+        """Next-token logits (R, V) after `self.token`; tensors in, tensors out."""
         positions = self.next_position.expand(3, -1)[..., None]
-        hidden = hidden_states(self.model, token[:, None], positions, mask, cache=self.cache)
-        self.next_position = self.next_position + 1
-        self.logits = self.model.lm_head(hidden[:, -1])
+        hidden = hidden_states(self.model, self.token[:, None], positions, self.unused, tree_cache=self.cache)
+        return self.model.lm_head(hidden[:, -1])
 
-    def _select(self, rows: list[int] | torch.Tensor) -> None:
-        rows = torch.as_tensor(rows, device=self.model.device)
-        self.cache.batch_select_indices(rows)
-        self.seen, self.next_position = self.seen[rows], self.next_position[rows]
-        self.logits = self.logits[rows]
+    def _select(self, rows: torch.Tensor) -> None:
+        self.cache.select(rows)
+        self.next_position, self.logits = self.next_position[rows], self.logits[rows]
+        self._renew()
+
+    def _renew(self) -> None:
+        """Makes the tensors that a step reads, for as many branches as there are now."""
+        self.token = torch.zeros_like(self.next_position)
+        self.unused = torch.zeros(len(self.token), 1, 1, 1, dtype=self.model.dtype, device=self.token.device)
+        self._forward = Replay(self._logits_after) if self.graphs else self._logits_after

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ivgr.data.sample import Sample
 from ivgr.data.shards import write_shards
@@ -61,8 +62,6 @@ def draw_samples(world: World) -> Iterator[Sample]:
     rng = np.random.default_rng(derive_seed("world", asdict(world)))
     for index in range(world.count):
         scene, task = _draw_task(world, index, rng)
-        buffer = io.BytesIO()
-        draw_scene(scene).save(buffer, "JPEG", quality=92, subsampling=0)
         yield Sample(
             id=f"tiny-{world.split}-{world.seed}-{world.lesson}-{index:06d}",
             question=task.question,
@@ -73,8 +72,15 @@ def draw_samples(world: World) -> Iterator[Sample]:
             boxes=task.boxes,
             labels=task.labels,
             reasoning=task.reasoning,
-            images=(buffer.getvalue(),),
+            images=(encode_jpeg(draw_scene(scene)),),
         )
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    """Sharp enough that colours do not bleed into their neighbours."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()
 
 
 def _draw_task(world: World, index: int, rng: np.random.Generator) -> tuple[Scene, Task]:

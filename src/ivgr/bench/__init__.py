@@ -1,0 +1,1 @@
+"""`ivgr bench`: how fast a phase is, with the prefix shared and without."""

@@ -1,0 +1,80 @@
+"""The peer of `ivgr bench step`: TRL's GRPOTrainer on the same model and prompts.
+
+Its best documented setting for plain transformers: one generation batch an iteration, one
+micro-batch, no checkpointing. It pads prompts on the left, which Qwen2-VL's rotary
+positions do not survive, so all prompts are of one length.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
+
+from datasets import Dataset
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from ivgr.bench.measure import Clock
+from ivgr.bench.setting import Setting
+from ivgr.policy.forward import banned_ids
+from ivgr.rewards.format import format_reward
+
+
+class Alternate(TrainerCallback):
+    """Measures the trainer's steps and calls `between` after each."""
+
+    def __init__(self, clock: Clock, between: Callable[[], None]) -> None:
+        self.clock, self.between, self.step = clock, between, ExitStack()
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self.step.enter_context(self.clock.running())
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.step.close()
+        self.between()
+
+
+def train_trl(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    prompts: list[tuple[Image.Image, str]],
+    setting: Setting,
+    clock: Clock,
+    between: Callable[[], None],
+    steps: int,
+) -> None:
+    """`steps` GRPO steps on all `prompts` (image, text), `setting.group_size` responses each
+    of exactly `setting.response` tokens, measured by `clock`; `between` runs after each."""
+    rows = [{"prompt": [{"role": "user", "content": text}], "image": image} for image, text in prompts]
+    with TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=len(rows) * setting.group_size,
+            gradient_accumulation_steps=1,
+            num_generations=setting.group_size,
+            max_completion_length=setting.response,
+            generation_kwargs={"min_new_tokens": setting.response, "suppress_tokens": banned_ids(model)},
+            top_p=0.99,
+            beta=0.01,
+            max_steps=steps,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=model.device.type == "cpu",
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=_format,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=processor,
+            callbacks=[Alternate(clock, between)],
+        )
+        trainer.train()
+
+
+def _format(completions: list, **kwargs) -> list[float]:
+    return [format_reward(messages[0]["content"]) for messages in completions]
