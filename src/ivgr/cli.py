@@ -120,6 +120,7 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of the `ivgr` command."""
     words = sys.argv[1:] if args is None else args
     Parser.messages.clear()
+    hush()
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(HELP)
@@ -136,7 +137,6 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run_lightning(args: list[str] | None) -> None:
-    hush()
     CLI(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,
@@ -159,8 +159,10 @@ def run_lightning(args: list[str] | None) -> None:
 
 
 def hush() -> None:
-    """Silences notices that are no news here: the loop steps optimizer and bar itself."""
+    """Silences notices that are no news here: the loop steps optimizer and bar itself, and
+    the rules before the judge run without a time limit."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     disable_progress_bar()
     warnings.filterwarnings("ignore", module="lightning")

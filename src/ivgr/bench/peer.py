@@ -5,6 +5,7 @@ micro-batch, no checkpointing. It pads prompts on the left, which Qwen2-VL's rot
 positions do not survive, so all prompts are of one length.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
@@ -46,7 +47,8 @@ def train_trl(
     """`steps` GRPO steps on all `prompts` (image, text), `setting.group_size` responses each
     of exactly `setting.response` tokens, measured by `clock`; `between` runs after each."""
     rows = [{"prompt": [{"role": "user", "content": text}], "image": image} for image, text in prompts]
-    with TemporaryDirectory() as folder:
+    quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)
+    with quiet, TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,
             per_device_train_batch_size=len(rows) * setting.group_size,
