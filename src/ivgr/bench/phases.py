@@ -19,7 +19,7 @@ from ivgr.optim import Optimizer
 from ivgr.policy.forward import banned_ids
 from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import FrozenReference
-from ivgr.query import Query
+from ivgr.query import Query, separate
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.rollout.sampling import Sampling
@@ -36,7 +36,7 @@ def update_contenders(setting: Setting) -> dict[str, Contender]:
         layout: Contender(
             iteration.policy,
             partial(replace(iteration, layout=layout).update, queries),
-            _tokens(queries, layout),
+            count_tokens(queries, layout),
         )
         for layout in LAYOUTS
     }
@@ -49,7 +49,7 @@ def rollout_contenders(setting: Setting) -> dict[str, Contender]:
     queries = build_queries(setting, iteration.policy, rollouts=True)
     return {
         layout: Contender(
-            iteration.policy, partial(_roll_out, iteration, setting, layout), _tokens(queries, layout)
+            iteration.policy, partial(_roll_out, iteration, setting, layout), count_tokens(queries, layout)
         )
         for layout in LAYOUTS
     }
@@ -95,13 +95,8 @@ def _roll_out(iteration: Iteration, setting: Setting, layout: str) -> None:
     iteration.engine.respond(policy, iteration.tokenizer, prompts, sampling, copies, seed=0)
 
 
-def _tokens(queries: list[Query], layout: str) -> int:
+def count_tokens(queries: list[Query], layout: str) -> int:
     """Tokens through the language model: of each tree, or of each response's own row."""
-    if layout == "tree":
-        return sum(map(tree_length, queries))
-    return sum(
-        len(query.prefix) + len(group.instruction) + len(rollout.tokens)
-        for query in queries
-        for group in query.groups
-        for rollout in group.rollouts
-    )
+    if layout == "rows":
+        queries = [row for query in queries for row in separate(query)]
+    return sum(map(tree_length, queries))

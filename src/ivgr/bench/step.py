@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from ivgr.bench.measure import Clock, Measurement
 from ivgr.bench.peer import train_trl
-from ivgr.bench.phases import build_iteration
+from ivgr.bench.phases import build_iteration, count_tokens
 from ivgr.bench.setting import Setting
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
@@ -16,7 +16,6 @@ from ivgr.data.sample import Sample
 from ivgr.errors import UserError
 from ivgr.policy.load import TINY, Pretrained
 from ivgr.query import Query
-from ivgr.tree import tree_length
 from ivgr.world.write import World, draw_samples, encode_jpeg
 
 LONG = (896, 448)  # 32 x 16 merged patches of 28 pixels: 512 image tokens
@@ -40,8 +39,7 @@ def step_figures(setting: Setting, long: bool, repeats: int) -> dict[str, Measur
         with clocks["tree"].running():
             queries = [encoder(sample) for sample in samples]
             iteration.run(queries, seed=0)
-        rows = sum(len(q.prefix) + len(q.groups[0].instruction) + setting.response for q in queries)
-        tokens.update(tree=sum(map(tree_length, queries)), trl=rows * 2 * setting.group_size)
+        tokens.update(tree=count_tokens(queries, "tree"), trl=count_tokens(queries, "rows"))
 
     chats = [
         (sample.open_images()[0], f"{sample.question}\n{prompts.instruction(stream)}")
