@@ -40,9 +40,14 @@ and `--print_config` prints the outcome. `ivgr COMMAND --help` lists every setti
 
 class Parser(LightningArgumentParser):
     """Says in one line what is wrong with a config: of the messages of nested parsers the
-    innermost, which knows the key."""
+    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`."""
 
     messages: list[str] = []
+
+    def add_argument(self, *args, **kwargs):
+        if kwargs.get("type") is bool:
+            kwargs |= {"nargs": "?", "const": True}
+        return super().add_argument(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         self.messages.append(" ".join(str(message).split()))
@@ -166,3 +171,4 @@ def hush() -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     disable_progress_bar()
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")
