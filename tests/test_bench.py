@@ -1,17 +1,22 @@
 """What `ivgr bench` reports: memory against a closed form, tokens and images counted by hand."""
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from ivgr.kernels import fused_linear_logprob_kl
 
+from ivgr.bench.decode import cache_bytes, decode_figures, weight_bytes
 from ivgr.bench.kernels import Ceiling, Figure
-from ivgr.bench.measure import Contender, LiveBytes, measure
+from ivgr.bench.measure import Contender, LiveBytes, Measurement, measure
 from ivgr.bench.phases import rollout_contenders, update_contenders
 from ivgr.bench.roofline import plot_roofline
-from ivgr.bench.setting import Setting
+from ivgr.bench.setting import Setting, build_model, build_queries
 from ivgr.cli import main
+from ivgr.rollout.kv import TreeCache
+from ivgr.tree import pack_queries, tree_length
 
 SMALL = Setting(image_tokens=12, question=5, instruction=4, group_size=2, response=3)
 TREE = 14 + 5 + 2 * (4 + 2 * 3)  # image with its two marks, question, instructions, responses
@@ -55,6 +60,64 @@ def test_tokens_and_images(contenders):
     assert 0 < figures["tree"].peak_bytes < figures["rows"].peak_bytes
 
 
+def test_smaller_micro_batches_and_checkpointing_take_less_memory():
+    many = replace(SMALL, queries=4)
+    whole, micro, checkpointed = (
+        measure(update_contenders(setting), repeats=1)["tree"].peak_bytes
+        for setting in (many, replace(many, micro_batch=1), replace(many, micro_batch=1, checkpointing=True))
+    )
+    assert checkpointed < micro < whole
+
+
+def test_bytes_read_by_a_decoding_step():
+    """Against the tensors that a rollout's cache really holds."""
+    setting = replace(SMALL, queries=2)
+    policy = build_model(setting)
+    queries, cache = build_queries(setting, policy, rollouts=False), TreeCache()
+    (pack,) = pack_queries(policy, queries, budget=sys.maxsize, join=False)
+    with torch.no_grad():
+        pack.hidden(policy, tree_cache=cache)
+    held = sum(part.nbytes for pair in cache.stems for part in pair)
+    assert cache_bytes(setting, policy, branches=0) == held
+    half_grown = 8 * setting.response // 2 * held // sum(map(tree_length, queries))
+    assert cache_bytes(setting, policy, branches=8) == held + half_grown
+    embedding_and_head_are_one = sum(weight.nbytes for weight in policy.model.language_model.parameters())
+    assert weight_bytes(policy) < embedding_and_head_are_one  # the last norm
+
+
+def test_decoding_rate_from_seconds():
+    setting = replace(SMALL, queries=2, response=11)
+    decode = decode_figures(setting, build_model(setting), seconds=0.5)
+    assert decode.tokens_per_second == 8 * 10 / 0.5
+    step_bytes = decode.weight_bytes + decode.cache_bytes
+    assert decode.ceiling_tokens_per_second == pytest.approx(8 * decode.copy_bytes_per_second / step_bytes)
+
+
+def test_a_whole_iteration_beside_trl(capsys, tmp_path):
+    pytest.importorskip("trl", reason='needs pip install "ivgr[bench]"')
+    path = tmp_path / "figures.json"
+    sizes = ["--setting.queries", "2", "--setting.group_size", "2", "--setting.response", "3"]
+    main(["bench", "step", *sizes, "--setting.micro_batch", "1", "--repeats", "1", "--json", str(path)])
+    report = json.loads(path.read_text())
+    # Rollout and update look at each image once a query, or once a response; and the peer
+    # scores nothing before the one update that the iteration makes.
+    assert (report["tree"]["vision_passes"], report["trl"]["vision_passes"]) == (4, 16)
+    assert report["tree"]["tokens"] < report["trl"]["tokens"]
+    assert all(0 < report[name]["rollout_seconds"] < report[name]["seconds"] for name in ("tree", "trl"))
+
+
+def test_long_means_images_of_512_tokens(monkeypatch):
+    settings = []
+    figures = {"tree": Measurement(1.0, 1, 1, 1, 0.5)}
+    pytest.importorskip("trl", reason='needs pip install "ivgr[bench]"')
+    monkeypatch.setattr(
+        "ivgr.bench.step.step_figures", lambda setting, repeats: settings.append(setting) or figures
+    )
+    main(["bench", "step"])
+    main(["bench", "step", "--long"])
+    assert [setting.image_tokens for setting in settings] == [25, 512]
+
+
 def test_contenders_take_turns():
     order, (contender, _) = [], update_contenders(SMALL).values()
     runs = {name: Contender(contender.model, lambda n=name: order.append(n), 1) for name in "ab"}
@@ -67,7 +130,7 @@ def test_the_command_writes_its_figures(tmp_path, capsys):
     options = [f"--setting.{key}={getattr(SMALL, key)}" for key in ("image_tokens", "group_size", "response")]
     main(["bench", "update", "--repeats", "1", "--json", str(path), *options])
     report = json.loads(path.read_text())
-    assert report["tree"].keys() == {"seconds", "tokens", "vision_passes", "peak_bytes"}
+    assert report["tree"].keys() >= {"seconds", "tokens", "vision_passes", "peak_bytes"}
     assert report["setting"]["response"] == 3
     assert "rows" in capsys.readouterr().out
 

@@ -41,9 +41,14 @@ and `--print_config` prints the outcome. `ivgr COMMAND --help` lists every setti
 
 class Parser(LightningArgumentParser):
     """Says in one line what is wrong with a config: of the messages of nested parsers the
-    innermost, which knows the key."""
+    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`."""
 
     messages: list[str] = []
+
+    def add_argument(self, *args, **kwargs):
+        if kwargs.get("type") is bool:
+            kwargs |= {"nargs": "?", "const": True}
+        return super().add_argument(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         self.messages.append(" ".join(str(message).split()))
@@ -121,6 +126,7 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of the `ivgr` command."""
     words = sys.argv[1:] if args is None else args
     Parser.messages.clear()
+    hush()
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(HELP)
@@ -137,7 +143,6 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run_lightning(args: list[str] | None) -> None:
-    hush()
     CLI(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,
@@ -160,8 +165,11 @@ def run_lightning(args: list[str] | None) -> None:
 
 
 def hush() -> None:
-    """Silences notices that are no news here: the loop steps optimizer and bar itself."""
+    """Silences notices that are no news here: the loop steps optimizer and bar itself, and
+    the rules before the judge run without a time limit."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     disable_progress_bar()
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")

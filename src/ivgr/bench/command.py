@@ -1,13 +1,14 @@
 """`ivgr bench`: prints how the contenders did, and writes it as JSON."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from ivgr.bench.decode import Decode, decode_figures
 from ivgr.bench.kernels import KernelSetting, kernel_figures, missing_roads
 from ivgr.bench.measure import Measurement, measure
 from ivgr.bench.phases import rollout_contenders, update_contenders
@@ -35,20 +36,25 @@ def rollout(setting: Setting = Setting(), repeats: int = 7, json: Path | None = 
         repeats: Rounds; medians are reported.
         json: File for the figures.
     """
-    _report(measure(rollout_contenders(setting), repeats), setting, json)
+    contenders = rollout_contenders(setting)
+    figures = measure(contenders, repeats)
+    seconds = figures["tree"].seconds - figures["prefill"].seconds
+    decode = decode_figures(setting, contenders["tree"].model, seconds)
+    _report(figures, setting, json, decode=asdict(decode))
+    _print_decode(decode)
 
 
 def step(
-    setting: Setting = Setting(queries=16, response=36),  # noqa: B008
+    setting: Setting = Setting(queries=16, response=36, image_tokens=25),  # noqa: B008
     long: bool = False,
-    repeats: int = 5,
+    repeats: int = 3,
     json: Path | None = None,
 ) -> None:
     """Time a whole iteration on the tiny world against TRL's GRPOTrainer (pip install "ivgr[bench]").
 
     Args:
-        setting: Queries, group size and response length; the model and the prompts are the tiny world's.
-        long: Images of 512 tokens instead of 25.
+        setting: Model and sizes; the questions and instructions are the tiny world's.
+        long: Images of 512 tokens.
         repeats: Rounds; medians are reported.
         json: File for the figures.
     """
@@ -56,7 +62,9 @@ def step(
         raise UserError('bench step compares with TRL, which is not installed: pip install "ivgr[bench]"')
     from ivgr.bench.step import step_figures
 
-    _report(step_figures(setting, long, repeats), setting, json)
+    if long:
+        setting = replace(setting, image_tokens=512)
+    _report(step_figures(setting, repeats), setting, json)
 
 
 def kernels(
@@ -91,11 +99,11 @@ def kernels(
         plot_roofline(ceiling, figures, plot)
 
 
-def _report(figures: dict[str, Measurement], setting: Setting, path: Path | None) -> None:
+def _report(figures: dict[str, Measurement], setting: Setting, path: Path | None, **more) -> None:
     _print(figures)
     if path is not None:
-        report = {name: asdict(figure) for name, figure in figures.items()} | {"setting": asdict(setting)}
-        _write(report, path)
+        report = {name: asdict(figure) for name, figure in figures.items()}
+        _write(report | more | {"setting": asdict(setting)}, path)
 
 
 def _write(report: dict, path: Path) -> None:
@@ -109,14 +117,30 @@ def _print(figures: dict[str, Measurement]) -> None:
     for name, figure in figures.items():
         table.add_row(
             name,
-            f"{figure.seconds:.3f}",
-            f"{figure.seconds / tree.seconds:.2f}",
+            *_seconds(figure.seconds, tree.seconds),
             str(figure.tokens),
             str(figure.vision_passes),
             f"{figure.peak_bytes / 2**20:.1f}",
             f"{figure.peak_bytes / max(tree.peak_bytes, 1):.2f}",
         )
+        if figure.rollout_seconds is not None:
+            rest = figure.seconds - figure.rollout_seconds
+            table.add_row("  rollout", *_seconds(figure.rollout_seconds, tree.rollout_seconds))
+            table.add_row("  the rest", *_seconds(rest, tree.seconds - tree.rollout_seconds))
     Console().print(table)
+
+
+def _print_decode(decode: Decode) -> None:
+    mebibytes = (decode.weight_bytes + decode.cache_bytes) / 2**20
+    print(
+        f"tree decodes {decode.tokens_per_second:.0f} tokens/s; bandwidth allows "
+        f"{decode.ceiling_tokens_per_second:.0f} (a step reads {mebibytes:.1f} MiB of weights, keys and "
+        f"values, at {decode.copy_bytes_per_second / 2**30:.1f} GiB/s)"
+    )
+
+
+def _seconds(seconds: float, tree: float) -> tuple[str, str]:
+    return f"{seconds:.3f}", f"{seconds / tree:.2f}"
 
 
 BENCH = {"kernels": kernels, "step": step, "update": update, "rollout": rollout}

@@ -5,7 +5,6 @@ In: a `KernelSetting`. Out: a `Ceiling` and a `Figure` for every case and conten
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from importlib.util import find_spec
 
 import torch
 
+from ivgr.bench.ceiling import copy_bandwidth, gemm_rate, run_seconds
 from ivgr.bench.measure import live_bytes
 from ivgr.bench.roads import LINEAR, LOGITS, Inputs, Road, available
 from ivgr.errors import UserError
@@ -109,7 +109,7 @@ def _case(
     device = torch.device(setting.device)
     runs = {name: partial(_run, road, inputs, setting.kl, backward) for name, road in roads.items()}
     extra = {name: _extra_bytes(run, device) for name, run in runs.items()}
-    times = [{name: _seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
+    times = [{name: run_seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
     for name, road in roads.items():
         seconds = statistics.median(turn[name] for turn in times)
         moved, flops = _work(setting, form, road, backward)
@@ -136,30 +136,14 @@ def _extra_bytes(run: Callable[[], int], device: torch.device) -> int:
     return peak() - gradients
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
-    before = time.perf_counter()
-    run()
-    return time.perf_counter() - before
-
-
 def _ceiling(setting: KernelSetting, repeats: int) -> Ceiling:
-    """The best of several copies and GEMMs of the setting's own tensors' size."""
+    """Copies and GEMMs of the setting's own tensors' size."""
     device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
     rows = min(setting.tokens, 2**30 // (setting.vocabulary * dtype.itemsize) + 1)
-    source = torch.zeros(rows, setting.vocabulary, dtype=dtype, device=device)
-    target = torch.empty_like(source)
     hidden = torch.randn(rows, setting.hidden, device=device, dtype=dtype)
     weight = torch.randn(setting.vocabulary, setting.hidden, device=device, dtype=dtype)
-    copy, gemm = partial(target.copy_, source), partial(torch.mm, hidden, weight.T, out=target)
-    best = [min(_seconds(run, device) for _ in range(repeats + 2)) for run in (copy, gemm)]
-    return Ceiling(2 * source.nbytes / best[0], 2 * source.numel() * setting.hidden / best[1])
+    logits = torch.zeros(rows, setting.vocabulary, device=device, dtype=dtype)
+    return Ceiling(copy_bandwidth(logits, repeats + 2), gemm_rate(hidden, weight.T, repeats + 2))
 
 
 def _work(setting: KernelSetting, form: str, road: Road, backward: bool) -> tuple[int, int]:

@@ -23,37 +23,47 @@ from ivgr.kernels.dispatch import PYTHON_OPERATORS
 class Measurement:
     """seconds: median; tokens: through the policy's language model in one forward pass;
     vision_passes: images through the policy's vision tower; peak_bytes: the most that
-    tensors held above the start."""
+    tensors held above the start; rollout_seconds: median of the generation alone, where
+    a run is a whole iteration."""
 
     seconds: float
     tokens: int
     vision_passes: int
     peak_bytes: int
+    rollout_seconds: float | None = None
 
 
 class Clock:
     """Measures runs on `model`: the first for memory, the others for time."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.seconds, self.images, self.peak = model, [], [], None
+        self.model, self.images, self.peak = model, [], None
+        self.seconds, self.rollouts = [], []
         self.cuda = model.device.type == "cuda"
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Around one run."""
-        with self._memory() if self.peak is None else self._time():
+        with self._memory() if self.peak is None else self._appending(self.seconds):
+            yield
+
+    @contextmanager
+    def rolling_out(self) -> Iterator[None]:
+        """Around the rollout phase of a run that is a whole iteration."""
+        with self._appending(self.rollouts):
             yield
 
     def measurement(self, tokens: int) -> Measurement:
-        return Measurement(statistics.median(self.seconds), tokens, sum(self.images), self.peak)
+        rollout = statistics.median(self.rollouts[1:]) if self.rollouts else None
+        return Measurement(statistics.median(self.seconds), tokens, sum(self.images), self.peak, rollout)
 
     @contextmanager
-    def _time(self) -> Iterator[None]:
+    def _appending(self, seconds: list[float]) -> Iterator[None]:
         self._wait()
         start = time.perf_counter()
         yield
         self._wait()
-        self.seconds.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
 
     @contextmanager
     def _memory(self) -> Iterator[None]:

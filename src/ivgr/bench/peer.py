@@ -1,21 +1,22 @@
 """The peer of `ivgr bench step`: TRL's GRPOTrainer on the same model and prompts.
 
-Its best documented setting for plain transformers: one generation batch an iteration, one
-micro-batch, no checkpointing. It pads prompts on the left, which Qwen2-VL's rotary
-positions do not survive, so all prompts are of one length.
+Its best documented setting for plain transformers: all prompts of an iteration generate as
+one batch, micro-batches as large as ours in queries. It pads prompts on the left, which
+Qwen2-VL's rotary positions do not survive, so all prompts are of one length.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
 
 from datasets import Dataset
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ivgr.bench.measure import Clock
-from ivgr.bench.setting import Setting
+from ivgr.bench.setting import OPTIMIZERS, Setting
 from ivgr.policy.forward import banned_ids
 from ivgr.rewards.format import format_reward
 
@@ -34,6 +35,16 @@ class Alternate(TrainerCallback):
         self.between()
 
 
+class Peer(GRPOTrainer):
+    """GRPOTrainer whose generation is timed apart."""
+
+    clock: Clock
+
+    def _generate_single_turn(self, *args, **kwargs):
+        with self.clock.rolling_out():
+            return super()._generate_single_turn(*args, **kwargs)
+
+
 def train_trl(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -46,18 +57,21 @@ def train_trl(
     """`steps` GRPO steps on all `prompts` (image, text), `setting.group_size` responses each
     of exactly `setting.response` tokens, measured by `clock`; `between` runs after each."""
     rows = [{"prompt": [{"role": "user", "content": text}], "image": image} for image, text in prompts]
-    with TemporaryDirectory() as folder:
+    micro_batches = setting.queries // (setting.micro_batch or setting.queries)
+    quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)
+    with quiet, TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=len(rows) * setting.group_size,
-            gradient_accumulation_steps=1,
+            per_device_train_batch_size=len(rows) * setting.group_size // micro_batches,
+            gradient_accumulation_steps=micro_batches,
             num_generations=setting.group_size,
             max_completion_length=setting.response,
             generation_kwargs={"min_new_tokens": setting.response, "suppress_tokens": banned_ids(model)},
             top_p=0.99,
             beta=0.01,
             max_steps=steps,
-            gradient_checkpointing=False,
+            gradient_checkpointing=setting.checkpointing,
+            optim=OPTIMIZERS[setting.optimizer][1],
             bf16=False,
             use_cpu=model.device.type == "cpu",
             report_to="none",
@@ -65,7 +79,7 @@ def train_trl(
             logging_strategy="no",
             disable_tqdm=True,
         )
-        trainer = GRPOTrainer(
+        trainer = Peer(
             model=model,
             reward_funcs=_format,
             args=config,
@@ -73,6 +87,8 @@ def train_trl(
             processing_class=processor,
             callbacks=[Alternate(clock, between)],
         )
+        trainer.clock = clock
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
 
 

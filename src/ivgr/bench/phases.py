@@ -11,19 +11,18 @@ import torch
 
 from ivgr.archive import Archive
 from ivgr.bench.measure import Contender
-from ivgr.bench.setting import Setting, build_model, build_queries
+from ivgr.bench.setting import OPTIMIZERS, Setting, build_model, build_queries
 from ivgr.iteration import Iteration, Stepper
 from ivgr.judge import RuleJudge
 from ivgr.loss import PolicyLoss
-from ivgr.optim import Optimizer
 from ivgr.policy.forward import banned_ids
 from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import FrozenReference
-from ivgr.query import Query
+from ivgr.query import Query, separate
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.rollout.sampling import Sampling
-from ivgr.tree import tree_length
+from ivgr.tree import Layout, tree_length
 
 LAYOUTS = ("rows", "tree")
 
@@ -35,30 +34,37 @@ def update_contenders(setting: Setting) -> dict[str, Contender]:
     return {
         layout: Contender(
             iteration.policy,
-            partial(replace(iteration, layout=layout).update, queries),
-            _tokens(queries, layout),
+            partial(with_layout(iteration, setting, queries, layout).update, queries),
+            count_tokens(queries, layout),
         )
         for layout in LAYOUTS
     }
 
 
 def rollout_contenders(setting: Setting) -> dict[str, Contender]:
-    """Sampling of responses of forced length; rows prefill a prompt for every response."""
+    """Sampling of responses of forced length, rows with a prefill for every response; and the
+    tree's prefill alone, with each response's first token."""
     iteration = build_iteration(setting)
     iteration.policy.generation_config.eos_token_id = []
     queries = build_queries(setting, iteration.policy, rollouts=True)
+    prefill = build_queries(replace(setting, response=1), iteration.policy, rollouts=True)
+    brief = replace(iteration, engine=_engine(setting, limit=1))
     return {
-        layout: Contender(
-            iteration.policy, partial(_roll_out, iteration, setting, layout), _tokens(queries, layout)
+        name: Contender(
+            iteration.policy, partial(_roll_out, sampler, setting, layout), count_tokens(responded, layout)
         )
-        for layout in LAYOUTS
+        for name, sampler, layout, responded in (
+            ("rows", iteration, "rows", queries),
+            ("tree", iteration, "tree", queries),
+            ("prefill", brief, "tree", prefill),
+        )
     }
 
 
 def build_iteration(setting: Setting) -> Iteration:
     """An iteration of one update on a model of the setting."""
     policy = build_model(setting)
-    optimizer = Optimizer(lr=1e-6).create(policy)
+    optimizer = OPTIMIZERS[setting.optimizer][0](policy.parameters(), lr=1e-6)
 
     def step() -> float:
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item()
@@ -66,14 +72,11 @@ def build_iteration(setting: Setting) -> Iteration:
         optimizer.zero_grad()
         return norm
 
-    engine = TransformersEngine(
-        group_size=setting.group_size, max_new_tokens=setting.response, batch_queries=sys.maxsize
-    )
     return Iteration(
         policy=policy,
         reference=FrozenReference().load(policy),
         tokenizer=Pretrained("tiny").load()[1].tokenizer,
-        engine=engine,
+        engine=_engine(setting, setting.response),
         rewards=Rewards(),
         judge=RuleJudge(),
         archive=Archive(),
@@ -83,6 +86,21 @@ def build_iteration(setting: Setting) -> Iteration:
         epochs=1,
         token_budget=sys.maxsize,
     )
+
+
+def _engine(setting: Setting, limit: int) -> TransformersEngine:
+    return TransformersEngine(
+        group_size=setting.group_size,
+        max_new_tokens=limit,
+        batch_queries=sys.maxsize,
+        cuda_graphs=setting.cuda_graphs,
+    )
+
+
+def with_layout(iteration: Iteration, setting: Setting, queries: list[Query], layout: Layout) -> Iteration:
+    """`iteration` in `layout`, with micro-batches of `setting.micro_batch` of `queries`."""
+    tokens = count_tokens(queries[: setting.micro_batch], layout)
+    return replace(iteration, layout=layout, token_budget=tokens or sys.maxsize)
 
 
 def _roll_out(iteration: Iteration, setting: Setting, layout: str) -> None:
@@ -95,13 +113,8 @@ def _roll_out(iteration: Iteration, setting: Setting, layout: str) -> None:
     iteration.engine.respond(policy, iteration.tokenizer, prompts, sampling, copies, seed=0)
 
 
-def _tokens(queries: list[Query], layout: str) -> int:
+def count_tokens(queries: list[Query], layout: str) -> int:
     """Tokens through the language model: of each tree, or of each response's own row."""
-    if layout == "tree":
-        return sum(map(tree_length, queries))
-    return sum(
-        len(query.prefix) + len(group.instruction) + len(rollout.tokens)
-        for query in queries
-        for group in query.groups
-        for rollout in group.rollouts
-    )
+    if layout == "rows":
+        queries = [row for query in queries for row in separate(query)]
+    return sum(map(tree_length, queries))

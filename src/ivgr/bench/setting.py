@@ -4,12 +4,12 @@ random pixels and words. In: a `Setting`. Out: a model and its queries."""
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.errors import UserError
 from ivgr.policy.attention import use_tree_attention
-from ivgr.policy.load import Pretrained
+from ivgr.policy.load import TINY, Pretrained
 from ivgr.query import Group, Query, Rollout
 
 # hidden size, feed-forward size, layers, heads, key-value heads, vocabulary, tied embeddings
@@ -19,13 +19,30 @@ SHAPES = {
     "7b": (3584, 18944, 28, 28, 4, 152064, False),
 }
 WORDS = 1000
+SPECIAL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+# Our torch optimizer, and what the peer calls the same.
+OPTIMIZERS = {"adamw": (torch.optim.AdamW, "adamw_torch"), "sgd": (torch.optim.SGD, "sgd")}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """shape "tiny", "2b" or "7b"; image_tokens an image (after the 2 x 2 merge), one image a
-    query; question and instruction in tokens; group_size rollouts a stream, of response
-    tokens each."""
+    """What is timed.
+
+    Args:
+        shape: "tiny", or "2b" or "7b" of random weights.
+        queries: Queries an iteration, of one image each.
+        image_tokens: Tokens an image, after the 2 x 2 merge.
+        question: Tokens of a question.
+        instruction: Tokens of a stream's instruction.
+        group_size: Rollouts per query and stream.
+        response: Tokens of every response.
+        micro_batch: Queries a micro-batch of the update; 0 takes all at once.
+        checkpointing: Gradient checkpointing, for all contenders.
+        optimizer: "adamw" or "sgd"; two trainers at 7B leave one GPU no room for AdamW's state.
+        cuda_graphs: Launch each decoding step as one CUDA graph.
+        device: Where to run, "cpu" or "cuda".
+        dtype: Weights' dtype.
+    """
 
     shape: str = "tiny"
     queries: int = 1
@@ -34,19 +51,38 @@ class Setting:
     instruction: int = 24
     group_size: int = 5
     response: int = 32
+    micro_batch: int = 0
+    checkpointing: bool = False
+    optimizer: str = "adamw"
+    cuda_graphs: bool = False
     device: str = "cpu"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.shape != "tiny" and self.shape not in SHAPES:
             raise UserError(f"bench --setting.shape is {self.shape!r}, must be tiny, {' or '.join(SHAPES)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"bench --setting.optimizer is {self.optimizer!r}, must be adamw or sgd")
+        if self.micro_batch and self.queries % self.micro_batch:
+            raise UserError(f"bench --setting.micro_batch must divide --setting.queries {self.queries}")
 
 
 def build_model(setting: Setting) -> PreTrainedModel:
-    """The policy, in eval mode, on the setting's device."""
-    dtype, device = getattr(torch, setting.dtype), torch.device(setting.device)
+    """The policy on the setting's device, in eval mode unless it is to checkpoint."""
     if setting.shape == "tiny":
-        return Pretrained("tiny", setting.dtype).load()[0].to(device).eval()
+        model = Pretrained("tiny", setting.dtype).load()[0].to(setting.device)
+    else:
+        model = _random_model(setting)
+        use_tree_attention(model)
+    if setting.checkpointing:
+        model.gradient_checkpointing_enable()
+    return model.train(setting.checkpointing)
+
+
+def _random_model(setting: Setting) -> PreTrainedModel:
+    """Random weights of a real shape; special tokens are the tiny model's, so that its
+    tokenizer serves all shapes."""
+    tiny = AutoConfig.from_pretrained(TINY)
     hidden, feed, layers, heads, kv_heads, vocabulary, tied = SHAPES[setting.shape]
     config = Qwen2VLConfig(
         text_config={
@@ -64,12 +100,13 @@ def build_model(setting: Setting) -> PreTrainedModel:
         },
         vision_config={"hidden_size": hidden},
         tie_word_embeddings=tied,
+        **{name: getattr(tiny, name) for name in SPECIAL},
     )
     torch.manual_seed(0)
-    with torch.device(device):
-        model = Qwen2VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
-    use_tree_attention(model)
-    return model.eval()
+    with torch.device(setting.device):
+        return Qwen2VLForConditionalGeneration._from_config(
+            config, dtype=getattr(torch, setting.dtype), attn_implementation="sdpa"
+        )
 
 
 def build_queries(setting: Setting, model: PreTrainedModel, rollouts: bool, seed: int = 0) -> list[Query]:
@@ -86,7 +123,7 @@ def _build_query(setting: Setting, model, generator: torch.Generator, rollouts: 
         zeros = torch.zeros(setting.response)
         return Rollout(words(setting.response), zeros, zeros, "", False, advantage=1.0)
 
-    config, height, width = model.config, *_merged_grid(setting.image_tokens)
+    config, height, width = model.config, *merged_grid(setting.image_tokens)
     image = [
         config.vision_start_token_id,
         *[config.image_token_id] * setting.image_tokens,
@@ -107,7 +144,7 @@ def _build_query(setting: Setting, model, generator: torch.Generator, rollouts: 
     )
 
 
-def _merged_grid(tokens: int) -> tuple[int, int]:
+def merged_grid(tokens: int) -> tuple[int, int]:
     """The most square rows x columns of so many image tokens."""
     rows = next(rows for rows in range(int(tokens**0.5), 0, -1) if tokens % rows == 0)
     return rows, tokens // rows

@@ -1,16 +1,16 @@
 """`ivgr bench step`: a whole iteration on the tiny world, against TRL's on the same model,
 prompts, group sizes and response length, turn about in one process."""
 
-import copy
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 
 from PIL import Image
-from transformers import ProcessorMixin
+from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from ivgr.bench.measure import Clock, Measurement
 from ivgr.bench.peer import train_trl
-from ivgr.bench.phases import build_iteration
-from ivgr.bench.setting import Setting
+from ivgr.bench.phases import build_iteration, count_tokens
+from ivgr.bench.setting import Setting, merged_grid
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.data.sample import Sample
@@ -20,59 +20,68 @@ from ivgr.query import Query
 from ivgr.tree import tree_length
 from ivgr.world.write import World, draw_samples, encode_jpeg
 
-LONG = (896, 448)  # 32 x 16 merged patches of 28 pixels: 512 image tokens
-SHORT = (140, 140)  # 5 x 5
+PATCH = 28  # pixels to an image token
 
 
-def step_figures(setting: Setting, long: bool, repeats: int) -> dict[str, Measurement]:
+def step_figures(setting: Setting, repeats: int) -> dict[str, Measurement]:
     """An iteration of `setting.queries` paired queries each way."""
-    processor = _processor()
+    processor = _processor(setting)
     # The peer needs prompts of one length, so both streams get the same instruction.
     prompts = Prompts(textual=Prompts().grounded)
-    samples = _samples(processor, prompts, setting.queries, LONG if long else SHORT)
+    samples = _samples(processor, prompts, setting)
     iteration = build_iteration(setting)
-    peer_policy = copy.deepcopy(iteration.policy)
-    iteration.policy.generation_config.eos_token_id = []
-    encoder = QueryEncoder(processor, iteration.policy.config.model_type, prompts)
-    clocks = {"tree": Clock(iteration.policy), "trl": Clock(peer_policy)}
+    policy = iteration.policy
+    encoder = QueryEncoder(processor, policy.config.model_type, prompts)
+    if setting.micro_batch:
+        responses = 2 * setting.group_size * setting.response
+        iteration.token_budget = setting.micro_batch * (tree_length(encoder(samples[0])) + responses)
     tokens = {}
 
     def ours() -> None:
-        queries = [encoder(sample) for sample in samples]
         with clocks["tree"].running():
+            queries = [encoder(sample) for sample in samples]
             iteration.run(queries, seed=0)
-        rows = sum(len(q.prefix) + len(q.groups[0].instruction) + setting.response for q in queries)
-        tokens.update(tree=sum(map(tree_length, queries)), trl=rows * 2 * setting.group_size)
+        clocks["tree"].rollouts.append(iteration.seconds["rollout"])
+        tokens.update(tree=count_tokens(queries, "tree"), trl=count_tokens(queries, "rows"))
 
     chats = [
         (sample.open_images()[0], f"{sample.question}\n{prompts.instruction(stream)}")
         for sample in samples
         for stream in (GROUNDED, TEXTUAL)
     ]
-    train_trl(peer_policy, processor, chats, setting, clocks["trl"], ours, repeats + 1)
+    with TemporaryDirectory() as folder:
+        policy.save_pretrained(folder)
+        peer_policy = AutoModelForImageTextToText.from_pretrained(folder, dtype=policy.dtype)
+        policy.generation_config.eos_token_id = []
+        clocks = {"tree": Clock(policy), "trl": Clock(peer_policy)}
+        train_trl(peer_policy.to(policy.device), processor, chats, setting, clocks["trl"], ours, repeats + 1)
     return {name: clock.measurement(tokens[name]) for name, clock in clocks.items()}
 
 
-def _processor() -> ProcessorMixin:
+def _processor(setting: Setting) -> ProcessorMixin:
     processor = Pretrained("tiny").load()[1]
-    processor.image_processor.size["longest_edge"] = LONG[0] * LONG[1]
+    processor.image_processor.size["longest_edge"] = setting.image_tokens * PATCH**2
     return processor
 
 
-def _samples(processor, prompts: Prompts, count: int, size: tuple[int, int]) -> list[Sample]:
-    """Paired samples whose images are `size` and whose prompts are all of one length."""
+def _samples(processor: ProcessorMixin, prompts: Prompts, setting: Setting) -> list[Sample]:
+    """Paired samples whose images are of `setting.image_tokens` and whose prompts are all of
+    one length."""
     encoder = QueryEncoder(processor, "qwen2_vl", prompts)
+    height, width = merged_grid(setting.image_tokens)
     found: dict[int, list[Sample]] = {}
-    for sample in draw_samples(World("train", 40 * count)):
+    for sample in draw_samples(World("train", 40 * setting.queries)):
         if sample.kind != "paired":
             continue
-        image = sample.open_images()[0].resize(size, Image.Resampling.BICUBIC)
+        image = sample.open_images()[0].resize((width * PATCH, height * PATCH), Image.Resampling.BICUBIC)
         sample = replace(sample, images=(encode_jpeg(image),))
         alike = found.setdefault(_prompt_length(encoder(sample)), [])
         alike.append(sample)
-        if len(alike) == count:
+        if len(alike) == setting.queries:
             return alike
-    raise UserError(f"bench step: no {count} prompts of one length; ask for fewer --setting.queries")
+    raise UserError(
+        f"bench step: no {setting.queries} prompts of one length; ask for fewer --setting.queries"
+    )
 
 
 def _prompt_length(query: Query) -> int:

@@ -69,8 +69,9 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Task:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> Task:
-    """Every thing with its box, row by row: the perception lesson of the cold start."""
-    order = sorted(scene.things, key=lambda thing: (thing.row, thing.column))
+    """Every thing with its box: the perception lesson of the cold start. The order is random,
+    so that a box can be found only by the name before it."""
+    order = [scene.things[i] for i in rng.permutation(len(scene.things))]
     named = {thing.name: thing for thing in order}
     return _paired(scene, "Describe every object.", str(len(order)), named, [])
 
