@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -36,12 +37,20 @@ class Chunked:
     def empty_rows(self) -> torch.Tensor:
         return self.hidden.new_empty(8, len(self.ids), dtype=torch.float32)
 
+    @cached_property
+    def _room(self) -> torch.Tensor:
+        """For one chunk's logits of policy and reference, used again for every chunk."""
+        count = 1 if self.ref_hidden is None else 2
+        rows = min(self.size, len(self.ids))
+        return self.hidden.new_empty(count, rows, len(self.weight), dtype=self.dtype)
+
     def logits(self, chunk: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The policy's (n, V), and the reference's where there is one."""
-        logits = _project(self.hidden[chunk], self.weight, self.bias, self.dtype)
+        """The policy's (n, V), and the reference's where there is one; valid until the next
+        chunk's."""
+        logits = _project(self.hidden[chunk], self.weight, self.bias, self._room[0])
         if self.ref_hidden is None:
             return logits, None
-        return logits, _project(self.ref_hidden[chunk], self.ref_weight, self.ref_bias, self.dtype)
+        return logits, _project(self.ref_hidden[chunk], self.ref_weight, self.ref_bias, self._room[1])
 
     def statistics(self, chunk: slice, logits: torch.Tensor, ref_logits: torch.Tensor | None) -> torch.Tensor:
         """(8, n), see `rows_torch.row_statistics`."""
@@ -89,14 +98,15 @@ class HeadGradients:
         return [gradient for gradient in (self.hidden, self.weight, self.bias) if gradient is not None]
 
 
-def _project(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype):
-    """hidden @ weight.T + bias, in `dtype`."""
-    if dtype == hidden.dtype:
-        logits = torch.mm(hidden, weight.T)
+def _project(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, room: torch.Tensor):
+    """hidden @ weight.T + bias, in the dtype of `room` and at its beginning."""
+    logits = room[: len(hidden)]
+    if logits.dtype == hidden.dtype:
+        torch.mm(hidden, weight.T, out=logits)
     elif hidden.is_cuda:
-        logits = torch.mm(hidden, weight.T, out_dtype=dtype)
+        torch.mm(hidden, weight.T, out_dtype=logits.dtype, out=logits)
     else:
-        logits = torch.mm(hidden.to(dtype), weight.T.to(dtype))
+        torch.mm(hidden.to(logits.dtype), weight.T.to(logits.dtype), out=logits)
     return logits if bias is None else logits.add_(bias)
 
 

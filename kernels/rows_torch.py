@@ -26,15 +26,21 @@ def row_statistics(
     """
     token = ids.clamp(min=0)[:, None]
     rows = logits.new_zeros(8, len(ids), dtype=torch.float32)
-    log_p, rows[4], rows[5] = _log_softmax(logits, scale)
-    rows[0] = log_p.gather(1, token)[:, 0]
+    x, rows[4] = _below_maximum(logits, scale)
+    chosen = x.gather(1, token)[:, 0]
+    p = x.exp() if ref_logits is not None or entropy else x.exp_()
+    rows[5] = p.sum(-1).log()
+    rows[0] = chosen - rows[5]
     if ref_logits is not None or entropy:
+        log_p = x.sub_(rows[5, :, None])
         p = log_p.exp()
         log_p.masked_fill_(p == 0, 0)
     if entropy:
         rows[3] = -(p * log_p).sum(-1)
     if ref_logits is not None:
-        log_r, rows[6], rows[7] = _log_softmax(ref_logits, scale)
+        x, rows[6] = _below_maximum(ref_logits, scale)
+        rows[7] = x.exp().sum(-1).log()
+        log_r = x.sub_(rows[7, :, None])
         rows[1] = log_r.gather(1, token)[:, 0]
         rows[2] = (log_p - log_r.masked_fill_(p == 0, 0)).mul_(p).sum(-1)
     rows[:4] = torch.where(ids >= 0, rows[:4], 0.0)
@@ -54,29 +60,39 @@ def row_gradient(
     """Writes the gradient of the logits into `out` (N, V), any float dtype, which may be
     `logits` itself. `rows` (8, N) is what `row_statistics` gave, `grad` (8, N) its upstream
     gradient, of which log-prob, KL and entropy count."""
-    g_logp, _, g_kl, g_entropy = grad[:4, :, None].unbind()
-    log_p = _normalised(logits, scale, rows[4], rows[5])
-    p = log_p.exp()
+    g_logp, _, g_kl, g_entropy = (grad[:4, :, None] * scale).unbind()
+    work = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    log_p = _normalised(logits, scale, rows[4], rows[5], work)
     slope = -g_logp
-    if ref_logits is not None or entropy:
+    if ref_logits is None and not entropy:
+        p = log_p.exp_()
+    else:
+        p = log_p.exp()
         log_p.masked_fill_(p == 0, 0)
+    if entropy:
+        slope = slope - g_entropy * (log_p + rows[3, :, None])
     if ref_logits is not None:
         log_r = _normalised(ref_logits, scale, rows[6], rows[7]).masked_fill_(p == 0, 0)
         slope = slope + g_kl * (log_p - log_r - rows[2, :, None])
-    if entropy:
-        slope = slope - g_entropy * (log_p + rows[3, :, None])
     gradient = p.mul_(slope).scatter_add_(1, ids.clamp(min=0)[:, None], g_logp)
-    out.copy_(gradient.mul_(scale).masked_fill_(ids[:, None] < 0, 0))
+    gradient[ids < 0] = 0
+    if gradient is not out:
+        out.copy_(gradient)
 
 
-def _log_softmax(logits: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """log softmax(logits * scale) (N, V), the rows' maxima (N,) and the log of their sums of
-    exp above the maximum (N,)."""
-    x = logits.float() * scale
+def _below_maximum(logits: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits * scale less its row's maximum (N, V), and the maxima (N,)."""
+    x = logits.float() if scale == 1 else logits.float() * scale
     top = x.amax(-1)
-    log_sum = x.sub_(top[:, None]).exp().sum(-1).log()
-    return x.sub_(log_sum[:, None]), top, log_sum
+    return x - top[:, None] if x is logits else x.sub_(top[:, None]), top
 
 
-def _normalised(logits: torch.Tensor, scale: float, top: torch.Tensor, log_sum: torch.Tensor) -> torch.Tensor:
-    return (logits.float() * scale).sub_(top[:, None]).sub_(log_sum[:, None])
+def _normalised(
+    logits: torch.Tensor,
+    scale: float,
+    top: torch.Tensor,
+    log_sum: torch.Tensor,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """log softmax(logits * scale) (N, V), into `out` where there is one."""
+    return torch.mul(logits.float(), scale, out=out).sub_(top[:, None]).sub_(log_sum[:, None])
