@@ -12,10 +12,10 @@ from ivgr.bench.kernels import Ceiling, Figure
 def print_kernels(ceiling: Ceiling, figures: list[Figure]) -> None:
     """One row a case and road; the share is that of the ceiling which binds the case."""
     print(f"measured ceilings: copy {ceiling.copy / 1e9:.1f} GB/s, GEMM {ceiling.gemm / 1e12:.3f} TFLOP/s")
-    table = Table("case", "road", "ms", "rate", "× floor", "share", "extra MiB")
+    table = Table("case", "road", "ms", "rate", "× floor", "share", "MiB", box=None, padding=(0, 1))
     for figure in figures:
         linear = figure.case.startswith("linear")
-        work, unit = (figure.flops / 1e12, "TFLOP/s") if linear else (figure.bytes / 1e9, "GB/s")
+        work, unit = (figure.flops / 1e9, "GFLOP/s") if linear else (figure.bytes / 1e9, "GB/s")
         table.add_row(
             figure.case,
             figure.road,
