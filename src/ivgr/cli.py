@@ -29,6 +29,8 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr validate --config FILE   held-out figures of a policy, both streams, greedy
   ivgr synth DIR --split train --count N
                                 draw shards of the tiny world
+  ivgr pack SRC DST             turn parquet, JSON, JSONL, COCO or CSV rows and their images into shards
+  ivgr inspect SHARDS           count them, and draw their boxes and questions on a contact sheet
   ivgr archive show CKPT        print the rollout archive of a checkpoint
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
