@@ -88,16 +88,14 @@ def _pack(
         packer.pack(mix_kinds(sources, kind_of, counts))
 
 
-def _setting(
-    sources: list[Path], image_dir: Path | None, name: str, per_shard: int, most_pixels: int
-) -> dict:
+def _setting(sources: list[Path], image_dir: Path | None, target: Target, most_pixels: int) -> dict:
     """What the shards depend on."""
     stats = [(path.name, path.stat()) for path in sources]
     return {
         "source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         "--image_dir": str(image_dir and image_dir.absolute()),
-        "--name": name,
-        "--per_shard": per_shard,
+        "--name": target.name,
+        "--per_shard": target.per_shard,
         "--most_pixels": most_pixels,
         "version of the packing": VERSION,
     }
@@ -113,7 +111,7 @@ def _prepare(target: Target, overwrite: bool) -> None:
             path.unlink(missing_ok=True)
     elif shards and not (target.folder / JOURNAL).exists():
         raise UserError(
-            f"{target.folder}: holds shards that no pack wrote, such as {shards[0].name}; choose another folder"
+            f"{target.folder}: {shards[0].name} there was written by no pack; choose another folder"
         )
 
 

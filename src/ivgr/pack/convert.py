@@ -106,7 +106,8 @@ def _check_of(row: dict, fields: dict) -> tuple[str, str]:
 
 
 def _letter_of(answer: str, options: dict[str, str]) -> str:
-    named = [letter for letter, text in options.items() if text.casefold() == answer.strip().casefold()]
+    said = answer.strip().casefold()
+    named = [letter for letter, text in options.items() if str(text).casefold() == said]
     written = _LETTER.fullmatch(answer.strip())
     letter = named[0] if named else written.group(1) if written else ""
     return letter if letter in options else ""

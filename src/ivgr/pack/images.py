@@ -78,8 +78,9 @@ def _fit(data: bytes, kind: str, image: Image.Image, most_pixels: int) -> Fitted
 def shrunk_size(width: int, height: int, most_pixels: int) -> tuple[int, int]:
     """The largest size of (nearly) the same shape with at most `most_pixels`."""
     factor = math.sqrt(most_pixels / (width * height))
-    small = max(1, int(width * factor)), max(1, int(height * factor))
-    return min(small[0], most_pixels // small[1]), small[1]
+    small = max(1, int(width * factor))
+    low = max(1, min(int(height * factor), most_pixels // small))
+    return min(small, most_pixels // low), low
 
 
 def _encode(image: Image.Image, kind: str) -> bytes:

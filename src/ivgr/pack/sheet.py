@@ -57,12 +57,13 @@ def _draw(image: Image.Image, size: tuple[int, int], boxes: list, labels: tuple[
     pen = ImageDraw.Draw(picture)
     for index, box in enumerate(boxes):
         color = COLORS[index % len(COLORS)]
-        corner = (box[0] * x, box[1] * y)
-        pen.rectangle(
-            (*corner, max(box[2] * x - 1, corner[0]), max(box[3] * y - 1, corner[1])), None, color, 2
-        )
+        x1, y1, x2, y2 = box[0] * x, box[1] * y, box[2] * x - 1, box[3] * y - 1
+        outline = (x1, y1, max(x2, x1), max(y2, y1))
+        pen.rectangle(outline, None, "white", 4)
+        pen.rectangle(outline, None, color, 2)
         if labels:
-            pen.text((corner[0] + 3, corner[1] + 1), labels[index], color, ImageFont.load_default(TEXT))
+            font = ImageFont.load_default(TEXT)
+            pen.text((x1 + 4, y1 + 2), labels[index], color, font, stroke_width=2, stroke_fill="white")
     return picture
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import read_shards
@@ -21,7 +22,8 @@ SIDES = (64, 128, 256, 512, 1024, 2048, 4096)
 SHARES = (0.1, 1, 3, 10, 30, 100)
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
-BAR = 40
+BAR = 32
+MOST_VALUES = 20
 
 
 @dataclass
@@ -69,22 +71,23 @@ class Survey:
             self.shares.add(100 * (x2 - x1) * (y2 - y1) / (sizes[0][0] * sizes[0][1]))
 
     def tables(self) -> Group:
-        return Group(
-            self._shard_table(), *map(self._value_table, self.values), self.sides.table(), self.shares.table()
-        )
+        values = map(self._value_table, self.values)
+        return Group(self._shard_table(), *values, self.sides.table(), self.shares.table())
 
     def _shard_table(self) -> Table:
         table = Table("shard", "samples", "paired", "single")
         for name, kinds in self.shards.items():
-            table.add_row(name, *map(str, (kinds.total(), kinds["paired"], kinds["single"])))
+            table.add_row(Text(name), *map(str, (kinds.total(), kinds["paired"], kinds["single"])))
         everything = sum(self.shards.values(), Counter())
         table.add_row("all", *map(str, (everything.total(), everything["paired"], everything["single"])))
         return table
 
     def _value_table(self, name: str) -> Table:
         table = Table(name, "samples", box=None)
-        for value, count in self.values[name].most_common():
-            table.add_row(value, str(count))
+        for value, count in self.values[name].most_common(MOST_VALUES):
+            table.add_row(Text(value), str(count))
+        if len(self.values[name]) > MOST_VALUES:
+            table.add_row(f"{len(self.values[name]) - MOST_VALUES} others", "")
         return table
 
 
