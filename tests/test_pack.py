@@ -300,22 +300,8 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
-NAMES = [
-    *[
-        "id",
-        "question",
-        "problem",
-        "answer",
-        "image",
-        "images",
-        "boxes",
-        "target_instances",
-        "kind",
-        "check",
-        "labels",
-    ]
-]
-NAMES += ["options", "reasoning", "source", "datasource", "question_type"]
+NAMES = ("id", "question", "problem", "answer", "image", "images", "boxes", "target_instances", "kind")
+NAMES += ("check", "labels", "options", "reasoning", "source", "datasource", "question_type")
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), json_values, max_size=4))

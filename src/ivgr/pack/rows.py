@@ -133,18 +133,21 @@ def _read_json(path: Path, light: bool) -> Iterator[Row]:
 def _elements(file) -> Iterator[object]:
     """The elements of the array in `file`, a chunk of text in memory at a time."""
     decoder = json.JSONDecoder()
-    text, at = file.read(CHUNK), 0
-    at = _SPACE.match(text, text.index("[") + 1).end()
-    while text[at : at + 1] != "]":
+    text = file.read(CHUNK)
+    at, comma = text.index("[") + 1, False
+    while True:
+        at = _SPACE.match(text, at).end()
+        if text[at : at + 1] == "]" and not comma:
+            break
         try:
             element, end = decoder.raw_decode(text, at)
             end = _SPACE.match(text, end).end()
-            whole = text[end : end + 1] in ("]", ",")
         except json.JSONDecodeError:
-            whole = False
-        if whole:
+            end = len(text)
+        if text[end : end + 1] and text[end] in ",]":
             yield element
-            at = _SPACE.match(text, end + (text[end] == ",")).end()
+            comma = text[end] == ","
+            at = end + comma
             continue
         more = file.read(max(CHUNK, len(text) - at))
         if not more or len(text) - at > LONGEST:
