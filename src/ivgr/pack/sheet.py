@@ -77,10 +77,10 @@ def _caption(sample: Sample, query: Query | None, size: tuple[int, int]) -> list
     lines = [f"{sample.id}", f"{sample.kind}, {sample.check}, {sample.source or 'no source'}"]
     lines += [f"Q: {sample.question}", f"A: {sample.answer}"]
     written = query.boxes if query else sample.boxes
-    where = f"as the model reads {size[0]} x {size[1]}" if query else f"pixels of {size[0]} x {size[1]}"
+    width, height = (query.frame.width, query.frame.height) if query else size
     if written:
         numbers = " ".join(f"[{','.join(f'{c:.0f}' for c in box)}]" for box in written)
-        lines.append(f"{numbers} ({where})")
+        lines.append(f"{numbers} in {width:.0f} x {height:.0f}, image of {size[0]} x {size[1]}")
     return lines
 
 
