@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ from ivgr.data.sizes import read_sizes
 from ivgr.pack.admit import admit_row, clip_box, content_id
 from ivgr.pack.convert import Draft, Rejected
 from ivgr.pack.images import MOST_PIXELS, fit_image, shrunk_size
+from ivgr.pack.journal import Journal
 from ivgr.pack.rows import Row, read_rows
 
 
@@ -174,6 +176,26 @@ def test_two_packs_do_not_share_a_folder(published, packed, tmp_path, capsys):
     (tmp_path / "own-000000.tar").touch()
     assert pack(published[0] / "rows.parquet", tmp_path) == 2
     assert "own-000000.tar" in capsys.readouterr().err
+
+
+def test_a_second_pack_at_the_same_time_is_refused(published, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with closing(Journal(tmp_path / "out", {})):
+        assert pack(published[0] / "rows.parquet", tmp_path / "out") == 2
+    assert "another pack" in capsys.readouterr().err
+
+
+def test_a_broken_journal_is_named(published, tmp_path, capsys):
+    (tmp_path / "pack.sqlite").write_bytes(b"no journal" * 100)
+    assert pack(published[0] / "rows.parquet", tmp_path) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert pack(published[0] / "rows.parquet", tmp_path, "--overwrite") == 0
+
+
+def test_help_names_formats_and_columns(capsys):
+    assert pack("--help", "") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "id,question,answer,image,boxes,kind,check,labels" in said and "COCO" in said
 
 
 def test_overwrite_starts_anew(published, packed, tmp_path):

@@ -133,7 +133,8 @@ def main(args: list[str] | None = None) -> None:
         if not words or words[0] in ("-h", "--help", "help"):
             print(HELP)
         elif words[0] in TOOLS:
-            auto_cli(TOOLS[words[0]], args=words[1:], prog=f"ivgr {words[0]}", parser_class=Parser)
+            tool, prog = TOOLS[words[0]], f"ivgr {words[0]}"
+            auto_cli(tool, args=words[1:], prog=prog, parser_class=Parser, description=None)
         else:
             run_lightning(args)
     except Exception as error:

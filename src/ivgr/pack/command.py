@@ -44,14 +44,14 @@ def pack(
 ) -> None:
     """Pack rows of another format into shards; killed, the same command goes on.
 
-    Reads .parquet (rows as iVGR publishes them, or with images inside), .jsonl and .json of the
-    same rows or of the fields of a sample, .json in COCO's form (questions are made up from the
-    boxes) and .csv with the columns id,question,answer,image,boxes,kind,check,labels (boxes and
-    labels as JSON lists; question and answer are needed). Rows that cannot be used are listed in
-    TARGET/rejected.jsonl, and the exit code is 1.
+    Rows that cannot be used are listed in TARGET/rejected.jsonl, and the exit code is 1.
 
     Args:
-        source: A file of rows, or a folder of them.
+        source: A file of rows, or a folder of them. .parquet: rows as iVGR publishes them, or with
+            images inside; .jsonl or .json: the same rows, or the fields of a sample; .json in
+            COCO's form: questions are made up from the boxes; .csv: the columns
+            id,question,answer,image,boxes,kind,check,labels, of which question and answer are
+            needed, boxes and labels as JSON lists. Boxes are pixels of the upright image.
         target: Where the shards go, as NAME-000000.tar, …
         image_dir: Folder or tar(.gz) in which image paths start; the source's folder by default.
         name: Name of the shards.

@@ -29,15 +29,18 @@ class Journal:
 
     def __init__(self, folder: Path, setting: dict) -> None:
         self.path = folder / NAME
+        self.db = sqlite3.connect(self.path, timeout=1)
         try:
             self._open(setting)
+        except UserError:
+            self.db.close()
+            raise
         except sqlite3.OperationalError as error:
             raise UserError(f"{self.path}: {error}; is another pack writing into this folder?") from error
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self.path}: no journal of a pack ({error}); pass --overwrite") from error
 
     def _open(self, setting: dict) -> None:
-        self.db = sqlite3.connect(self.path, timeout=1)
         self.db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self.db.execute("BEGIN EXCLUSIVE")
         for table in _TABLES:

@@ -120,7 +120,9 @@ def _read_json(path: Path, light: bool) -> Iterator[Row]:
                 return
             content = json.load(file)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not valid JSON ({error}); fetch or write it anew") from error
+            raise UserError(
+                f"{path}: not valid JSON ({error}); mend it, or call it .jsonl if it is a row a line"
+            ) from error
     if not is_coco(content):
         raise UserError(
             f'{path}: neither an array of rows nor COCO ("images", "annotations", "categories"); '
