@@ -13,11 +13,11 @@ import pytest
 from conftest import encode_image, make_sample
 from hypothesis import given
 from hypothesis import strategies as st
+from packing import pack, samples
 from PIL import Image, ImageOps
 from published import write_published
 from rich.console import Console
 from test_cli import TINY, fails
-from test_pack import pack, samples
 from transformers import AutoProcessor
 
 from ivgr.cli import main

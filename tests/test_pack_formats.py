@@ -1,11 +1,9 @@
-"""The same rows from every format are the same samples; COCO's questions have computable answers."""
+"""The same rows from every format are the same samples; broken files and rows are named."""
 
 import csv
 import io
 import json
-import random
 import tarfile
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,12 +12,11 @@ import pytest
 from conftest import jpeg
 from hypothesis import given
 from hypothesis import strategies as st
+from packing import pack, rejected, samples
 from published import BY_HAND, PHOTOS, write_published
-from test_pack import admit, pack, rejected, samples
 
 from ivgr.errors import UserError
 from ivgr.pack import rows as rows_module
-from ivgr.pack.convert import Rejected, convert_row, kind_of, place_markers, read_options
 from ivgr.pack.rows import read_rows
 
 LIGHT = [
@@ -224,170 +221,3 @@ def test_a_broken_array_is_refused(tmp_path, text):
     (tmp_path / "rows.json").write_text(text)
     with pytest.raises(UserError, match="rows.json"):
         list(read_rows([tmp_path / "rows.json"]))
-
-
-@pytest.mark.parametrize(
-    ("question", "images", "placed"),
-    [
-        ("<image>\nWhat?", 1, "What?"),
-        ("What?\n<image>", 1, "What?"),
-        ("<image><image>\n\nCompare.", 2, "Compare."),
-        ("Compare <image> with <image>.", 2, "Compare image 1 with image 2."),
-        ("<image> Is it as in <image>?", 2, "Is it as in image 2?"),
-        ("What?", 2, "What?"),
-        ("What?", 0, "What?"),
-    ],
-)
-def test_image_markers(question, images, placed):
-    assert place_markers(question, images) == placed
-
-
-@pytest.mark.parametrize(("question", "images"), [("<image> a", 0), ("<image> a", 2)])
-def test_markers_that_do_not_fit_the_images(question, images):
-    with pytest.raises(Rejected, match="image markers"):
-        place_markers(question, images)
-
-
-@pytest.mark.parametrize("layout", ["{q}\nA. a dog\nB. a cat\nC. 3.5 m", "{q} (A) a dog (B) a cat (C) 3.5 m"])
-def test_options_are_read_off_the_question(layout):
-    assert read_options(layout.format(q="What is it?")) == {"A": "a dog", "B": "a cat", "C": "3.5 m"}
-
-
-@pytest.mark.parametrize("question", ["Is A. Smith here?", "B. one\nC. two", "A. one\nC. three", "What?"])
-def test_no_options_are_made_up(question):
-    assert read_options(question) == {}
-
-
-OPTIONS = "What?\nA. a dog\nB. a cat"
-
-
-@pytest.mark.parametrize(
-    ("row", "check", "answer"),
-    [
-        ({"problem": OPTIONS, "answer": "B"}, "choice", "B"),
-        ({"problem": OPTIONS, "answer": "(B)"}, "choice", "B"),
-        ({"problem": OPTIONS, "answer": "B. a cat"}, "choice", "B"),
-        ({"problem": OPTIONS, "answer": "A cat"}, "choice", "B"),
-        ({"problem": OPTIONS, "answer": "a bird"}, "text", "a bird"),
-        ({"problem": "What?", "answer": "B"}, "text", "B"),
-        ({"problem": "x?", "answer": "\\frac{1}{2}", "question_type": "math"}, "math", "\\frac{1}{2}"),
-        ({"problem": "x?", "answer": "yes", "question_type": "math"}, "text", "yes"),
-        ({"problem": "x?", "answer": "3", "datasource": "ours_mmk12"}, "math", "3"),
-        ({"problem": "x?", "answer": "1,250.5%", "question_type": "chart_analysis"}, "math", "1,250.5%"),
-        ({"problem": "x?", "answer": "2005-2010", "question_type": "chart_analysis"}, "text", "2005-2010"),
-        ({"problem": "x?", "answer": "3", "question_type": "general_vqa"}, "text", "3"),
-        ({"question": "x?", "answer": 3, "check": "math"}, "math", "3"),
-        ({"question": "x?", "answer": "dog", "options": ["cat", "dog"]}, "choice", "B"),
-    ],
-)
-def test_the_check_follows_from_the_row(row, check, answer):
-    fields = convert_row(row).fields
-    assert (fields["check"], fields["answer"]) == (check, answer)
-
-
-OURS = ("arxivqa", "mmk12", "thinklite", "tqa", "virl", "wemath_pro", "wemath_std", "docqa", "infoqa")
-
-
-@pytest.mark.parametrize("source", OURS)
-def test_published_sources_without_boxes_are_single(source):
-    assert kind_of({"datasource": f"ours_{source}", "target_instances": []}) == "single"
-
-
-def test_the_kind_follows_from_the_row():
-    box = [{"bbox": [0, 0, 1, 1]}]
-    assert kind_of({"datasource": "treevgr", "target_instances": []}) == "paired"
-    assert kind_of({"datasource": "other", "target_instances": box}) == "paired"
-    assert kind_of({"datasource": "other"}) == "single"
-    assert kind_of({"kind": "single", "boxes": [[0, 0, 1, 1]]}) == "single"
-
-
-def test_several_images_keep_their_order(tmp_path):
-    for index, color in enumerate([(250, 0, 0), (0, 250, 0)]):
-        (tmp_path / f"{index}.jpg").write_bytes(jpeg(color, (64, 64)))
-    row = {"question": "<image><image>Which?", "answer": "1", "images": ["1.jpg", "0.jpg"]}
-    verdict = admit(tmp_path, **row, boxes=[[0, 0, 9, 9]])
-    assert verdict.sample.images == tuple((tmp_path / f"{i}.jpg").read_bytes() for i in (1, 0))
-
-
-def coco(tmp_path, count=30):
-    """Squares of three categories on 200 x 100 images, and the truth about them by image and name."""
-    rng = random.Random(0)
-    names = {1: "cat", 2: "dog", 7: "traffic light"}
-    images, annotations, truth = [], [], {}
-    for key in range(count):
-        name = f"{key:04d}.jpg"
-        (tmp_path / name).write_bytes(jpeg((key, 9, 9), (200, 100)))
-        images.append({"id": key, "file_name": name, "width": 200, "height": 100})
-        for category in names:
-            for _ in range(rng.choice([0, 1, 1, 3])):
-                box = [rng.randrange(150), rng.randrange(60), rng.randrange(5, 50), rng.randrange(5, 40)]
-                entry = {"id": len(annotations), "image_id": key, "category_id": category, "bbox": box}
-                annotations.append(entry | {"iscrowd": 0})
-                corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
-                truth.setdefault((name, names[category]), []).append(corners)
-    categories = [{"id": key, "name": name} for key, name in names.items()]
-    return {"images": images, "annotations": annotations, "categories": categories}, truth
-
-
-def test_cocos_questions_are_answered_by_its_boxes(tmp_path):
-    content, truth = coco(tmp_path)
-    (tmp_path / "coco.json").write_text(json.dumps(content))
-    assert pack(tmp_path / "coco.json", tmp_path / "out") == 0
-    found = samples(tmp_path / "out")
-    wordings = Counter()
-    for sample in found:
-        name, kind, asked = sample.id.split(":")
-        words = asked.split("+")
-        boxes = [truth.get((name, word), []) for word in words]
-        assert sample.boxes == tuple(box for some in boxes for box in some)
-        assert all(word in sample.question for word in words)
-        wordings[kind, sample.question.replace(words[0], "X").replace(words[-1], "Y")] += 1
-        (x1, y1, x2, y2), *_ = boxes[0] or [(0, 0, 0, 0)]
-        if kind == "where":
-            row, column = sample.answer.split()
-            assert ["upper", "middle", "lower"].index(row) == int((y1 + y2) / 2 / 100 * 3)
-            assert ["left", "center", "right"].index(column) == int((x1 + x2) / 2 / 200 * 3)
-        elif kind == "side":
-            assert len(boxes[0]) == len(boxes[1]) == 1
-            assert x2 <= boxes[1][0][0] if sample.answer == "left" else x1 >= boxes[1][0][2]
-        else:
-            assert sample.answer == {"count": str(len(boxes[0])), "present": "yes", "absent": "no"}[kind]
-            assert (kind == "absent") == (not boxes[0]) == (sample.kind == "single")
-    kinds = {kind for kind, _ in wordings}
-    assert kinds == {"count", "present", "absent", "where", "side"}
-    assert all(len([w for w in wordings if w[0] == kind]) > 1 for kind in kinds)
-
-
-def test_cocos_questions_outlive_filtering(tmp_path):
-    content, _ = coco(tmp_path)
-    (tmp_path / "all.json").write_text(json.dumps(content))
-    kept = {image["id"] for image in content["images"][::3]}
-    half = {
-        "images": [image for image in content["images"] if image["id"] in kept],
-        "annotations": [entry for entry in content["annotations"] if entry["image_id"] in kept],
-        "categories": content["categories"][::-1],
-    }
-    (tmp_path / "half.json").write_text(json.dumps(half))
-    assert (
-        pack(tmp_path / "all.json", tmp_path / "a") == 0 and pack(tmp_path / "half.json", tmp_path / "b") == 0
-    )
-    everything = {sample.id: sample for sample in samples(tmp_path / "a")}
-    some = samples(tmp_path / "b")
-    assert some and all(everything[sample.id] == sample for sample in some)
-
-
-def test_what_coco_does_not_know_is_not_asked(tmp_path):
-    """A crowd or an unusable box leaves the count unknown, and neither is the thing absent."""
-    content, _ = coco(tmp_path, 1)
-    content["annotations"] = [
-        {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 0, 5]},
-        {"id": 2, "image_id": 0, "category_id": 2, "bbox": [1, 1, 9, 9], "iscrowd": 1},
-        {"id": 3, "image_id": 0, "category_id": 9, "bbox": [1, 1, 9, 9]},
-        {"id": 4, "image_id": 5, "category_id": 1, "bbox": [1, 1, 9, 9]},
-        [],
-    ]
-    (tmp_path / "coco.json").write_text(json.dumps(content))
-    assert pack(tmp_path / "coco.json", tmp_path / "out") == 1
-    assert [s.id for s in samples(tmp_path / "out")] == ["0000.jpg:absent:traffic light"]
-    said = [entry["reason"] for entry in rejected(tmp_path / "out")]
-    assert len(said) == 4 and all(word in " ".join(said) for word in ("area", "category_id 9", "image_id 5"))
