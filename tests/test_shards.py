@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_sample
+from conftest import encode_image, make_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import find_shards, read_shards, take_stock, write_shards
@@ -195,3 +196,14 @@ def test_stock_names_a_shard_that_holds_a_file_twice(tmp_path):
         tar.addfile(tarfile.TarInfo(tar.getnames()[0]), io.BytesIO())
     with pytest.raises(UserError, match="train-000000.tar"):
         take_stock([str(shard)])
+
+
+def test_images_are_named_by_what_they_are(tmp_path):
+
+    picture = Image.new("RGB", (8, 8), (10, 200, 30))
+    images = tuple(encode_image(picture, kind) for kind in ("PNG", "JPEG", "WEBP"))
+    [shard] = write_shards(tmp_path, "train", [make_sample(images=images)], 1)
+    with tarfile.open(shard) as tar:
+        assert [name.split(".", 1)[1] for name in tar.getnames()] == ["0.png", "1.jpg", "2.webp", "json"]
+    [entry] = read_shards([str(shard)])
+    assert read_sample(entry).images == images

@@ -29,6 +29,8 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr validate --config FILE   held-out figures of a policy, both streams, greedy
   ivgr synth DIR --split train --count N
                                 draw shards of the tiny world
+  ivgr pack SRC DST             turn parquet, JSON, JSONL, COCO or CSV rows and their images into shards
+  ivgr inspect SHARDS           count them, and draw their boxes and questions on a contact sheet
   ivgr archive show CKPT        print the rollout archive of a checkpoint
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
@@ -131,7 +133,8 @@ def main(args: list[str] | None = None) -> None:
         if not words or words[0] in ("-h", "--help", "help"):
             print(HELP)
         elif words[0] in TOOLS:
-            auto_cli(TOOLS[words[0]], args=words[1:], prog=f"ivgr {words[0]}", parser_class=Parser)
+            tool, prog = TOOLS[words[0]], f"ivgr {words[0]}"
+            auto_cli(tool, args=words[1:], prog=prog, parser_class=Parser, description=None)
         else:
             run_lightning(args)
     except Exception as error:

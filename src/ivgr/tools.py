@@ -8,6 +8,8 @@ from rich.table import Table
 
 from ivgr.bench.command import BENCH
 from ivgr.errors import UserError
+from ivgr.pack.command import pack
+from ivgr.pack.look import inspect
 from ivgr.world.write import World, write_world
 
 
@@ -53,4 +55,4 @@ def show(checkpoint: Path) -> None:
     print(f"{table.row_count} queries in the archive at iteration {state['ivgr']['iteration']}")
 
 
-TOOLS = {"synth": synth, "archive": {"show": show}, "bench": BENCH}
+TOOLS = {"synth": synth, "archive": {"show": show}, "bench": BENCH, "pack": pack, "inspect": inspect}

@@ -10,6 +10,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import braceexpand
@@ -44,29 +45,37 @@ def write_shards(folder: Path, name: str, samples: Iterable[Sample], per_shard: 
     appears under its name only when it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    writer = None
-    for index, sample in enumerate(samples):
-        if index % per_shard == 0:
-            _close(writer, written)
-            written.append(folder / f"{name}-{len(written):06d}.tar")
-            writer = wds.TarWriter(f"{written[-1]}.part", mtime=0, user="ivgr", group="ivgr")
-        writer.write(_entry(f"{index:08d}", sample))
-    _close(writer, written)
+    samples = iter(samples)
+    for sample in samples:
+        path = folder / f"{name}-{len(written):06d}.tar"
+        write_shard(path, chain([sample], islice(samples, per_shard - 1)), len(written) * per_shard)
+        written.append(path)
     return written
 
 
-def _close(writer: wds.TarWriter | None, written: list[Path]) -> None:
-    if writer is not None:
-        writer.close()
-        os.replace(f"{written[-1]}.part", written[-1])
+def write_shard(path: Path, samples: Iterable[Sample], first: int) -> None:
+    """Writes one shard whose keys count from `first`; it appears at `path` only when it is whole."""
+    writer = wds.TarWriter(f"{path}.part", mtime=0, user="ivgr", group="ivgr")
+    for index, sample in enumerate(samples, first):
+        writer.write(_entry(f"{index:08d}", sample))
+    writer.close()
+    os.replace(f"{path}.part", path)
 
 
 def _entry(key: str, sample: Sample) -> dict:
     fields = {name: value for name, value in vars(sample).items() if name != "images" and value}
     entry = {"__key__": key, "json": json.dumps(fields).encode()}
     for index, data in enumerate(sample.images):
-        entry["jpg" if len(sample.images) == 1 else f"{index}.jpg"] = data
+        suffix = _suffix(data)
+        entry[suffix if len(sample.images) == 1 else f"{index}.{suffix}"] = data
     return entry
+
+
+def _suffix(image: bytes) -> str:
+    """By what the first bytes say; jpg where they say nothing."""
+    if image.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "jpg"
 
 
 def read_shards(shards: list[str]) -> Iterator[dict]:

@@ -1,0 +1,63 @@
+"""`ivgr inspect`: tables in the terminal and a contact sheet."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from transformers import AutoConfig, AutoProcessor
+
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.prompts import Prompts
+from ivgr.data.shards import find_shards
+from ivgr.errors import UserError
+from ivgr.pack.sheet import WRITERS, make_tile, write_sheet
+from ivgr.pack.survey import TOKENS, Histogram, survey_shards
+from ivgr.policy.load import TINY
+
+ENCODED = 256
+
+
+def inspect(
+    shards: str, processor: str | None = None, out: Path = Path("sheet.html"), count: int = 24
+) -> None:
+    """Count what shards hold, and draw some of it: the way to see a frame error before training.
+
+    Args:
+        shards: A shard, a folder, a glob or a brace range.
+        processor: "tiny" or a HF directory or id. Boxes are then drawn in that model's frame on
+            the image as its processor resizes it, and prompt lengths are counted.
+        out: Contact sheet, .html (needs no other file) or .png.
+        count: Samples on the sheet, drawn at random.
+    """
+    if out.suffix not in WRITERS or count < 1:
+        raise UserError(f"inspect: --out is {out}, must end in {' or '.join(WRITERS)}; --count must be ≥ 1")
+    encoder = _load_encoder(processor) if processor else None
+    survey = survey_shards(find_shards(shards), max(count, ENCODED if encoder else 0))
+    if not survey.shards:
+        raise UserError(f"inspect: the shards at {shards!r} hold no sample")
+    console = Console()
+    console.print(survey.tables())
+    if encoder:
+        console.print(_prompt_lengths(survey.chosen, encoder).table())
+    write_sheet([make_tile(sample, encoder) for sample in survey.chosen[:count]], out)
+    print(f"{min(count, len(survey.chosen))} samples drawn on {out}")
+
+
+def _load_encoder(path: str) -> QueryEncoder:
+    """As training encodes, but for prompts of any length."""
+    place = TINY if path == "tiny" else path
+    try:
+        processor, config = AutoProcessor.from_pretrained(place), AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"inspect --processor: {path!r} has no processor ({reason[:200]})") from error
+    return QueryEncoder(processor, config.model_type, Prompts(), sys.maxsize)
+
+
+def _prompt_lengths(samples: list, encoder: QueryEncoder) -> Histogram:
+    """Tokens of each sample's longest prompt."""
+    lengths = Histogram(f"tokens of the prompt, {len(samples)} samples", TOKENS)
+    for sample in samples:
+        query = encoder(sample)
+        lengths.add(len(query.prefix) + max(len(group.instruction) for group in query.groups))
+    return lengths

@@ -1,0 +1,65 @@
+"""An image archive (tar, tar.gz, …) → a folder beside the shards.
+
+A compressed tar cannot be entered in the middle, and rows ask for images in their own order;
+so it is unpacked once. A broken-off unpacking goes on after the images that are whole.
+"""
+
+import json
+import os
+import shutil
+import tarfile
+import zlib
+from pathlib import Path
+
+from ivgr.errors import UserError
+
+MARKER = ".unpacked.json"
+
+
+def image_folder(given: Path | None, source: Path, target: Path) -> Path:
+    """The folder in which rows' image paths start: `given`, or where `source` lies; an archive
+    is first unpacked beside `target`. UserError if there is none."""
+    if given is None:
+        return source if source.is_dir() else source.parent
+    if given.is_dir():
+        return given
+    if not given.exists():
+        raise UserError(f"pack --image_dir: no folder or archive at {given}")
+    folder = target.parent / f"{target.name}.images"
+    unpack_archive(given, folder)
+    return folder
+
+
+def unpack_archive(archive: Path, folder: Path) -> None:
+    """Every file of `archive` into `folder`, links and devices left out, unless the marker says
+    that it is done. UserError if the archive is broken or would write outside `folder`."""
+    stat = archive.stat()
+    made_of = {"archive": archive.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns}
+    marker = folder / MARKER
+    if marker.exists():
+        if json.loads(marker.read_text()) == made_of:
+            return
+        raise UserError(f"{folder}: holds images of another archive than {archive}; remove the folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                if member.isreg():
+                    _unpack_member(tar, member, folder)
+    except tarfile.FilterError as error:
+        raise UserError(f"{archive}: {error}; do not use this archive") from error
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{archive}: cannot be unpacked into {folder} ({error}); fetch it anew") from error
+    marker.write_text(json.dumps(made_of))
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Under another name until it is whole; an image that lies there is left."""
+    path = folder / tarfile.data_filter(member, str(folder)).name
+    if path.exists() and path.stat().st_size == member.size:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with tar.extractfile(member) as packed, part.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    os.replace(part, path)
