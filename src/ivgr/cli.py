@@ -30,6 +30,8 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr synth DIR --split train --count N
                                 draw shards of the tiny world
   ivgr archive show CKPT        print the rollout archive of a checkpoint
+  ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
+                                rewritten without boxes
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
 

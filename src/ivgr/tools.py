@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ivgr.bench.command import BENCH
+from ivgr.distill.command import distill
 from ivgr.errors import UserError
 from ivgr.world.write import World, write_world
 
@@ -53,4 +54,4 @@ def show(checkpoint: Path) -> None:
     print(f"{table.row_count} queries in the archive at iteration {state['ivgr']['iteration']}")
 
 
-TOOLS = {"synth": synth, "archive": {"show": show}, "bench": BENCH}
+TOOLS = {"synth": synth, "archive": {"show": show}, "distill": distill, "bench": BENCH}
