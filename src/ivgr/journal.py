@@ -24,14 +24,13 @@ class Journal:
     def __init__(self, folder: Path, name: str, settings: dict) -> None:
         self.path = folder / f"{name}.jsonl"
         marker = folder / f"{name}.json"
-        if marker.exists():
-            self._check(json.loads(marker.read_text()), json.loads(json.dumps(settings)), marker)
-        elif any(folder.glob("*.tar")):
+        if not marker.exists() and any(folder.glob("*.tar")):
             raise UserError(f"{folder}: holds other shards already; choose another folder")
-        else:
-            write_atomically(marker, json.dumps(settings, indent=1).encode())
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         self.rows: list[dict] = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        if self.rows:
+            self._check(json.loads(marker.read_text()), json.loads(json.dumps(settings)), marker)
+        write_atomically(marker, json.dumps(settings, indent=1).encode())
         self.keep(len(self.rows))
 
     def _check(self, saved: dict, settings: dict, marker: Path) -> None:

@@ -73,7 +73,8 @@ class ColdStart(ShardDataModule):
 
     def _order(self) -> dict:
         order = super()._order() | {"data.batch": self.batch}
-        return {name: order[name] for name in order if name not in ("data.prompts", "data.paired_ratio")}
+        apart = ("data.prompts", "data.paired_ratio", "data.workers", "ranks")
+        return {name: value for name, value in order.items() if name not in apart}
 
 
 class DemonstrationStream(IterableDataset):
