@@ -5,6 +5,8 @@ largest R_box is kept for the whole training, and its think text is the referenc
 textual stream is compared with (iVGR, arXiv 2605.31096).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch.distributed as dist
@@ -37,6 +39,16 @@ class Archive:
         """The reference reasoning of the query, None if none has qualified."""
         entry = self.entries.get(query.sample.id)
         return entry.think if entry else None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, what is admitted adds to what is there also without `persistent`: for
+        rollouts that an iteration scores after its first."""
+        persistent, self.persistent = self.persistent, True
+        try:
+            yield
+        finally:
+            self.persistent = persistent
 
     def admit(self, queries: list[Query]) -> None:
         """Enters the scored grounded rollouts of `queries`, those of all ranks alike."""

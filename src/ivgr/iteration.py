@@ -20,6 +20,7 @@ from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
 from ivgr.query import Query
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine
+from ivgr.rollout.resample import resample_flat, without_flat
 from ivgr.tree import Layout, Pack, pack_queries
 from ivgr.watch.metrics import UpdateMetrics, batch_metrics
 
@@ -39,7 +40,9 @@ class Iteration:
     """The phases and what they need.
 
     updates mini-batches an epoch, epochs passes over the iteration's rollouts,
-    token_budget padded tokens a micro-batch, layout "rows" shares no prefix.
+    token_budget padded tokens a micro-batch, layout "rows" shares no prefix; groups whose
+    rewards are all equal are rolled out again up to resample times, and those left leave
+    the update with drop_flat.
     """
 
     policy: PreTrainedModel
@@ -55,19 +58,32 @@ class Iteration:
     epochs: int
     token_budget: int
     layout: Layout = "tree"
+    resample: int = 0
+    drop_flat: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, queries: list[Query], seed: int) -> dict[str, float]:
         """Trains on `queries` once; returns the iteration's metrics by TensorBoard name."""
         with self._timed("rollout"):
-            self.engine.roll_out(self.policy, self.tokenizer, queries, seed)
+            self._roll_out(queries, seed)
         with self._timed("reward"):
-            self.rewards.score(queries, self.judge, self.archive)
-            assign_advantages(queries)
+            self._reward(queries)
+        with self._timed("resample"), self.archive.held():
+            resampled = resample_flat(
+                queries, self.resample, seed, self._roll_out, self._reward, self.stepper.sum_ranks
+            )
+        assign_advantages(queries)
         with self._timed("update"):
-            statistics = self.update(queries)
+            statistics = self.update(without_flat(queries) if self.drop_flat else queries)
         times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
-        return batch_metrics(queries, self.archive, self.seconds["rollout"]) | statistics | times
+        figures = batch_metrics(queries, self.archive, self.seconds["rollout"])
+        return figures | resampled | statistics | times
+
+    def _roll_out(self, queries: list[Query], seed: int) -> None:
+        self.engine.roll_out(self.policy, self.tokenizer, queries, seed)
+
+    def _reward(self, queries: list[Query]) -> None:
+        self.rewards.score(queries, self.judge, self.archive)
 
     def update(self, queries: list[Query]) -> dict[str, float]:
         """Optimizer updates on rolled-out queries with advantages; returns their metrics."""
@@ -78,7 +94,7 @@ class Iteration:
     def _mini_batches(self, queries: list[Query]) -> list[list[Pack]]:
         """Whole queries dealt out in turn: sizes differ by at most one query."""
         dealt = [queries[i :: self.updates] for i in range(self.updates)]
-        return [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt if part]
+        return [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
 
     @torch.no_grad()
     def _score(self, mini_batches: list[list[Pack]]) -> None:
@@ -95,6 +111,8 @@ class Iteration:
         for epoch in range(self.epochs):
             for packs in mini_batches:
                 tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
+                if not tokens:
+                    continue
                 for pack in packs:
                     statistics, loss = self._policy_statistics(pack)
                     self.stepper.backward(statistics.loss / tokens)

@@ -62,7 +62,8 @@ def _archive_metrics(queries: list[Query], archive: Archive) -> dict[str, float]
 
 @dataclass
 class UpdateMetrics:
-    """Token-weighted means over an iteration's updates."""
+    """Token-weighted means over an iteration's updates; only the gradient norm where no token of
+    this rank took part."""
 
     sums: Counter = field(default_factory=Counter)
     tokens: int = 0
@@ -88,12 +89,18 @@ class UpdateMetrics:
             self.mismatch.append((old_logp - pack.rollout_logp).abs())
 
     def compute(self) -> dict[str, float]:
+        norm = {"optim/grad_norm": _mean(self.grad_norms)}
+        if not self.tokens:
+            return norm
         means = {name: total / self.tokens for name, total in self.sums.items()}
-        return means | {
-            "policy/ratio_max": self.ratio_max,
-            "rollout/logp_mismatch": torch.cat(self.mismatch).mean().item(),
-            "optim/grad_norm": _mean(self.grad_norms),
-        }
+        return (
+            means
+            | norm
+            | {
+                "policy/ratio_max": self.ratio_max,
+                "rollout/logp_mismatch": torch.cat(self.mismatch).mean().item(),
+            }
+        )
 
 
 def _mean(values: Sequence[float]) -> float:
