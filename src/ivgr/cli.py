@@ -32,6 +32,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr archive show CKPT        print the rollout archive of a checkpoint
   ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
                                 rewritten without boxes
+  ivgr filter SHARDS DST        keep the samples that a policy answers neither always nor never
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
 

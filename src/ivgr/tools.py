@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ivgr.bench.command import BENCH
+from ivgr.difficulty import filter_shards
 from ivgr.distill.command import distill
 from ivgr.errors import UserError
 from ivgr.world.write import World, write_world
@@ -54,4 +55,10 @@ def show(checkpoint: Path) -> None:
     print(f"{table.row_count} queries in the archive at iteration {state['ivgr']['iteration']}")
 
 
-TOOLS = {"synth": synth, "archive": {"show": show}, "distill": distill, "bench": BENCH}
+TOOLS = {
+    "synth": synth,
+    "archive": {"show": show},
+    "distill": distill,
+    "filter": filter_shards,
+    "bench": BENCH,
+}
