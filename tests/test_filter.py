@@ -1,4 +1,4 @@
-"""The offline filter: pass rates against counting, interrupted and unbroken, on a stub and on the tiny policy."""
+"""The offline filter: pass rates against counting, interrupted and not, of a stub and of the tiny policy."""
 
 import json
 import random
@@ -188,3 +188,4 @@ def test_misuse_is_one_clear_line(world, tmp_path, capsys):
         "0.3",
     ]
     assert "widen the bounds" in fails(capsys, shards, folder, *narrow)
+    assert len(list(read_shards(find_shards(str(folder))))) == 10

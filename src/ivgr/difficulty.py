@@ -88,10 +88,11 @@ def filter_shards(
     if len(journal.rows) < total:
         respond = make_respond(Pretrained(policy, dtype), engine, prompts, stream)
         measure_rates(paths, total, journal, respond, judge, batch, seed)
-    _print_rates([row["rate"] for row in journal.rows], lowest, highest)
-    kept = replace_shards(dst, select(paths, journal.rows, lowest, highest), per_shard)
-    if not kept:
+    rates = [row["rate"] for row in journal.rows]
+    _print_rates(rates, lowest, highest)
+    if not any(lowest <= rate <= highest for rate in rates):
         raise UserError(f"filter: no rate lies in [{lowest}, {highest}]; widen the bounds ({journal.path})")
+    replace_shards(dst, select(paths, journal.rows, lowest, highest), per_shard)
 
 
 def make_respond(source: Pretrained, engine: TransformersEngine, prompts: Prompts, stream: str) -> Respond:
