@@ -115,6 +115,12 @@ def test_equal_rewrites_of_a_chat_model_count_once():
     ]
 
 
+def test_a_server_that_never_answers_stops_the_work():
+    with pytest.raises(UserError, match="not one of 3 requests"):
+        ChatRewriter(Client(lambda *_: "")).rewrite([candidate()], 3, 0)
+    assert ChatRewriter(Client(lambda *_: "")).rewrite([], 3, 0) == []
+
+
 @pytest.mark.parametrize(
     ("reply", "read_as"),
     [

@@ -71,6 +71,13 @@ def test_flat_groups_are_those_whose_rewards_are_all_equal(batch):
     assert rewards_of(without_flat(queries)) == [groups for groups in left if groups]
 
 
+@pytest.mark.parametrize(
+    ("rewards", "flat"), [([1.0, None, 1.0], True), ([1.0, None, 0.0], False), ([None, None], False)]
+)
+def test_unknown_rewards_do_not_make_a_group_vary(rewards, flat):
+    assert bool(flat_groups(make_batch([{"textual": rewards}]))) == flat
+
+
 @given(batches, st.integers(0, 4))
 def test_only_flat_groups_are_rolled_out_again_and_at_most_so_often(batch, rounds):
     queries, dice = make_batch(batch), Dice()

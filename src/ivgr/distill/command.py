@@ -37,6 +37,7 @@ def distill(
     base_url: str | None = None,
     model: str | None = None,
     temperature: float = 0.0,
+    max_tokens: int = 2048,
     batch: int = 64,
     per_shard: int = 500,
 ) -> None:
@@ -60,15 +61,15 @@ def distill(
         base_url: OpenAI-compatible server of the chat rewriter.
         model: Its model name.
         temperature: Its sampling temperature.
+        max_tokens: Its longest reply.
         batch: Rollouts rewritten, judged and saved together.
         per_shard: Demonstrations a shard.
     """
     shares = parse_ratio(ratio)
     if min(k, best, batch, per_shard) < 1:
         raise UserError("distill: --k, --best, --batch and --per_shard must be at least 1")
-    workshop = Workshop(
-        _make_rewriter(rewriter, base_url, model, temperature), judge, k, consistency, seed, batch
-    )
+    writer = _make_rewriter(rewriter, base_url, model, temperature, max_tokens)
+    workshop = Workshop(writer, judge, k, consistency, seed, batch)
     refuse_overlap(shards, dst)
     census = take_census(run, threshold, best)
     candidates = find_candidates(census.best, shards)
@@ -87,7 +88,9 @@ def distill(
     print(f"{written[GROUNDED]} grounded and {written[TEXTUAL]} textual demonstrations in {dst}")
 
 
-def _make_rewriter(name: str, base_url: str | None, model: str | None, temperature: float) -> Rewriter:
+def _make_rewriter(
+    name: str, base_url: str | None, model: str | None, temperature: float, max_tokens: int
+) -> Rewriter:
     if name == "rule":
         return RuleRewriter()
     if base_url is None or model is None:
@@ -96,7 +99,7 @@ def _make_rewriter(name: str, base_url: str | None, model: str | None, temperatu
         )
     from ivgr.judge.client import ChatClient
 
-    return ChatRewriter(ChatClient(base_url, model, temperature=temperature))
+    return ChatRewriter(ChatClient(base_url, model, temperature=temperature, max_tokens=max_tokens))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from ivgr.data.demonstration import write_response
 from ivgr.distill.collect import Candidate
+from ivgr.errors import UserError
 from ivgr.rewards.format import format_reward
 from ivgr.seeding import derive_seed
 from ivgr.world.claims import Claim, read_claims, say_attribute, say_place
@@ -65,7 +66,8 @@ class Client(Protocol):
 
 
 class ChatRewriter:
-    """Has a chat model rewrite.
+    """Has a chat model rewrite; a request without a usable reply is a rewrite less. UserError
+    if none of a call's requests has one.
 
     Args:
         client: Asks it, for example an `ivgr.judge.client.ChatClient`.
@@ -81,6 +83,11 @@ class ChatRewriter:
             for manner in _manners(item, k, seed)
         ]
         replies = self.client.ask(conversations, read_reply)
+        if replies and not any(replies):
+            raise UserError(
+                f"distill: not one of {len(replies)} requests to the chat model had a usable reply; "
+                "check --base_url and --model, then call again to go on"
+            )
         own = [replies[start : start + k] for start in range(0, len(replies), k)]
         return [list(dict.fromkeys(reply for reply in part if reply is not None)) for part in own]
 

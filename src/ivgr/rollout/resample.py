@@ -13,8 +13,8 @@ from ivgr.seeding import derive_seed
 
 
 def is_flat(group: Group) -> bool:
-    """Whether all rollouts of the group have the same reward."""
-    return len({rollout.reward for rollout in group.rollouts}) == 1
+    """Whether all rewards of the group are the same; those that are not known (None) aside."""
+    return len({rollout.reward for rollout in group.rollouts if rollout.reward is not None}) == 1
 
 
 def flat_groups(queries: list[Query]) -> list[Group]:
