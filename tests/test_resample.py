@@ -11,13 +11,13 @@ from conftest import make_query, make_rollout, make_sample, response
 from hypothesis import given
 from hypothesis import strategies as st
 from test_iteration import Run
+from test_rewards_total import score
 from torch import nn
 
 from ivgr.archive import Archive
 from ivgr.optim import sum_gradients
 from ivgr.policy.load import Pretrained
 from ivgr.query import Group, rollouts_of
-from ivgr.rewards.total import Rewards
 from ivgr.rollout.resample import flat_groups, flat_share, is_flat, resample_flat, without_flat
 
 rewards_of_group = st.lists(st.sampled_from([0.0, 0.3, 1.0, 2.0]), min_size=2, max_size=4)
@@ -110,13 +110,10 @@ def test_a_group_that_varies_is_left_in_peace():
 
 
 def test_seeds_follow_from_the_runs_own():
-    flat = [{"textual": [1.0, 1.0]}]
-    seeds = []
-    for seed in (5, 5, 6):
-        dice = Dice()
-        dice.resample(make_batch(flat), 3, seed)
-        seeds.append(dice.seeds)
-    assert seeds[0] == seeds[1] and not set(seeds[0]) & set(seeds[2])
+    dice = [Dice() for _ in range(3)]
+    for one, seed in zip(dice, (5, 5, 6), strict=True):
+        one.resample(make_batch([{"textual": [1.0, 1.0]}]), 3, seed)
+    assert dice[0].seeds == dice[1].seeds and not set(dice[0].seeds) & set(dice[2].seeds)
 
 
 def test_a_rank_without_flat_groups_takes_part_while_another_has_some():
@@ -135,8 +132,12 @@ def test_resampled_text_is_compared_with_what_the_iteration_has_found(persistent
         grounded=[make_rollout(response(good)), make_rollout(response(worse))],
         textual=[make_rollout(response("It is.")) for _ in range(2)],
     )
-    archive, rewards, judge = Archive(persistent=persistent), Rewards(), Words()
-    rewards.score([query], judge, archive)
+    archive = Archive(persistent=persistent)
+
+    def reward(queries):
+        score(*queries, judge=Words(), archive=archive)
+
+    reward([query])
 
     def roll_out(queries, seed):
         for fresh in queries:
@@ -144,9 +145,7 @@ def test_resampled_text_is_compared_with_what_the_iteration_has_found(persistent
             fresh.groups[0].rollouts += [make_rollout(response(t)) for t in ("It is.", good[:10])]
 
     with archive.held():
-        resample_flat(
-            [query], 2, 0, roll_out, lambda queries: rewards.score(queries, judge, archive), lambda n: n
-        )
+        resample_flat([query], 2, 0, roll_out, reward, lambda n: n)
     assert [r.reference for r in query.group("textual").rollouts] == [good, good]
     assert archive.persistent is persistent and len(archive) == 1
     assert flat_share([query]) == 0
@@ -155,11 +154,11 @@ def test_resampled_text_is_compared_with_what_the_iteration_has_found(persistent
 class Words:
     """A judge for whom reasoning that is as long as ten letters agrees."""
 
-    def agree(self, sample, answer):
-        return False
+    def agree(self, questions):
+        return [False] * len(questions)
 
-    def consistency(self, sample, reference, reasoning, frame):
-        return float(len(reasoning) == 10)
+    def compare(self, comparisons):
+        return [float(len(comparison.reasoning) == 10) for comparison in comparisons]
 
 
 @pytest.fixture(scope="module")

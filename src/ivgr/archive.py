@@ -69,7 +69,8 @@ class Archive:
         return query.sample.id, Entry(best.terms["box"], read_think(best.text))
 
     def _qualifies(self, terms: dict[str, float]) -> bool:
-        return terms["format"] == 1 and terms["accuracy"] == 1 and terms["box"] > self.threshold
+        """An answer that no judge gave a verdict on does not count as right."""
+        return terms["format"] == 1 and terms.get("accuracy") == 1 and terms["box"] > self.threshold
 
     def state_dict(self) -> dict[str, list]:
         """Plain data: {sample id: [box reward, think text]}."""

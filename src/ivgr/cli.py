@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from ivgr.errors import UserError
 from ivgr.tools import TOOLS
 from ivgr.watch.record import RunRecord
+from ivgr.watch.rescue import Rescue
 
 HELP = """\
 ivgr: train vision-language models to reason in plain text with the localization skill of
@@ -92,6 +93,7 @@ class CLI(LightningCLI):
         kwargs["default_root_dir"] = str(root)
         self.trainer_defaults["callbacks"] = [
             checkpoint,
+            Rescue(root / "checkpoints"),
             RunRecord(self.parser.dump(self.config, skip_none=False)),
         ]
         return super().instantiate_trainer(**kwargs)
@@ -121,8 +123,9 @@ def user_error_behind(error: BaseException | None) -> UserError | None:
 
 
 def last_line_of(error: UserError) -> str:
-    """The message alone, also where a reader process has put its traceback before it."""
-    return str(error).strip().splitlines()[-1].removeprefix("ivgr.errors.UserError: ")
+    """The message with its notes, also where a reader process has put its traceback before it."""
+    message = str(error).strip().splitlines()[-1].removeprefix("ivgr.errors.UserError: ")
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def main(args: list[str] | None = None) -> None:

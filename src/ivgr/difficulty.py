@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ivgr.archive import Archive
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import SINGLE, Prompts
 from ivgr.data.sample import Sample, read_sample
@@ -25,7 +24,7 @@ from ivgr.journal import Journal, refuse_overlap, replace_shards
 from ivgr.judge import Judge, RuleJudge
 from ivgr.policy.load import Pretrained
 from ivgr.query import Query, rollouts_of
-from ivgr.rewards.total import Rewards
+from ivgr.rewards.total import Rewards, ask_once, enter_verdicts
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.seeding import derive_seed
 
@@ -129,9 +128,11 @@ def measure_rates(
 
 
 def pass_rates(queries: list[Query], judge: Judge) -> list[float]:
-    """The mean of R_format · R_acc over each query's rollouts."""
-    Rewards().score(queries, judge, Archive())
-    passed = [[r.terms["format"] * r.terms["accuracy"] for r in rollouts_of([query])] for query in queries]
+    """The mean of R_format · R_acc over each query's rollouts; an answer without the judge's
+    verdict counts as wrong."""
+    doubtful = Rewards().apply_rules(queries)
+    enter_verdicts(doubtful, ask_once(judge.agree, doubtful), "accuracy")
+    passed = [[r.terms["format"] * r.terms.get("accuracy", 0.0) for r in rollouts_of([q])] for q in queries]
     return [sum(own) / len(own) for own in passed]
 
 

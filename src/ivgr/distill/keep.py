@@ -4,8 +4,8 @@ grounded reasoning. In: pairs of candidate and response. Out: a verdict each."""
 import re
 
 from ivgr.distill.collect import Candidate
-from ivgr.judge.protocol import Judge
-from ivgr.rewards.accuracy import accuracy_reward
+from ivgr.judge.protocol import Agreement, Comparison, Judge
+from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.format import format_reward, read_think
 
 KEPT = "kept"
@@ -36,10 +36,11 @@ def _read_form(response: str) -> str:
     return KEPT if format_reward(response) and read_think(response).strip() else "format"
 
 
-# The two calls into the judge.
 def _agree(pairs: list[Pair], judge: Judge) -> list[float | None]:
-    return [accuracy_reward(candidate.sample, response, judge) for candidate, response in pairs]
+    read = [read_accuracy(candidate.sample, response) for candidate, response in pairs]
+    verdicts = iter(judge.agree([question for question in read if isinstance(question, Agreement)]))
+    return [next(verdicts) if isinstance(found, Agreement) else found for found in read]
 
 
 def _compare(pairs: list[Pair], judge: Judge) -> list[float | None]:
-    return [judge.consistency(c.sample, c.think, read_think(response), c.frame) for c, response in pairs]
+    return judge.compare([Comparison(c.sample, c.think, read_think(text), c.frame) for c, text in pairs])
