@@ -88,7 +88,7 @@ def _read_grounded(row: dict, where: str) -> tuple[Qualified, bool] | None:
             return None
         terms = row["terms"]
         rollout = Qualified(row["id"], row["text"], Frame(*row["frame"]), terms["box"])
-        return rollout, terms["format"] == 1 and terms["accuracy"] == 1
+        return rollout, terms["format"] == 1 and terms.get("accuracy") == 1
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: not as this version of ivgr records a rollout ({error}); run anew"
