@@ -110,13 +110,10 @@ def test_a_group_that_varies_is_left_in_peace():
 
 
 def test_seeds_follow_from_the_runs_own():
-    flat = [{"textual": [1.0, 1.0]}]
-    seeds = []
-    for seed in (5, 5, 6):
-        dice = Dice()
-        dice.resample(make_batch(flat), 3, seed)
-        seeds.append(dice.seeds)
-    assert seeds[0] == seeds[1] and not set(seeds[0]) & set(seeds[2])
+    dice = [Dice() for _ in range(3)]
+    for one, seed in zip(dice, (5, 5, 6), strict=True):
+        one.resample(make_batch([{"textual": [1.0, 1.0]}]), 3, seed)
+    assert dice[0].seeds == dice[1].seeds and not set(dice[0].seeds) & set(dice[2].seeds)
 
 
 def test_a_rank_without_flat_groups_takes_part_while_another_has_some():
