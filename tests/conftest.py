@@ -11,6 +11,7 @@ from PIL import Image
 
 from ivgr.data.family import Frame
 from ivgr.data.sample import Sample
+from ivgr.judge import Agreement, Comparison
 from ivgr.query import Group, Query, Rollout
 
 # Without a GPU, Triton's kernels run in its interpreter, which it must know when it is imported.
@@ -60,15 +61,15 @@ def make_query(sample: Sample, frame: Frame = RELATIVE, **rollouts: Sequence[Rol
 class RecordingJudge:
     """Gives fixed verdicts and keeps what it was asked."""
 
-    agrees: bool = False
-    score: float = 0.7
+    agrees: bool | None = False
+    score: float | None = 0.7
     answers: list[str] = field(default_factory=list)
     comparisons: list[tuple[str, str, Frame]] = field(default_factory=list)
 
-    def agree(self, sample: Sample, answer: str) -> bool:
-        self.answers.append(answer)
-        return self.agrees
+    def agree(self, questions: list[Agreement]) -> list[bool | None]:
+        self.answers += [question.answer for question in questions]
+        return [self.agrees] * len(questions)
 
-    def consistency(self, sample: Sample, reference: str, reasoning: str, frame: Frame) -> float:
-        self.comparisons.append((reference, reasoning, frame))
-        return self.score
+    def compare(self, comparisons: list[Comparison]) -> list[float | None]:
+        self.comparisons += [(c.reference, c.reasoning, c.frame) for c in comparisons]
+        return [self.score] * len(comparisons)

@@ -4,11 +4,12 @@ import sys
 from fractions import Fraction
 
 import pytest
-from conftest import RecordingJudge, make_sample, response
+from conftest import make_sample, response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivgr.rewards.accuracy import accuracy_reward, choice_match, math_match, rule_match, text_match
+from ivgr.judge import Agreement
+from ivgr.rewards.accuracy import choice_match, math_match, read_accuracy, rule_match, text_match
 
 OPTIONS = {"A": "a cat", "B": "a dog", "C": "the left one", "D": "3"}
 SAME_TEXT = [
@@ -181,19 +182,14 @@ def test_each_sample_is_judged_by_its_own_check(check, answer, gold, right):
 
 
 def test_a_right_answer_is_worth_one_and_needs_no_judge():
-    judge = RecordingJudge(agrees=False)
-    assert accuracy_reward(make_sample(answer="red"), response("Hm.", " Red. "), judge) == 1.0
-    assert judge.answers == []
+    assert read_accuracy(make_sample(answer="red"), response("Hm.", " Red. ")) == 1.0
 
 
-@pytest.mark.parametrize("agrees", [True, False])
-def test_the_judge_decides_what_no_rule_matched(agrees):
-    judge = RecordingJudge(agrees=agrees)
-    assert accuracy_reward(make_sample(answer="red"), response("Hm.", " crimson\n"), judge) == float(agrees)
-    assert judge.answers == ["crimson"]
+def test_what_no_rule_matched_is_a_question_for_the_judge():
+    sample = make_sample(answer="red")
+    assert read_accuracy(sample, response("Hm.", " crimson\n")) == Agreement(sample, "crimson")
 
 
 @pytest.mark.parametrize("text", ["red", "", "<answer></answer>", "<answer> \n</answer>", "<answer>red"])
 def test_without_an_answer_block_nothing_is_right(text):
-    judge = RecordingJudge(agrees=True)
-    assert accuracy_reward(make_sample(answer="red"), text, judge) == 0.0 and judge.answers == []
+    assert read_accuracy(make_sample(answer="red"), text) == 0.0

@@ -7,7 +7,7 @@ from ivgr.archive import Archive
 from ivgr.data.family import Frame
 from ivgr.judge import RuleJudge
 from ivgr.query import Query, Rollout
-from ivgr.rewards.total import Rewards, Term
+from ivgr.rewards.total import Rewards, Term, ask_once, enter_verdicts
 
 WHOLE = "The red circle is at <box>[100,100,300,300]</box>."
 HALF = "The red circle is at <box>[100,100,300,200]</box>."
@@ -28,7 +28,13 @@ def paired(grounded: list, textual: list, sample_id: str = "s0", frame: Frame | 
 
 def score(*queries: Query, judge=None, archive: Archive | None = None, **weights: float) -> None:
     rewards = Rewards(**{name: Term(weight) for name, weight in weights.items()})
-    rewards.score(list(queries), judge or RuleJudge(), Archive() if archive is None else archive)
+    judge, archive = judge or RuleJudge(), Archive() if archive is None else archive
+    doubtful = rewards.apply_rules(list(queries))
+    enter_verdicts(doubtful, ask_once(judge.agree, doubtful), "accuracy")
+    archive.admit(list(queries))
+    pairs = rewards.pair_reasoning(list(queries), archive)
+    enter_verdicts(pairs, ask_once(judge.compare, pairs), "consistency")
+    rewards.add_up(list(queries))
 
 
 def test_the_papers_weights_are_the_default():
@@ -162,3 +168,43 @@ def test_scoring_again_gives_the_same():
     first = grounded.reward, textual.reward, dict(textual.terms)
     score(query, archive=archive)
     assert (grounded.reward, textual.reward, textual.terms) == first
+
+
+def test_a_rollout_whose_verdict_is_missing_has_no_reward_and_no_such_term():
+    unsure, textual = roll(WHOLE, "crimson"), roll(PLACE)
+    score(paired([unsure, roll(WHOLE)], [textual]), judge=RecordingJudge(agrees=None, score=None))
+    assert unsure.reward is None and "accuracy" not in unsure.terms and unsure.terms["box"] == 1.0
+    assert textual.reward is None and "consistency" not in textual.terms and textual.reference == WHOLE
+
+
+def test_an_answer_without_a_verdict_does_not_qualify_for_the_archive():
+    archive = Archive()
+    score(paired([roll(WHOLE, "crimson")], []), judge=RecordingJudge(agrees=None), archive=archive)
+    assert len(archive) == 0
+
+
+def test_a_missing_term_of_weight_zero_leaves_the_reward_whole():
+    textual = roll(PLACE)
+    score(paired([roll(WHOLE)], [textual]), judge=RecordingJudge(score=None), consistency=0.0)
+    assert textual.reward == 2.0
+
+
+def test_a_verdict_that_is_missing_the_second_time_does_not_stay():
+    textual = roll(PLACE)
+    query = paired([roll(WHOLE)], [textual])
+    score(query)
+    score(query, judge=RecordingJudge(score=None))
+    assert textual.reward is None and "consistency" not in textual.terms
+
+
+def test_identical_questions_are_asked_once():
+    judge = RecordingJudge(agrees=True)
+    score(paired([roll(WHOLE, "crimson"), roll(HALF, "crimson")], [roll(PLACE), roll(PLACE)]), judge=judge)
+    assert judge.answers == ["crimson"] and len(judge.comparisons) == 1
+
+
+def test_the_same_answer_to_another_question_is_another_question():
+    judge = RecordingJudge(agrees=True)
+    queries = [paired([roll(WHOLE, "crimson")], [], sample_id) for sample_id in ("s0", "s1")]
+    score(*queries, judge=judge)
+    assert judge.answers == ["crimson", "crimson"]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivgr.data.family import Frame
-from ivgr.judge import CONSISTENCY_SCORES, RuleJudge
+from ivgr.judge import CONSISTENCY_SCORES, Agreement, Comparison, RuleJudge
 
 SAMPLE = make_sample()
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "center", "right")
@@ -28,7 +28,8 @@ BLUE = "The cross is blue."
 
 
 def judged(reference: str, reasoning: str, frame: Frame = RELATIVE) -> float:
-    return RuleJudge().consistency(SAMPLE, reference, reasoning, frame)
+    (score,) = RuleJudge().compare([Comparison(SAMPLE, reference, reasoning, frame)])
+    return score
 
 
 def box_in(place: str, frame: Frame) -> str:
@@ -113,4 +114,4 @@ def test_reasoning_that_contradicts_itself_is_worth_nothing():
 
 @given(st.text())
 def test_the_judge_agrees_to_no_answer_beyond_the_rules(answer):
-    assert RuleJudge().agree(SAMPLE, answer) is False
+    assert RuleJudge().agree([Agreement(SAMPLE, answer)]) == [False]

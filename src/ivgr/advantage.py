@@ -8,9 +8,15 @@ from collections.abc import Sequence
 import torch
 
 
-def group_advantages(rewards: Sequence[float], eps: float = 1e-6) -> list[float]:
-    """(R - mean) / (std + eps) with the sample std (N - 1); all zero when all are equal."""
-    values = torch.tensor(rewards, dtype=torch.float64)
-    if bool((values == values[0]).all()):
-        return [0.0] * len(values)
-    return ((values - values.mean()) / (values.std() + eps)).tolist()
+def group_advantages(rewards: Sequence[float | None], eps: float = 1e-6) -> list[float]:
+    """(R - mean) / (std + eps) with the sample std (N - 1); all zero when all are equal.
+
+    A reward that is None (a verdict is missing) counts in neither mean nor std and gets
+    0.0; with fewer than two others all are 0.0.
+    """
+    known = [reward for reward in rewards if reward is not None]
+    if len(set(known)) < 2:
+        return [0.0] * len(rewards)
+    values = torch.tensor(known, dtype=torch.float64)
+    mean, std = values.mean().item(), values.std().item()
+    return [0.0 if reward is None else (reward - mean) / (std + eps) for reward in rewards]

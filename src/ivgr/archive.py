@@ -5,6 +5,8 @@ largest R_box is kept for the whole training, and its think text is the referenc
 textual stream is compared with (iVGR, arXiv 2605.31096).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch.distributed as dist
@@ -38,6 +40,16 @@ class Archive:
         entry = self.entries.get(query.sample.id)
         return entry.think if entry else None
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, what is admitted adds to what is there also without `persistent`: for
+        rollouts that an iteration scores after its first."""
+        persistent, self.persistent = self.persistent, True
+        try:
+            yield
+        finally:
+            self.persistent = persistent
+
     def admit(self, queries: list[Query]) -> None:
         """Enters the scored grounded rollouts of `queries`, those of all ranks alike."""
         if not self.persistent:
@@ -57,7 +69,8 @@ class Archive:
         return query.sample.id, Entry(best.terms["box"], read_think(best.text))
 
     def _qualifies(self, terms: dict[str, float]) -> bool:
-        return terms["format"] == 1 and terms["accuracy"] == 1 and terms["box"] > self.threshold
+        """An answer that no judge gave a verdict on does not count as right."""
+        return terms["format"] == 1 and terms.get("accuracy") == 1 and terms["box"] > self.threshold
 
     def state_dict(self) -> dict[str, list]:
         """Plain data: {sample id: [box reward, think text]}."""

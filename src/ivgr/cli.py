@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from ivgr.errors import UserError
 from ivgr.tools import TOOLS
 from ivgr.watch.record import RunRecord
+from ivgr.watch.rescue import Rescue
 
 HELP = """\
 ivgr: train vision-language models to reason in plain text with the localization skill of
@@ -32,6 +33,9 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr pack SRC DST             turn parquet, JSON, JSONL, COCO or CSV rows and their images into shards
   ivgr inspect SHARDS           count them, and draw their boxes and questions on a contact sheet
   ivgr archive show CKPT        print the rollout archive of a checkpoint
+  ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
+                                rewritten without boxes
+  ivgr filter SHARDS DST        keep the samples that a policy answers neither always nor never
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
 
@@ -91,6 +95,7 @@ class CLI(LightningCLI):
         kwargs["default_root_dir"] = str(root)
         self.trainer_defaults["callbacks"] = [
             checkpoint,
+            Rescue(root / "checkpoints"),
             RunRecord(self.parser.dump(self.config, skip_none=False)),
         ]
         return super().instantiate_trainer(**kwargs)
@@ -120,8 +125,9 @@ def user_error_behind(error: BaseException | None) -> UserError | None:
 
 
 def last_line_of(error: UserError) -> str:
-    """The message alone, also where a reader process has put its traceback before it."""
-    return str(error).strip().splitlines()[-1].removeprefix("ivgr.errors.UserError: ")
+    """The message with its notes, also where a reader process has put its traceback before it."""
+    message = str(error).strip().splitlines()[-1].removeprefix("ivgr.errors.UserError: ")
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def main(args: list[str] | None = None) -> None:

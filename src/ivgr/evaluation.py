@@ -4,11 +4,12 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from ivgr.data.prompts import GROUNDED, TEXTUAL
-from ivgr.judge.protocol import Judge
+from ivgr.judge.protocol import Agreement, Judge
 from ivgr.query import Query, Rollout
-from ivgr.rewards.accuracy import accuracy_reward
+from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.boxes import box_reward
 from ivgr.rewards.format import format_reward, read_think
+from ivgr.rewards.total import ask_once
 from ivgr.world.claims import place_of, read_claims
 
 FIGURES = {
@@ -22,39 +23,54 @@ class HeldOutFigures(nn.Module):
 
     accuracy: R_acc, 0 for a response that breaks the format; format: R_format; iou: R_box;
     place_accuracy: share of responses whose reasoning names a place for every object asked
-    about, each being the place of its gold box's centre; length: tokens.
+    about, each being the place of its gold box's centre; length: tokens; unjudged, where
+    there are any: share of responses without the judge's verdict, which accuracy leaves out.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.means = nn.ModuleDict(
             {
-                stream: nn.ModuleDict({name: MeanMetric() for name in names})
+                stream: nn.ModuleDict({name: MeanMetric() for name in (*names, "unjudged")})
                 for stream, names in FIGURES.items()
             }
         )
 
     def update(self, queries: list[Query], judge: Judge) -> None:
         """Adds the rollouts of `queries`."""
-        for query in queries:
-            for group in query.groups:
-                for rollout in group.rollouts:
-                    figures = _figures(query, rollout, judge)
-                    for name, mean in self.means[group.stream].items():
-                        mean.update(figures[name])
+        found = [
+            (group.stream, rollout, _figures(query, rollout))
+            for query in queries
+            for group in query.groups
+            for rollout in group.rollouts
+        ]
+        questions = [(r, f["accuracy"]) for _, r, f in found if isinstance(f["accuracy"], Agreement)]
+        verdicts = ask_once(judge.agree, questions)
+        for stream, _, figures in found:
+            accuracy = figures["accuracy"]
+            figures["accuracy"] = verdicts[accuracy] if isinstance(accuracy, Agreement) else accuracy
+            figures["unjudged"] = float(figures["accuracy"] is None)
+            for name, mean in self.means[stream].items():
+                if figures[name] is not None:
+                    mean.update(float(figures[name]))
 
     def compute(self) -> dict[str, dict[str, float]]:
-        return {
+        figures = {
             stream: {name: mean.compute().item() for name, mean in means.items()}
             for stream, means in self.means.items()
         }
+        return {
+            stream: {name: value for name, value in values.items() if name != "unjudged" or value}
+            for stream, values in figures.items()
+        }
 
 
-def _figures(query: Query, rollout: Rollout, judge: Judge) -> dict[str, float]:
+def _figures(query: Query, rollout: Rollout) -> dict[str, float | Agreement]:
+    """Of one response; its accuracy may be a question for the judge."""
     well_formed = format_reward(rollout.text)
     return {
         "format": well_formed,
-        "accuracy": well_formed * accuracy_reward(query.sample, rollout.text, judge),
+        "accuracy": read_accuracy(query.sample, rollout.text) if well_formed else 0.0,
         "iou": box_reward(rollout.text, query.boxes),
         "place_accuracy": float(names_places(query, rollout.text)),
         "length": float(len(rollout.tokens)),

@@ -1,11 +1,14 @@
 """One iVGR iteration: roll out both streams → score → advantages → update.
 
+While a judge reads, the model does the passes of the update that need no reward.
+
 A plain class without Lightning, so that it can be read, tested and timed alone; the
 module hands it the parts and the optimizer step.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,14 +17,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.advantage import group_advantages
 from ivgr.archive import Archive
+from ivgr.errors import UserError
+from ivgr.judge.background import in_background
 from ivgr.judge.protocol import Judge
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
 from ivgr.query import Query
-from ivgr.rewards.total import Rewards
+from ivgr.rewards.total import Open, Rewards, ask_once, enter_verdicts
 from ivgr.rollout.engine import RolloutEngine
+from ivgr.rollout.resample import resample_flat, without_flat
 from ivgr.tree import Layout, Pack, pack_queries
-from ivgr.watch.metrics import UpdateMetrics, batch_metrics
+from ivgr.watch.metrics import UpdateMetrics, batch_metrics, judge_metrics
 
 
 @dataclass
@@ -39,7 +45,9 @@ class Iteration:
     """The phases and what they need.
 
     updates mini-batches an epoch, epochs passes over the iteration's rollouts,
-    token_budget padded tokens a micro-batch, layout "rows" shares no prefix.
+    token_budget padded tokens a micro-batch, layout "rows" shares no prefix; groups whose
+    rewards are all equal are rolled out again up to resample times, and those left leave
+    the update with drop_flat.
     """
 
     policy: PreTrainedModel
@@ -55,46 +63,98 @@ class Iteration:
     epochs: int
     token_budget: int
     layout: Layout = "tree"
-    seconds: dict[str, float] = field(default_factory=dict)
+    resample: int = 0
+    drop_flat: bool = False
+    seconds: Counter = field(default_factory=Counter)
+    verdicts: list = field(default_factory=list)
 
     def run(self, queries: list[Query], seed: int) -> dict[str, float]:
-        """Trains on `queries` once; returns the iteration's metrics by TensorBoard name."""
+        """Trains on `queries` once; returns the iteration's metrics by TensorBoard name.
+        UserError, on all ranks alike and before any update, if the judge gives it up."""
+        self.seconds, self.verdicts = Counter(rollout=0.0, reward=0.0, judge_wait=0.0, update=0.0), []
         with self._timed("rollout"):
-            self.engine.roll_out(self.policy, self.tokenizer, queries, seed)
-        with self._timed("reward"):
-            self.rewards.score(queries, self.judge, self.archive)
-            assign_advantages(queries)
+            self._roll_out(queries, seed)
+        settled = not (self.resample or self.drop_flat)  # else the update may be of other rollouts
         with self._timed("update"):
-            statistics = self.update(queries)
+            mini_batches = self._mini_batches(queries) if settled else []
+        with self._timed("reward"):
+            self._score(queries, mini_batches)
+        with self._timed("resample"), self.archive.held():
+            resampled = resample_flat(
+                queries, self.resample, seed, self._roll_out, self._score, self.stepper.sum_ranks
+            )
+        assign_advantages(queries)
+        with self._timed("update"):
+            kept = without_flat(queries) if self.drop_flat else queries
+            statistics = self._optimise(mini_batches) if settled else self.update(kept)
         times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
-        return batch_metrics(queries, self.archive, self.seconds["rollout"]) | statistics | times
+        figures = batch_metrics(queries, self.archive, self.seconds["rollout"])
+        return figures | judge_metrics(self.judge, self.verdicts) | resampled | statistics | times
+
+    def _roll_out(self, queries: list[Query], seed: int) -> None:
+        self.engine.roll_out(self.policy, self.tokenizer, queries, seed)
 
     def update(self, queries: list[Query]) -> dict[str, float]:
-        """Optimizer updates on rolled-out queries with advantages; returns their metrics."""
+        """The update alone, on rolled-out queries with advantages; returns its metrics."""
         mini_batches = self._mini_batches(queries)
-        self._score(mini_batches)
+        self._infer_reference(mini_batches)
+        self._infer_policy(mini_batches)
         return self._optimise(mini_batches)
+
+    def _score(self, queries: list[Query], mini_batches: Sequence[list[Pack]] = ()) -> None:
+        """Rewards: rules, the judge on answers, the archive, the judge on reasoning, sums; the
+        passes over `mini_batches` beside it."""
+        doubtful = self.rewards.apply_rules(queries)
+        with self._asking(self.judge.agree, doubtful, "accuracy"):
+            self._infer_reference(mini_batches)
+        self.archive.admit(queries)
+        pairs = self.rewards.pair_reasoning(queries, self.archive)
+        with self._asking(self.judge.compare, pairs, "consistency"):
+            self._infer_policy(mini_batches)
+        self.rewards.add_up(queries)
+
+    @contextmanager
+    def _asking(self, ask: Callable[[list], list], questions: list[Open], term: str) -> Iterator[None]:
+        """The judge reads in a background thread while the body runs in this one; then its
+        verdicts become `term`. An error of one rank's judge stops all ranks."""
+        asked = in_background(ask_once, ask, questions)
+        yield
+        with self._timed("judge_wait"):
+            failed = asked.exception()
+        if self.stepper.sum_ranks(float(failed is not None)):
+            raise failed or UserError("judge: it gave another rank no verdicts")
+        enter_verdicts(questions, asked.result(), term)
+        self.verdicts += asked.result().values()
 
     def _mini_batches(self, queries: list[Query]) -> list[list[Pack]]:
         """Whole queries dealt out in turn: sizes differ by at most one query."""
         dealt = [queries[i :: self.updates] for i in range(self.updates)]
-        return [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt if part]
+        return [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
 
     @torch.no_grad()
-    def _score(self, mini_batches: list[list[Pack]]) -> None:
-        """Reference log-probs of every token; with several updates also the policy's before
-        the first (with one, they are the update's own, detached)."""
-        for pack in (pack for packs in mini_batches for pack in packs):
-            if self.loss.kl != "exact":
-                pack.ref_logp = self._statistics(self.reference, pack, kl=None).logp
-            if len(mini_batches) * self.epochs > 1:
-                pack.old_logp = self._statistics(self.policy, pack, kl=None).logp
+    def _infer_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
+        """The reference's log-probs of every token (exact KL has its own pass)."""
+        with self._timed("update"):
+            for pack in (pack for packs in mini_batches for pack in packs):
+                if self.loss.kl != "exact":
+                    pack.ref_logp = self._statistics(self.reference, pack, kl=None).logp
+
+    @torch.no_grad()
+    def _infer_policy(self, mini_batches: Sequence[list[Pack]]) -> None:
+        """With several updates, the policy's log-probs before the first (with one, they are
+        the update's own, detached)."""
+        with self._timed("update"):
+            for pack in (pack for packs in mini_batches for pack in packs):
+                if len(mini_batches) * self.epochs > 1:
+                    pack.old_logp = self._statistics(self.policy, pack, kl=None).logp
 
     def _optimise(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
         metrics = UpdateMetrics()
         for epoch in range(self.epochs):
             for packs in mini_batches:
                 tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
+                if not tokens:
+                    continue
                 for pack in packs:
                     statistics, loss = self._policy_statistics(pack)
                     self.stepper.backward(statistics.loss / tokens)
@@ -151,11 +211,13 @@ class Iteration:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
+        """Each second counts for the innermost phase alone."""
+        start, before = time.perf_counter(), self.seconds.total()
         yield
         if self.policy.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[phase] = time.perf_counter() - start
+        inner = self.seconds.total() - before
+        self.seconds[phase] += time.perf_counter() - start - inner
 
 
 def assign_advantages(queries: list[Query]) -> None:

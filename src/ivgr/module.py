@@ -3,7 +3,6 @@ parts, and one `training_step` is one iteration (manual optimisation)."""
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from jsonargparse import lazy_instance
 
 from ivgr.archive import Archive
@@ -14,7 +13,7 @@ from ivgr.evaluation import HeldOutFigures
 from ivgr.iteration import Iteration, Stepper
 from ivgr.judge import Judge, RuleJudge
 from ivgr.loss import PolicyLoss
-from ivgr.optim import Optimizer, Schedule
+from ivgr.optim import Optimizer, Schedule, sum_gradients
 from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import FrozenReference
 from ivgr.query import Query
@@ -48,6 +47,8 @@ class IVGR(L.LightningModule):
         token_budget: Padded tokens a micro-batch; lower it when memory runs out.
         layout: "tree" shares each query's prefix in scoring and update; "rows" shares nothing,
             for comparison.
+        resample: Rounds in which groups whose rewards are all equal are rolled out again.
+        drop_flat: Leaves groups whose rewards stay equal out of the update, KL included.
         clip_norm: Largest gradient norm.
         max_prompt_tokens: Longest prompt, images included.
     """
@@ -69,6 +70,8 @@ class IVGR(L.LightningModule):
         epochs: int = 1,
         token_budget: int = 32768,
         layout: Layout = "tree",
+        resample: int = 0,
+        drop_flat: bool = False,
         clip_norm: float = 1.0,
         max_prompt_tokens: int = 8192,
     ) -> None:
@@ -80,6 +83,9 @@ class IVGR(L.LightningModule):
         self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
         self.iterations, self.updates, self.epochs = iterations, updates, epochs
         self.token_budget, self.layout, self.clip_norm = token_budget, layout, clip_norm
+        if resample < 0:
+            raise UserError(f"model.resample is {resample}, must be at least 0")
+        self.resample, self.drop_flat = resample, drop_flat
         self.iteration = 0
         self.policy = None
         self.figures = HeldOutFigures()
@@ -127,6 +133,8 @@ class IVGR(L.LightningModule):
             epochs=self.epochs,
             token_budget=self.token_budget,
             layout=self.layout,
+            resample=self.resample,
+            drop_flat=self.drop_flat,
         )
 
     def training_step(self, queries: list[Query], _: int) -> None:
@@ -164,9 +172,7 @@ class IVGR(L.LightningModule):
         """Sums gradients over ranks (the loss is already divided by all ranks' tokens),
         clips, steps optimizer and schedule; returns the norm before clipping."""
         if self.trainer.world_size > 1:
-            for parameter in self.policy.parameters():
-                if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
+            sum_gradients(list(self.policy.parameters()))
         optimizer = self.optimizers()
         self.scheduler.step(self.trainer.global_step)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm)

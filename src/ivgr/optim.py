@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -61,3 +62,15 @@ class Schedule:
             **self.options,
         )
         return scheduler
+
+
+def sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Sums gradients over all ranks, in place; where a rank has none that another has (its
+    mini-batch was empty, or without images) it adds nothing. All ranks must call it."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    holders = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+    dist.all_reduce(holders)
+    for parameter, count in zip(trained, holders.tolist(), strict=True):
+        if count:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(parameter.grad)

@@ -18,7 +18,8 @@ class Rollout:
 
     logp and sampling_logp are fp32 of shape (T,): the first under softmax(logits /
     temperature) over the full vocabulary, the second under the distribution that was
-    sampled from (after top-p and bans). terms holds each reward term before weighting.
+    sampled from (after top-p and bans). terms holds each reward term before weighting, but
+    for one whose verdict is missing; reward is None then, and until it is scored.
     """
 
     tokens: torch.Tensor
@@ -27,7 +28,7 @@ class Rollout:
     text: str
     truncated: bool
     terms: dict[str, float] = field(default_factory=dict)
-    reward: float = 0.0
+    reward: float | None = None
     advantage: float = 0.0
     reference: str | None = None
 

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ivgr.bench.command import BENCH
+from ivgr.difficulty import filter_shards
+from ivgr.distill.command import distill
 from ivgr.errors import UserError
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
@@ -55,4 +57,12 @@ def show(checkpoint: Path) -> None:
     print(f"{table.row_count} queries in the archive at iteration {state['ivgr']['iteration']}")
 
 
-TOOLS = {"synth": synth, "archive": {"show": show}, "bench": BENCH, "pack": pack, "inspect": inspect}
+TOOLS = {
+    "synth": synth,
+    "pack": pack,
+    "inspect": inspect,
+    "filter": filter_shards,
+    "distill": distill,
+    "archive": {"show": show},
+    "bench": BENCH,
+}

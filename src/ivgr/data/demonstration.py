@@ -23,12 +23,21 @@ def encode_demonstration(demonstration: Demonstration, encoder: QueryEncoder) ->
     """A query of one stream whose only rollout is the demonstrated response."""
     sample, stream = demonstration.sample, demonstration.stream
     query = encoder(sample, (stream,))
-    text = f"<think>{_reasoning(sample, stream)}</think><answer>{sample.answer}</answer>"
+    text = write_response(_reasoning(sample, stream), sample.answer)
     tokenizer = encoder.processor.tokenizer
     ids = torch.tensor(tokenizer(text).input_ids + [tokenizer.eos_token_id])
     unknown = torch.zeros(len(ids))
     query.groups[0].rollouts.append(Rollout(ids, unknown, unknown, text, truncated=False))
     return query
+
+
+def encode_demonstrations(demonstrations: list[Demonstration], encoder: QueryEncoder) -> list[Query]:
+    return [encode_demonstration(demonstration, encoder) for demonstration in demonstrations]
+
+
+def write_response(reasoning: str, answer: str) -> str:
+    """The text of a well-formed response."""
+    return f"<think>{reasoning}</think><answer>{answer}</answer>"
 
 
 def _reasoning(sample: Sample, stream: str) -> str:

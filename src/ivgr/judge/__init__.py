@@ -1,6 +1,16 @@
 """Judges: who decides what no rule can. See `ivgr.judge.protocol`."""
 
-from ivgr.judge.protocol import CONSISTENCY_SCORES, Judge
+from ivgr.judge.llm import LLMJudge
+from ivgr.judge.local import LocalJudge
+from ivgr.judge.protocol import CONSISTENCY_SCORES, Agreement, Comparison, Judge
 from ivgr.judge.rule import RuleJudge
 
-__all__ = ["CONSISTENCY_SCORES", "Judge", "RuleJudge"]
+__all__ = [
+    "CONSISTENCY_SCORES",
+    "Agreement",
+    "Comparison",
+    "Judge",
+    "LLMJudge",
+    "LocalJudge",
+    "RuleJudge",
+]

@@ -1,4 +1,5 @@
-"""R_acc: does the written answer agree with the gold one? Rules first, judge for the rest."""
+"""R_acc: does the written answer agree with the gold one? Rules first; what they do not
+match is a question for a judge."""
 
 import re
 import unicodedata
@@ -6,7 +7,7 @@ import unicodedata
 from math_verify import parse, verify
 
 from ivgr.data.sample import Sample
-from ivgr.judge.protocol import Judge
+from ivgr.judge.protocol import Agreement
 from ivgr.rewards.format import read_answer
 
 _ARTICLES = {"a", "an", "the"}
@@ -58,7 +59,10 @@ def rule_match(sample: Sample, answer: str) -> bool:
     return text_match(answer, sample.answer)
 
 
-def accuracy_reward(sample: Sample, text: str, judge: Judge) -> float:
-    """R_acc in {0, 1}; a response without a non-empty answer block is wrong."""
+def read_accuracy(sample: Sample, text: str) -> float | Agreement:
+    """R_acc in {0, 1} where the rules suffice, else the question that is left to a judge; a
+    response without a non-empty answer block is wrong."""
     answer = read_answer(text)
-    return float(bool(answer) and (rule_match(sample, answer) or judge.agree(sample, answer)))
+    if not answer:
+        return 0.0
+    return 1.0 if rule_match(sample, answer) else Agreement(sample, answer)

@@ -2,18 +2,23 @@
 
 grounded: R_format + R_acc + R_box; textual: R_format + R_acc + R_cons; single: R_format +
 1.5·R_acc (weights are settings). A box in a textual or single response breaks its format.
-Grounded rollouts enter the archive before the textual ones are compared with it.
+In: rolled-out queries. Rules come first, then the judge's verdicts on answers, then the
+archive, then the verdicts on reasoning, then the sum; `ivgr.iteration` runs them in this order.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ivgr.archive import Archive
 from ivgr.data.prompts import GROUNDED, SINGLE, TEXTUAL
-from ivgr.judge.protocol import Judge
+from ivgr.judge.protocol import Agreement, Comparison
 from ivgr.query import Query, Rollout
-from ivgr.rewards.accuracy import accuracy_reward
+from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.boxes import box_reward, box_validity
 from ivgr.rewards.format import format_reward, read_think
+
+# A rollout and the question whose verdict one of its terms waits for.
+Open = tuple[Rollout, Agreement | Comparison]
 
 
 @dataclass
@@ -51,39 +56,70 @@ class Rewards:
             SINGLE: {"format": format.weight, "accuracy": single_accuracy.weight},
         }
 
-    def score(self, queries: list[Query], judge: Judge, archive: Archive) -> None:
-        """Fills `terms`, `reference` and `reward` of every rollout; the archive grows."""
+    def apply_rules(self, queries: list[Query]) -> list[Open]:
+        """Fills every term that needs no judge; returns the answers that no rule matched."""
+        return [
+            (rollout, accuracy)
+            for query in queries
+            for group in query.groups
+            for rollout in group.rollouts
+            if isinstance(accuracy := _score_alone(rollout, query, group.stream), Agreement)
+        ]
+
+    def pair_reasoning(self, queries: list[Query], archive: Archive) -> list[Open]:
+        """The textual rollouts with what their reasoning is to be compared with; R_cons is 0
+        where there is no reference."""
+        pairs = []
+        for query in queries:
+            reference = archive.reference(query)
+            group = query.group(TEXTUAL)
+            for rollout in group.rollouts if group else ():
+                rollout.reference = reference
+                if reference is None:
+                    rollout.terms["consistency"] = 0.0
+                else:
+                    think = read_think(rollout.text)
+                    pairs.append((rollout, Comparison(query.sample, reference, think, query.frame)))
+        return pairs
+
+    def add_up(self, queries: list[Query]) -> None:
+        """The weighted sum of each rollout's terms, None if one that counts is missing."""
         for query in queries:
             for group in query.groups:
+                weights = {name: weight for name, weight in self.weights[group.stream].items() if weight}
                 for rollout in group.rollouts:
-                    _score_alone(rollout, query, group.stream, judge)
-        archive.admit(queries)
-        for query in queries:
-            _compare(query, judge, archive.reference(query))
-            for group in query.groups:
-                weights = self.weights[group.stream]
-                for rollout in group.rollouts:
-                    rollout.reward = sum(weights[name] * value for name, value in rollout.terms.items())
+                    complete = weights.keys() <= rollout.terms.keys()
+                    rollout.reward = (
+                        sum(weight * rollout.terms[name] for name, weight in weights.items())
+                        if complete
+                        else None
+                    )
 
 
-def _score_alone(rollout: Rollout, query: Query, stream: str, judge: Judge) -> None:
+def ask_once(ask: Callable[[list], list], questions: list[Open]) -> dict:
+    """The judge's verdict on each question; identical ones are asked once."""
+    unique = list(dict.fromkeys(question for _, question in questions))
+    return dict(zip(unique, ask(unique), strict=True))
+
+
+def enter_verdicts(questions: list[Open], verdicts: dict, term: str) -> None:
+    """Fills `term`; a missing verdict leaves it out."""
+    for rollout, question in questions:
+        verdict = verdicts[question]
+        if verdict is None:
+            rollout.terms.pop(term, None)
+        else:
+            rollout.terms[term] = float(verdict)
+
+
+def _score_alone(rollout: Rollout, query: Query, stream: str) -> float | Agreement:
+    """The terms of the rollout alone; returns R_acc or the question that decides it."""
     boxes_allowed = stream == GROUNDED or "<box>" not in rollout.text
-    rollout.terms = {
-        "format": format_reward(rollout.text) * boxes_allowed,
-        "accuracy": accuracy_reward(query.sample, rollout.text, judge),
-    }
+    rollout.terms = {"format": format_reward(rollout.text) * boxes_allowed}
+    accuracy = read_accuracy(query.sample, rollout.text)
+    if not isinstance(accuracy, Agreement):
+        rollout.terms["accuracy"] = accuracy
     if stream == GROUNDED:
         rollout.terms["box"] = box_reward(rollout.text, query.boxes)
         rollout.terms["validity"] = box_validity(rollout.text)
-
-
-def _compare(query: Query, judge: Judge, reference: str | None) -> None:
-    """R_cons of the textual rollouts; 0 where there is no reference."""
-    group = query.group(TEXTUAL)
-    for rollout in group.rollouts if group else ():
-        rollout.reference = reference
-        rollout.terms["consistency"] = (
-            judge.consistency(query.sample, reference, read_think(rollout.text), query.frame)
-            if reference is not None
-            else 0.0
-        )
+    return accuracy

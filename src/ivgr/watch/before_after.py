@@ -75,8 +75,9 @@ def print_table(summary: dict) -> None:
     for column in ("stream", "figure", "before", "after", "change"):
         table.add_column(column, justify="left" if column in ("stream", "figure") else "right")
     for stream, figures in summary["before"].items():
-        for name, before in figures.items():
-            after = summary["after"][stream][name]
+        for name in figures | summary["after"][stream]:
+            # Only "unjudged" may be absent, where it is zero.
+            before, after = (summary[when][stream].get(name, 0.0) for when in ("before", "after"))
             table.add_row(stream, name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
     Console(width=88).print(table)
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 
 from ivgr.data.prompts import GROUNDED
-from ivgr.query import Query
+from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
 
 GOLD, PREDICTED = (20, 160, 60), (220, 40, 40)
@@ -49,21 +49,28 @@ def _writer(trainer: L.Trainer) -> SummaryWriter | None:
 
 
 def completions_table(queries: list[Query]) -> str:
-    """A Markdown table of the best and worst rollout of every group, model text escaped."""
+    """A Markdown table of the best and worst rollout of every group (the first, where no
+    reward is known), model text escaped."""
     rows = ["| query | stream | reward | advantage | completion |", "| --- | --- | --- | --- | --- |"]
     for query in queries:
         for group in query.groups:
-            ranked = sorted(group.rollouts, key=lambda rollout: rollout.reward)
-            for rollout in (ranked[-1], ranked[0]):
+            ranked = ranked_rollouts(group)
+            for rollout in (ranked[0], ranked[-1]):
                 cells = (
                     _cell(query.sample.question),
                     group.stream,
-                    f"{rollout.reward:.2f}",
+                    "unknown" if rollout.reward is None else f"{rollout.reward:.2f}",
                     f"{rollout.advantage:+.2f}",
                     _cell(rollout.text),
                 )
                 rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def ranked_rollouts(group: Group) -> list[Rollout]:
+    """Those whose reward is known, best first; if there are none, all as they are."""
+    known = [rollout for rollout in group.rollouts if rollout.reward is not None]
+    return sorted(known, key=lambda rollout: -rollout.reward) or group.rollouts
 
 
 def _cell(text: str) -> str:
@@ -81,7 +88,7 @@ def draw_boxes(queries: list[Query]) -> np.ndarray:
 def _draw_query(query: Query) -> Image.Image:
     image = query.sample.open_images()[0]
     group = query.group(GROUNDED)
-    best = max(group.rollouts, key=lambda rollout: rollout.reward)
+    best = ranked_rollouts(group)[0]
     tile = Image.new("RGB", (TILE, TILE), "white")
     scale = TILE / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))

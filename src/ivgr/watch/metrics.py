@@ -9,7 +9,7 @@ import torch
 
 from ivgr.archive import Archive
 from ivgr.data.prompts import STREAMS, TEXTUAL
-from ivgr.judge.protocol import CONSISTENCY_SCORES
+from ivgr.judge.protocol import CONSISTENCY_SCORES, Judge
 from ivgr.kernels import TokenStatistics
 from ivgr.loss import TokenLoss
 from ivgr.query import Group, Query, rollouts_of
@@ -21,27 +21,37 @@ def batch_metrics(queries: list[Query], archive: Archive, rollout_seconds: float
     groups = [group for query in queries for group in query.groups]
     rollouts = rollouts_of(queries)
     tokens = [len(rollout.tokens) for rollout in rollouts]
-    flat = [group for group in groups if len({rollout.reward for rollout in group.rollouts}) == 1]
+    known = [[r.reward for r in group.rollouts if r.reward is not None] for group in groups]
     return {
         **_reward_metrics(groups),
         **_archive_metrics(queries, archive),
-        "reward/frac_zero_std": len(flat) / len(groups),
+        "reward/frac_zero_std": _mean([len(set(rewards)) < 2 for rewards in known]),
+        "advantage/groups_without": float(sum(len(rewards) < 2 for rewards in known)),
         "rollout/length_mean": _mean(tokens),
         "rollout/truncated_frac": _mean([rollout.truncated for rollout in rollouts]),
         "rollout/tokens_per_s": sum(tokens) / rollout_seconds,
     }
 
 
+def judge_metrics(judge: Judge, verdicts: list) -> dict[str, float]:
+    """The share of `verdicts` that are missing (None), and what the judge itself reports."""
+    missing = _mean([verdict is None for verdict in verdicts])
+    report = judge.report() if hasattr(judge, "report") else {}
+    return {"judge/missing_share": missing, **{f"judge/{name}": value for name, value in report.items()}}
+
+
 def _reward_metrics(groups: list[Group]) -> dict[str, float]:
+    """Of each stream's terms, over the rollouts that have them."""
     metrics = {}
     for stream in STREAMS:
         rollouts = [rollout for group in groups if group.stream == stream for rollout in group.rollouts]
-        if not rollouts:
-            continue
-        columns = {"total": [rollout.reward for rollout in rollouts]}
-        for name in rollouts[0].terms:
-            columns[name] = [rollout.terms[name] for rollout in rollouts]
+        columns = {"total": [rollout.reward for rollout in rollouts if rollout.reward is not None]}
+        for rollout in rollouts:
+            for name, value in rollout.terms.items():
+                columns.setdefault(name, []).append(value)
         for name, values in columns.items():
+            if not values:
+                continue
             metrics[f"{stream}/reward/{name}/mean"] = _mean(values)
             metrics[f"{stream}/reward/{name}/std"] = _std(values)
     return metrics
@@ -50,19 +60,21 @@ def _reward_metrics(groups: list[Group]) -> dict[str, float]:
 def _archive_metrics(queries: list[Query], archive: Archive) -> dict[str, float]:
     textual = [group for query in queries if (group := query.group(TEXTUAL)) is not None]
     compared = [r for group in textual for r in group.rollouts if r.reference is not None]
-    shares = Counter(rollout.terms["consistency"] for rollout in compared)
+    scores = [r.terms["consistency"] for r in compared if "consistency" in r.terms]
+    shares = Counter(min(CONSISTENCY_SCORES, key=lambda level: abs(level - score)) for score in scores)
     hits = [group.rollouts[0].reference is not None for group in textual]
     return {
         "archive/size": float(len(archive)),
         "archive/hit_rate": _mean(hits),
         "archive/box_mean": _mean([entry.box_reward for entry in archive.entries.values()]),
-        **{f"consistency/share_{s:g}": shares[s] / max(len(compared), 1) for s in CONSISTENCY_SCORES},
+        **{f"consistency/share_{s:g}": shares[s] / max(len(scores), 1) for s in CONSISTENCY_SCORES},
     }
 
 
 @dataclass
 class UpdateMetrics:
-    """Token-weighted means over an iteration's updates."""
+    """Token-weighted means over an iteration's updates; only the gradient norm where no token of
+    this rank took part."""
 
     sums: Counter = field(default_factory=Counter)
     tokens: int = 0
@@ -88,12 +100,18 @@ class UpdateMetrics:
             self.mismatch.append((old_logp - pack.rollout_logp).abs())
 
     def compute(self) -> dict[str, float]:
+        norm = {"optim/grad_norm": _mean(self.grad_norms)}
+        if not self.tokens:
+            return norm
         means = {name: total / self.tokens for name, total in self.sums.items()}
-        return means | {
-            "policy/ratio_max": self.ratio_max,
-            "rollout/logp_mismatch": torch.cat(self.mismatch).mean().item(),
-            "optim/grad_norm": _mean(self.grad_norms),
-        }
+        return (
+            means
+            | norm
+            | {
+                "policy/ratio_max": self.ratio_max,
+                "rollout/logp_mismatch": torch.cat(self.mismatch).mean().item(),
+            }
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

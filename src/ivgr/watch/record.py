@@ -47,12 +47,14 @@ class RolloutRecord(L.Callback):
 
 
 def rollout_rows(queries: list[Query]) -> list[dict]:
-    """One plain dict a rollout: id, stream, text, reward terms, advantage, reference."""
+    """One plain dict a rollout: id, stream, text, the width and height of the frame that its
+    boxes are in, reward terms, advantage, reference."""
     return [
         {
             "id": query.sample.id,
             "stream": group.stream,
             "text": rollout.text,
+            "frame": [query.frame.width, query.frame.height],
             "tokens": rollout.tokens.tolist(),
             "truncated": rollout.truncated,
             "terms": rollout.terms,

@@ -1,0 +1,120 @@
+"""Cold-start shards → demonstrations: every text under `reasoning` is one to imitate, so the
+ratio of grounded to textual ones is that of the shards (see `ivgr distill`)."""
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from itertools import count, islice
+
+import webdataset as wds
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ivgr.data.datamodule import ShardDataModule, _loader
+from ivgr.data.demonstration import Demonstration, encode_demonstrations
+from ivgr.data.prompts import SINGLE, TEXTUAL
+from ivgr.data.sample import Sample, read_sample
+from ivgr.data.shards import find_shards, read_shards, take_stock
+from ivgr.errors import UserError
+from ivgr.seeding import derive_seed, run_seed
+
+
+class ColdStart(ShardDataModule):
+    """Demonstrations for `ivgr.sft.SFT`, and held-out questions for the final figures.
+
+    Args:
+        train: Shards of samples with "reasoning": a glob, a folder or a brace range.
+        val: Held-out shards, the same way.
+        steps: Optimizer steps; the shards are gone through as often as that takes.
+        batch: Demonstrations a step, over all ranks.
+        shuffle: Demonstrations in the shuffle buffer (undecoded bytes).
+        workers: Processes a rank that decode and encode; 0 does so in the training process.
+        val_queries: Held-out paired queries to evaluate, null for all.
+        val_batch: Queries decoded together in evaluation.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str,
+        steps: int = 500,
+        batch: int = 32,
+        shuffle: int = 1000,
+        workers: int = 0,
+        val_queries: int | None = 512,
+        val_batch: int = 64,
+    ) -> None:
+        super().__init__(train, val, shuffle=shuffle, workers=workers)
+        self.val_queries, self.val_batch = val_queries, val_batch
+        self.total_steps, self.batch = steps, batch
+
+    def _check_train(self, shards: list[str]) -> None:
+        if self.batch % self.trainer.world_size:
+            raise UserError(
+                f"data.batch is {self.batch}, must be a multiple of the {self.trainer.world_size} ranks"
+            )
+        take_stock(shards)
+        if not any(read_sample(entry).reasoning for entry in read_shards(shards)):
+            raise UserError(
+                f'data.train: no sample of {self.train!r} has "reasoning"; write some with `ivgr distill`'
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = DemonstrationStream(
+            find_shards(self.train),
+            self.batch,
+            self.total_steps,
+            run_seed(),
+            self.shuffle,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            self.start,
+        )
+        return _loader(dataset, partial(encode_demonstrations, encoder=self._encoder()), self.workers)
+
+    def _order(self) -> dict:
+        order = super()._order() | {"data.batch": self.batch}
+        apart = ("data.prompts", "data.paired_ratio", "data.workers", "ranks")
+        return {name: value for name, value in order.items() if name not in apart}
+
+
+class DemonstrationStream(IterableDataset):
+    """Yields this rank's share of a batch for each of the steps from `start` to `steps`, in an
+    order that depends on `seed` alone; workers take steps in turn."""
+
+    def __init__(
+        self,
+        shards: list[str],
+        batch: int,
+        steps: int,
+        seed: int,
+        shuffle: int,
+        rank: int = 0,
+        ranks: int = 1,
+        start: int = 0,
+    ) -> None:
+        self.shards, self.batch, self.steps, self.seed = shards, batch, steps, seed
+        self.shuffle, self.rank, self.ranks, self.start = shuffle, rank, ranks, start
+
+    def __iter__(self) -> Iterator[list[Demonstration]]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        endless = self._demonstrations()
+        batches = (list(islice(endless, self.batch)) for _ in range(self.steps))
+        for batch in islice(batches, self.start + first, None, every):
+            yield batch[self.rank :: self.ranks]
+
+    def _demonstrations(self) -> Iterator[Demonstration]:
+        for epoch in count():
+            order = list(self.shards)
+            random.Random(derive_seed(self.seed, "shards", epoch)).shuffle(order)
+            found = (
+                Demonstration(sample, _stream_of(sample, name))
+                for sample in map(read_sample, read_shards(order))
+                for name in sample.reasoning
+            )
+            seed = derive_seed(self.seed, "demonstrations", epoch) % 2**31
+            yield from wds.detshuffle(bufsize=self.shuffle, initial=self.shuffle, seed=seed).run(found)
+
+
+def _stream_of(sample: Sample, name: str) -> str:
+    return SINGLE if name == TEXTUAL and sample.kind == "single" else name

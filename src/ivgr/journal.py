@@ -1,0 +1,69 @@
+"""Work that may be interrupted: finished rows on disk, to go on from, and the shards made of
+them. Beside NAME.jsonl lies NAME.json, the settings that the rows were computed with."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ivgr.data.sample import Sample
+from ivgr.data.shards import find_shards, write_shards
+from ivgr.errors import UserError
+from ivgr.watch.record import write_atomically
+
+SHARDS = "train"
+
+
+class Journal:
+    """The rows of `folder`/NAME.jsonl, one JSON object a line, in the order of the work.
+
+    `rows` holds those of an earlier, interrupted call; a line that was cut off is left out.
+    UserError if they were computed with other settings, or if `folder` holds shards of
+    another origin.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: dict) -> None:
+        self.path = folder / f"{name}.jsonl"
+        marker = folder / f"{name}.json"
+        if not marker.exists() and any(folder.glob("*.tar")):
+            raise UserError(f"{folder}: holds other shards already; choose another folder")
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        self.rows: list[dict] = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        if self.rows:
+            self._check(json.loads(marker.read_text()), json.loads(json.dumps(settings)), marker)
+        write_atomically(marker, json.dumps(settings, indent=1).encode())
+        self.keep(len(self.rows))
+
+    def _check(self, saved: dict, settings: dict, marker: Path) -> None:
+        for name, value in settings.items():
+            if saved.get(name) != value:
+                raise UserError(
+                    f"{marker}: begun with {name} {saved.get(name)!r}, now it is {value!r}; "
+                    "give the same settings or choose another folder"
+                )
+
+    def keep(self, count: int) -> None:
+        """Forgets all but the first `count` rows."""
+        self.rows = self.rows[:count]
+        write_atomically(self.path, _lines(self.rows))
+
+    def append(self, rows: list[dict]) -> None:
+        self.rows += rows
+        with self.path.open("ab") as file:
+            file.write(_lines(rows))
+
+
+def _lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def replace_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:
+    """Writes train-000000.tar, … in place of what an earlier call left in `folder`."""
+    for path in folder.glob(f"{SHARDS}-*.tar"):
+        path.unlink()
+    return write_shards(folder, SHARDS, samples, per_shard)
+
+
+def refuse_overlap(shards: str, folder: Path) -> None:
+    """UserError if `folder`, which is to be written, is where `shards` lie."""
+    if any(Path(path).resolve().parent == folder.resolve() for path in find_shards(shards)):
+        raise UserError(f"{folder}: the shards to be read lie there; choose another folder to write to")

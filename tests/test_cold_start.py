@@ -1,0 +1,66 @@
+"""Demonstrations from shards: every text, at the shards' own ratio, in an order of the seed alone."""
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+from conftest import make_sample
+from torch.utils.data import DataLoader
+
+from ivgr.data.cold_start import DemonstrationStream
+from ivgr.data.shards import write_shards
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    samples = [make_sample(f"g{i}", reasoning={"grounded": f"g{i}"}) for i in range(16)]
+    samples += [make_sample(f"t{i}", reasoning={"textual": f"t{i}"}) for i in range(3)]
+    samples += [make_sample("both", reasoning={"grounded": "b", "textual": "c"}), make_sample("none")]
+    samples += [make_sample("single", kind="single", boxes=(), reasoning={"textual": "s"})]
+    return [str(path) for path in write_shards(folder, "train", samples, 5)]
+
+
+def names(batch):
+    return [(demonstration.sample.id, demonstration.stream) for demonstration in batch]
+
+
+def steps(shards, **options):
+    settings = {"batch": 4, "steps": 11, "seed": 3, "shuffle": 6, **options}
+    return [names(batch) for batch in DemonstrationStream(shards, **settings)]
+
+
+def test_an_epoch_holds_every_text_once_in_its_stream(shards):
+    batches = steps(shards, batch=11, steps=4)
+    epochs = [Counter(batches[0] + batches[1]), Counter(batches[2] + batches[3])]
+    streams = {"g": "grounded", "t": "textual"}
+    wanted = [(f"{kind}{i}", streams[kind]) for kind, n in (("g", 16), ("t", 3)) for i in range(n)]
+    wanted += [("both", "grounded"), ("both", "textual"), ("single", "single")]
+    assert epochs == [Counter(wanted)] * 2
+    assert batches[:2] != batches[2:]
+
+
+def test_the_order_depends_on_the_seed(shards):
+    assert steps(shards) == steps(shards) != steps(shards, seed=4)
+
+
+def test_ranks_share_each_batch(shards):
+    ranks = [steps(shards, rank=rank, ranks=2) for rank in (0, 1)]
+    for whole, *parts in zip(steps(shards), *ranks, strict=True):
+        assert [len(part) for part in parts] == [2, 2] and sorted(parts[0] + parts[1]) == sorted(whole)
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 11])
+def test_a_resumed_run_sees_what_the_unbroken_one_would(shards, start):
+    assert steps(shards, start=start) == steps(shards)[start:]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_do_not_change_the_order(shards, workers):
+    stream = DemonstrationStream(shards, 4, 11, 3, 6, start=2)
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=workers, multiprocessing_context="fork", collate_fn=names
+    )
+    assert list(islice(loader, 20)) == steps(shards)[2:]
