@@ -3,7 +3,6 @@
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -42,8 +41,8 @@ class JudgeServer:
     `requests` holds every request's body, `most` the largest number under way at once.
     """
 
-    def __init__(self, verdict=fair_verdict, fault=no_fault, seconds: float = 0.0) -> None:
-        self.verdict, self.fault, self.seconds = verdict, fault, seconds
+    def __init__(self, verdict=fair_verdict, fault=no_fault) -> None:
+        self.verdict, self.fault = verdict, fault
         self.requests: list[dict] = []
         self.active = self.most = 0
         self.lock, self.closing = threading.Lock(), threading.Event()
@@ -85,7 +84,6 @@ class JudgeServer:
             self.active += 1
             self.most = max(self.most, self.active)
         try:
-            time.sleep(self.seconds)
             data = json.loads(body["messages"][-1]["content"])
             reply(handler, self.fault(number, data), json.dumps(self.verdict(data)), self.closing)
         finally:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import RecordingJudge
 
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
@@ -19,13 +20,13 @@ def queries():
     return [encoder(sample) for sample in samples]
 
 
-def answer(queries, respond):
+def answer(queries, respond, judge=None):
     for query in queries:
         for group in query.groups:
             text = respond(query.sample, group.stream)
             group.rollouts = [Rollout(torch.zeros(7), torch.zeros(7), torch.zeros(7), text, False)]
     figures = HeldOutFigures()
-    figures.update(queries, RuleJudge())
+    figures.update(queries, judge or RuleJudge())
     return figures.compute()
 
 
@@ -58,3 +59,18 @@ def test_every_object_must_have_its_own_place_and_no_other(queries):
     lie = first.rsplit(" in the ", 1)[0] + " in the upper left."
     other = first.rsplit(" in the ", 1)[0] + " in the lower right."
     assert not names_places(query, f"<think>{lie} {other} {second}</think>")
+
+
+def test_an_answer_without_a_verdict_is_left_out_and_said_to_be(queries):
+    def respond(sample, stream):
+        return gold(sample, stream).replace(
+            "</answer>", " so to say</answer>" if stream == TEXTUAL else "</answer>"
+        )
+
+    half = iter([True, None] * len(queries))
+    judge = RecordingJudge()
+    judge.agree = lambda questions: [next(half) for _ in questions]
+    figures = answer(queries, respond, judge)
+    assert "unjudged" not in figures[GROUNDED] and figures[GROUNDED]["accuracy"] == 1
+    assert figures[TEXTUAL]["place_accuracy"] == 1
+    assert figures[TEXTUAL]["accuracy"] == 1 and 0 < figures[TEXTUAL]["unjudged"] < 1

@@ -29,7 +29,7 @@ def loopback_only(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def fit(root, server, *extra, **judge):
+def fit(root, server, *extra, command="fit", **judge):
     path = root / "judge.yaml"
     root.mkdir(exist_ok=True)
     arguments = JUDGE | {"base_url": server.url} | judge
@@ -39,7 +39,7 @@ def fit(root, server, *extra, **judge):
     )
     options = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     root_option = ["--trainer.default_root_dir", str(root)]
-    main(["fit", "--config", "configs/tiny.yaml", "--config", str(path), *options, *root_option, *extra])
+    main([command, "--config", "configs/tiny.yaml", "--config", str(path), *options, *root_option, *extra])
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +142,18 @@ def test_a_judge_that_falls_silent_stops_the_run_which_then_goes_on_exactly(
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(tensor, resumed["state_dict"][name]), name
     assert json.loads((tmp_path / "summary.json").read_text())["before"]
+
+
+def test_a_judge_that_is_down_at_the_end_loses_nothing(tmp_path, unbroken, capsys):
+    done = tmp_path / "rollouts" / "000002.jsonl.gz"
+    with JudgeServer(fault=lambda *_: "500" if done.exists() else None) as server:
+        with pytest.raises(SystemExit):
+            fit(tmp_path, server, retries=0, patience=0.3, missing_limit=0.0)
+        assert "training is complete" in capsys.readouterr().err
+        server.fault = lambda *_: None
+        fit(tmp_path, server, "--ckpt_path", "last", command="validate")
+    assert checkpoint(tmp_path)["ivgr"] == checkpoint(unbroken)["ivgr"]
+    assert "val/textual/accuracy" in capsys.readouterr().out
 
 
 class SilentFrom:

@@ -161,7 +161,8 @@ class _Batch:
 
     def _note(self, reason: str, detail: str) -> tuple[None, str]:
         self.client.counts[f"failures/{reason}"] += 1
-        self.client.last_failure = " ".join(detail.split())[:200]
+        if reason != "deadline" or not self.client.last_failure:  # which says less than what led to it
+            self.client.last_failure = " ".join(detail.split())[:200]
         return None, reason
 
     def _pause(self, index: int, attempt: int) -> float:

@@ -144,11 +144,11 @@ class LLMJudge:
         self.counts["pauses"] += 1
         print(f"judge: {self._complaint(verdicts)}; waiting up to {self.patience:g} s", flush=True)
         while self._too_many_missing(verdicts):
+            time.sleep(max(min(pause, end - time.monotonic()), 0.0))
             left = end - time.monotonic()
             if left <= 0:
                 raise UserError(f"judge: {self._complaint(verdicts)} within {self.patience:g} s")
-            time.sleep(min(pause, left))
-            ask(max(end - time.monotonic(), 0.0))
+            ask(left)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _too_many_missing(self, verdicts: list) -> bool:

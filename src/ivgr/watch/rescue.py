@@ -28,4 +28,8 @@ class Rescue(L.Callback):
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         trainer.strategy.save_checkpoint(checkpoint, self.path)
         done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        exception.add_note(f"stopped after iteration {done}; go on with --ckpt_path last")
+        if done == getattr(module, "iterations", None):
+            advice = "training is complete: ivgr validate --ckpt_path last gives its figures"
+        else:
+            advice = f"stopped after iteration {done}; go on with --ckpt_path last"
+        exception.add_note(advice)
