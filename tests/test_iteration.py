@@ -10,7 +10,7 @@ import torch
 from ivgr.archive import Archive
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
-from ivgr.iteration import Iteration, Stepper
+from ivgr.iteration import Iteration
 from ivgr.judge import RuleJudge
 from ivgr.loss import PolicyLoss
 from ivgr.policy.load import Pretrained
@@ -18,6 +18,7 @@ from ivgr.policy.reference import FrozenReference
 from ivgr.query import rollouts_of
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import TransformersEngine
+from ivgr.update import Stepper, Update
 from ivgr.watch.board import completions_table, draw_boxes
 from ivgr.watch.record import rollout_rows
 from ivgr.world.write import World, draw_samples
@@ -35,19 +36,25 @@ class Run:
     def __init__(self, tiny, updates=1, token_budget=1 << 30, rate=0.0, **loss):
         self.policy = copy.deepcopy(tiny[0])
         self.gradients, self.rate = [], rate
-        self.iteration = Iteration(
+        engine = TransformersEngine(group_size=3, max_new_tokens=60)
+        update = Update(
             policy=self.policy,
             reference=FrozenReference().load(self.policy),
-            tokenizer=tiny[1].tokenizer,
-            engine=TransformersEngine(group_size=3, max_new_tokens=60),
-            rewards=Rewards(),
-            judge=RuleJudge(),
-            archive=Archive(),
             loss=PolicyLoss(**loss),
             stepper=Stepper(torch.Tensor.backward, self._step, lambda value: value),
+            temperature=engine.temperature,
             updates=updates,
             epochs=1,
             token_budget=token_budget,
+        )
+        self.iteration = Iteration(
+            policy=self.policy,
+            tokenizer=tiny[1].tokenizer,
+            engine=engine,
+            rewards=Rewards(),
+            judge=RuleJudge(),
+            archive=Archive(),
+            update=update,
         )
         encoder = QueryEncoder(tiny[1], "qwen2_vl", Prompts())
         self.queries = [encoder(sample) for sample in draw_samples(World("train", 10, seed=9))]
@@ -94,11 +101,11 @@ def test_triton_kernels_give_the_same_update(run, monkeypatch, kl):
     reference = FrozenReference().load(run.policy)
     for parameter in reference.parameters():
         parameter.mul_(1.01)
-    iteration = replace(run.iteration, reference=reference, loss=PolicyLoss(kl=kl))
+    update = replace(run.iteration.update, reference=reference, loss=PolicyLoss(kl=kl))
     found = {}
     for implementation in ("torch", "triton"):
         monkeypatch.setenv("IVGR_KERNELS", implementation)
-        found[implementation] = iteration.update(run.queries[:2]), run.gradients.pop()
+        found[implementation] = update.run(update.pack(run.queries[:2])), run.gradients.pop()
     (figures, gradient), (triton_figures, triton_gradient) = found.values()
     assert figures["policy/kl"] > 1e-4
     assert triton_figures == pytest.approx(figures, rel=1e-5, abs=1e-7)
@@ -114,9 +121,8 @@ def test_later_updates_leave_the_reference(tiny):
 
 
 def test_mini_batches_differ_by_at_most_one_query(tiny, run):
-    run.iteration.updates = 4
-    sizes = [sum(len(p.queries) for p in packs) for packs in run.iteration._mini_batches(run.queries)]
-    run.iteration.updates = 1
+    four = replace(run.iteration.update, updates=4)
+    sizes = [sum(len(p.queries) for p in packs) for packs in four.pack(run.queries)]
     assert sum(sizes) == 10 and max(sizes) - min(sizes) <= 1
 
 

@@ -10,7 +10,7 @@ from ivgr.archive import Archive
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.errors import UserError
-from ivgr.iteration import Iteration, Stepper
+from ivgr.iteration import Iteration
 from ivgr.judge import RuleJudge
 from ivgr.loss import PolicyLoss
 from ivgr.policy.load import Pretrained
@@ -18,6 +18,7 @@ from ivgr.policy.reference import FrozenReference
 from ivgr.query import rollouts_of
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import TransformersEngine
+from ivgr.update import Stepper, Update
 from ivgr.world.write import World, draw_samples
 
 
@@ -32,19 +33,25 @@ class Run:
     def __init__(self, tiny, judge, sum_ranks=lambda value: value):
         policy, processor = copy.deepcopy(tiny[0]).eval(), tiny[1]
         self.steps = 0
-        self.iteration = Iteration(
+        engine = TransformersEngine(group_size=3, max_new_tokens=60)
+        update = Update(
             policy=policy,
             reference=FrozenReference().load(policy),
-            tokenizer=processor.tokenizer,
-            engine=TransformersEngine(group_size=3, max_new_tokens=60),
-            rewards=Rewards(),
-            judge=judge,
-            archive=Archive(),
             loss=PolicyLoss(),
             stepper=Stepper(torch.Tensor.backward, self.step, sum_ranks),
+            temperature=engine.temperature,
             updates=2,
             epochs=1,
             token_budget=1 << 30,
+        )
+        self.iteration = Iteration(
+            policy=policy,
+            tokenizer=processor.tokenizer,
+            engine=engine,
+            rewards=Rewards(),
+            judge=judge,
+            archive=Archive(),
+            update=update,
         )
         encoder = QueryEncoder(processor, "qwen2_vl", Prompts())
         self.queries = [encoder(sample) for sample in draw_samples(World("train", 6, seed=9))]
@@ -75,7 +82,7 @@ def test_both_batches_are_judged_beside_the_models_passes(tiny):
     judge = WaitingJudge()
     run, plain = Run(tiny, judge), Run(tiny, RuleJudge())
     for name, event in judge.begun.items():
-        model = getattr(run.iteration, name)
+        model = getattr(run.iteration.update, name)
         model.model.register_forward_hook(lambda *_, event=event: event.set())
     metrics, expected = (each.iteration.run(each.queries, seed=4) for each in (run, plain))
     assert run.steps == 2 and metrics["time/judge_wait"] >= 0

@@ -171,7 +171,8 @@ def run():
 
 def gradient(run, queries):
     run.gradients.clear()
-    figures = run.iteration.update(queries)
+    update = run.iteration.update
+    figures = update.run(update.pack(queries))
     return figures, run.gradients.pop()
 
 
@@ -219,7 +220,8 @@ def test_an_iteration_resamples_and_drops(run):
 
 def test_an_iteration_of_flat_groups_only_makes_no_step(run):
     run.gradients.clear()
-    assert run.iteration.update([]) == {"optim/grad_norm": 0.0}
+    update = run.iteration.update
+    assert update.run(update.pack([])) == {"optim/grad_norm": 0.0}
     assert run.gradients == []
 
 

@@ -10,7 +10,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
-from ivgr.iteration import Iteration, Stepper
+from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
 from ivgr.loss import PolicyLoss
 from ivgr.optim import Optimizer, Schedule, sum_gradients
@@ -21,6 +21,7 @@ from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
 from ivgr.seeding import derive_seed, run_seed
 from ivgr.tree import Layout
+from ivgr.update import Stepper, Update
 from ivgr.watch.before_after import BeforeAfter
 from ivgr.watch.board import Board
 from ivgr.watch.progress import IterationBar
@@ -119,20 +120,25 @@ class IVGR(L.LightningModule):
                 f"the run is complete at iteration {self.iteration}; raise model.iterations to go on"
             )
         self.reference.to(self.device)
-        self.loop = Iteration(
+        update = Update(
             policy=self.policy,
             reference=self.reference,
+            loss=self.loss,
+            stepper=Stepper(self._backward, self._step, self._sum_ranks),
+            temperature=self.engine.temperature,
+            updates=self.updates,
+            epochs=self.epochs,
+            token_budget=self.token_budget,
+            layout=self.layout,
+        )
+        self.loop = Iteration(
+            policy=self.policy,
             tokenizer=self.processor.tokenizer,
             engine=self.engine,
             rewards=self.rewards,
             judge=self.judge,
             archive=self.archive,
-            loss=self.loss,
-            stepper=Stepper(self._backward, self._step, self._sum_ranks),
-            updates=self.updates,
-            epochs=self.epochs,
-            token_budget=self.token_budget,
-            layout=self.layout,
+            update=update,
             resample=self.resample,
             drop_flat=self.drop_flat,
         )

@@ -12,7 +12,7 @@ import torch
 from ivgr.archive import Archive
 from ivgr.bench.measure import Contender
 from ivgr.bench.setting import OPTIMIZERS, Setting, build_model, build_queries
-from ivgr.iteration import Iteration, Stepper
+from ivgr.iteration import Iteration
 from ivgr.judge import RuleJudge
 from ivgr.loss import PolicyLoss
 from ivgr.policy.forward import banned_ids
@@ -23,6 +23,7 @@ from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.rollout.sampling import Sampling
 from ivgr.tree import Layout, tree_length
+from ivgr.update import Stepper, Update
 
 LAYOUTS = ("rows", "tree")
 
@@ -34,7 +35,7 @@ def update_contenders(setting: Setting) -> dict[str, Contender]:
     return {
         layout: Contender(
             iteration.policy,
-            partial(with_layout(iteration, setting, queries, layout).update, queries),
+            partial(_update, with_layout(iteration.update, setting, queries, layout), queries),
             count_tokens(queries, layout),
         )
         for layout in LAYOUTS
@@ -72,19 +73,25 @@ def build_iteration(setting: Setting) -> Iteration:
         optimizer.zero_grad()
         return norm
 
-    return Iteration(
+    engine = _engine(setting, setting.response)
+    update = Update(
         policy=policy,
         reference=FrozenReference().load(policy),
-        tokenizer=Pretrained("tiny").load()[1].tokenizer,
-        engine=_engine(setting, setting.response),
-        rewards=Rewards(),
-        judge=RuleJudge(),
-        archive=Archive(),
         loss=PolicyLoss(),
         stepper=Stepper(torch.Tensor.backward, step, lambda value: value),
+        temperature=engine.temperature,
         updates=1,
         epochs=1,
         token_budget=sys.maxsize,
+    )
+    return Iteration(
+        policy=policy,
+        tokenizer=Pretrained("tiny").load()[1].tokenizer,
+        engine=engine,
+        rewards=Rewards(),
+        judge=RuleJudge(),
+        archive=Archive(),
+        update=update,
     )
 
 
@@ -97,10 +104,14 @@ def _engine(setting: Setting, limit: int) -> TransformersEngine:
     )
 
 
-def with_layout(iteration: Iteration, setting: Setting, queries: list[Query], layout: Layout) -> Iteration:
-    """`iteration` in `layout`, with micro-batches of `setting.micro_batch` of `queries`."""
+def with_layout(update: Update, setting: Setting, queries: list[Query], layout: Layout) -> Update:
+    """`update` in `layout`, with micro-batches of `setting.micro_batch` of `queries`."""
     tokens = count_tokens(queries[: setting.micro_batch], layout)
-    return replace(iteration, layout=layout, token_budget=tokens or sys.maxsize)
+    return replace(update, layout=layout, token_budget=tokens or sys.maxsize)
+
+
+def _update(update: Update, queries: list[Query]) -> None:
+    update.run(update.pack(queries))
 
 
 def _roll_out(iteration: Iteration, setting: Setting, layout: str) -> None:
