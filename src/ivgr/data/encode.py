@@ -144,8 +144,18 @@ def clip_box(box: tuple[float, ...], size: tuple[int, int], id: str) -> tuple[fl
 
 def _shared_length(prompts: list[list[int]]) -> int:
     """Tokens that all prompts begin with; at least one is left to each as its instruction."""
-    length = 0
     limit = min(map(len, prompts)) - 1
-    while length < limit and all(ids[length] == prompts[0][length] for ids in prompts):
-        length += 1
-    return length
+    first, *others = (ids[:limit] for ids in prompts)
+    return min((_common(first, ids) for ids in others), default=limit)
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Tokens that both, equally long, begin with."""
+    low, high = 0, len(one)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -17,6 +17,7 @@ from ivgr.data.remote import is_url, open_shard
 
 LARGEST_FILE = 2**30  # bytes, of a file inside a shard
 ATTEMPTS, PAUSE = 5, 1.0  # for a shard that cannot be reached; seconds, doubled after each
+COMPRESSED = (b"\x1f\x8b", b"BZ", b"\xfd7")  # gzip, bzip2, xz
 META = re.compile(r"__[^/]*__($|/)")
 UNREACHABLE = "shard: unreachable"
 
@@ -54,7 +55,8 @@ def _read_once(shard: str, streamed: bool) -> Iterator[dict]:
 
 def _files(file, shard: str) -> Iterator[dict]:
     """The regular files of a tar as WebDataset groups them."""
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
+    plain = not is_url(shard) and shard.endswith(".tar") and file.peek(2)[:2] not in COMPRESSED
+    with tarfile.open(fileobj=file, mode="r:" if plain else "r|*", tarinfo=_StrictInfo) as tar:
         for member in tar:
             if member.isreg() and not META.match(member.name):
                 if member.size > LARGEST_FILE or member.sparse is not None:
