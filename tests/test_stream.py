@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from ivgr.data.deal import deal
+from ivgr.data.rejection import Rejection
 from ivgr.data.shards import write_shards
 from ivgr.data.stream import Feed, Mix, SampleStream
 from ivgr.errors import UserError
@@ -193,3 +195,72 @@ def test_a_kind_that_a_reader_lacks_is_named_with_its_shards(tmp_path, kind, cou
 
 def test_a_kind_that_no_one_asks_for_may_be_absent(tmp_path):
     assert len(take(SampleStream([Feed(write(tmp_path, 2, 3, 0))], Mix(2, 0), 0, 10), 5)) == 5
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(1, 400), st.integers(0, 9))
+def test_sources_are_never_a_whole_turn_from_their_share(weights, turns, seed):
+    dealt = Counter()
+    for turn, chosen in enumerate(islice(deal(weights, seed), turns), 1):
+        dealt[chosen] += 1
+        assert all(abs(dealt[i] - turn * w / sum(weights)) < 1 + 1e-6 for i, w in enumerate(weights))
+
+
+@pytest.fixture(scope="module")
+def feeds(shards) -> list[Feed]:
+    """Weights 5 : 2 : 1 over two shards each; the last holds paired samples only."""
+    kinds = ("paired", "single")
+    return [Feed(shards[:2], 5, kinds), Feed(shards[2:4], 2, kinds), Feed(shards[4:], 1, ("paired",))]
+
+
+def origins(batches: list[list[str]], kind: str) -> Counter:
+    return Counter(int(name.split("-")[1]) // 2 for name in flat(batches, kind))
+
+
+@calm
+@given(seed=seeds, buffer=buffers, iterations=st.integers(1, 60), rank=st.integers(0, 1))
+def test_after_any_iteration_the_counts_follow_the_weights(feeds, seed, buffer, iterations, rank):
+    batches = take(SampleStream(feeds, Mix(3, 2), seed, buffer, rank, 2), iterations)
+    for kind, wanted, weights in (("paired", 3, (5, 2, 1)), ("single", 2, (5, 2, 0))):
+        seen = origins(batches, kind)
+        for source, weight in enumerate(weights):
+            assert abs(seen[source] - iterations * wanted * weight / sum(weights)) < 1
+
+
+def test_eight_turns_of_three_sources_are_exact(feeds):
+    assert origins(take(SampleStream(feeds, Mix(4, 0), 1, 10), 6), "paired") == {0: 15, 1: 6, 2: 3}
+
+
+@calm
+@given(seed=seeds, start=st.integers(0, 40))
+def test_a_resumed_run_deals_as_the_unbroken_run_would(feeds, seed, start):
+    unbroken = take(SampleStream(feeds, MIX, seed, 10), start + 8)
+    assert take(SampleStream(feeds, MIX, seed, 10, start=start), 8) == unbroken[start:]
+
+
+def test_reader_processes_together_follow_the_weights_and_resume(feeds):
+    unbroken = load(SampleStream(feeds, Mix(4, 0), 2, 10), 2, 24)
+    assert all(abs(origins(unbroken[:n], "paired")[0] - 4 * n * 5 / 8) < 1 for n in range(1, 25))
+    assert load(SampleStream(feeds, Mix(4, 0), 2, 10, start=7), 2, 17) == unbroken[7:]
+
+
+def test_a_broken_sample_keeps_its_place_in_the_order(tmp_path, shards):
+    """The same shards with three answers emptied draw alike but for those three."""
+    spoilt = []
+    for shard in shards[:2]:
+        data = Path(shard).read_bytes().replace(b'"answer": "red"', b'"answer": "   "', 3)
+        spoilt.append(str(tmp_path / f"{len(spoilt)}.tar"))
+        Path(spoilt[-1]).write_bytes(data)
+    whole, broken = (
+        list(islice(iter(SampleStream([Feed(paths)], MIX, 3, 8)), 20)) for paths in (shards[:2], spoilt)
+    )
+    lost = Counter()
+    for good, drawn in zip(whole, broken, strict=True):
+        for one, other in zip(good, drawn, strict=True):
+            if isinstance(other, Rejection):
+                lost[other.reason] += 1
+                assert other.id == one.sample.id and other.shard in spoilt
+            else:
+                assert other.sample.id == one.sample.id
+    assert set(lost) == {"answer: empty"} and lost.total() >= 6
+    resumed = islice(iter(SampleStream([Feed(spoilt)], MIX, 3, 8, start=5)), 15)
+    assert list(resumed) == broken[5:]

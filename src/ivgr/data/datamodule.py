@@ -77,9 +77,8 @@ class ShardDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Checks every shard; UserError names what is missing or broken."""
         rank, root = self.trainer.global_rank, Path(self.trainer.default_root_dir)
-        listed = root / ("quarantine.jsonl" if rank == 0 else f"quarantine.{rank}.jsonl")
-        self.quarantine = Quarantine(listed if rank == 0 else None, self.max_rejected)
-        self.held_out_quarantine = Quarantine(listed, self.max_rejected)
+        self.listed = root / ("quarantine.jsonl" if rank == 0 else f"quarantine.{rank}.jsonl")
+        self.quarantine = Quarantine(self.listed if rank == 0 else None, self.max_rejected)
         if stage == "fit":
             self._check_train()
         stock = take_stock(self._find(self.val), self.max_rejected)
@@ -141,11 +140,13 @@ class ShardDataModule(L.LightningDataModule):
             self.trainer.global_rank,
             self.trainer.world_size,
         )
-        return make_loader(held_out, self._encode_held_out, 0)
+        # A count of its own, so that too large a share shows before training, not after.
+        quarantine = Quarantine(self.listed, self.max_rejected)
+        return make_loader(held_out, partial(self._encode_held_out, quarantine), 0)
 
-    def _encode_held_out(self, drawn: list[Located | Rejection]) -> Batch:
+    def _encode_held_out(self, quarantine: Quarantine, drawn: list[Located | Rejection]) -> Batch:
         batch = encode_batch(drawn, self._encoder(), (GROUNDED, TEXTUAL))
-        self.held_out_quarantine.add(batch.rejected, batch.seen)
+        quarantine.add(batch.rejected, batch.seen)
         return batch
 
     def _encoder(self) -> QueryEncoder:

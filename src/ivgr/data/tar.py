@@ -25,19 +25,21 @@ UNREACHABLE = "shard: unreachable"
 def read_shard(shard: str) -> Iterator[dict]:
     """The raw entries of a shard in order, images undecoded. One that is broken raises
     RejectedSample after the entries that are whole ("shard: truncated", "not a tar", "duplicate
-    file", "oversized file", "unreadable"); one that cannot be reached is tried `ATTEMPTS` times
-    from where it broke off ("shard: unreachable")."""
-    done = 0
-    for attempt in range(ATTEMPTS):
+    file", "oversized file", "unreadable"); one that cannot be reached is taken up where it broke
+    off, until `ATTEMPTS` in a row gave nothing ("shard: unreachable")."""
+    done = failures = 0
+    streamed = False
+    while True:
         try:
-            for entry in islice(_read_once(shard, streamed=attempt > 0), done, None):
+            for entry in islice(_read_once(shard, streamed), done, None):
                 yield entry
-                done += 1
+                done, failures = done + 1, 0
             return
         except RejectedSample as error:
-            if error.reason != UNREACHABLE or attempt == ATTEMPTS - 1:
+            failures, streamed = failures + 1, True
+            if error.reason != UNREACHABLE or failures == ATTEMPTS:
                 raise
-            time.sleep(PAUSE * 2**attempt)
+            time.sleep(PAUSE * 2 ** (failures - 1))
 
 
 def _read_once(shard: str, streamed: bool) -> Iterator[dict]:
