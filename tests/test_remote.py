@@ -1,5 +1,6 @@
 """Shards behind URLs and commands: a loopback http server, fsspec's memory file system."""
 
+import io
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -85,15 +86,36 @@ def test_a_shard_is_taken_up_where_the_line_broke(folder, script):
         assert not script
 
 
-def test_a_shard_out_of_reach_is_one_rejection_after_five_attempts(folder):
-    script = [0, 25_000] + [503] * 9  # the second gives s0, and is the first of five in a row
-    with serving(folder, script) as url:
-        assert ids([f"{url}/train-000000.tar", f"{url}/train-000001.tar"]) == [
-            "s0",
-            "shard: unreachable",
-            "shard: unreachable",
-        ]
-        assert not script
+class Line(io.BytesIO):
+    """Breaks off after so many bytes."""
+
+    def __init__(self, data: bytes, length: int) -> None:
+        super().__init__(data)
+        self.length = length
+
+    def read(self, size: int = -1) -> bytes:
+        if self.tell() + size > self.length:
+            raise ConnectionError("line cut")
+        return super().read(size)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "given"),
+    [
+        ([0] * 5, []),
+        ([21_000] + [0] * 4, ["s0"]),
+        ([0, 0, 0, 0, 21_000, 0, 0, 0, 0], ["s0"]),  # four in a row gave nothing, then one did
+        ([21_000, 41_000, 0, 0, 0, 0], ["s0", "s1"]),
+        ([0, 0, 0, 0, 99_000], WHOLE[:4]),
+    ],
+)
+def test_a_shard_is_given_up_after_five_attempts_in_a_row(folder, monkeypatch, lengths, given):
+    data = (folder / "train-000000.tar").read_bytes()
+    lines = iter(lengths)
+    monkeypatch.setattr("ivgr.data.tar.open_shard", lambda path, streamed: Line(data, next(lines)))
+    gone = [] if len(given) == 4 else ["shard: unreachable"]
+    assert ids(["http://host/train-000000.tar"]) == given + gone
+    assert next(lines, None) is None
 
 
 def test_set_up_names_a_shard_out_of_reach(folder):

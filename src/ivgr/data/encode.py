@@ -41,7 +41,8 @@ class QueryEncoder:
         vision = self._process(images, sample.id) if images else {}
         grid = vision.get("image_grid_thw")
         streams = streams or streams_of(sample.kind)
-        prompts = [self._prompt_ids(sample, stream, grid) for stream in streams]
+        counts = [] if grid is None else self._image_tokens(grid)
+        prompts = [self._prompt_ids(sample, stream, counts) for stream in streams]
         shared = _shared_length(prompts)
         frame = self._frame(grid)
         return Query(
@@ -64,7 +65,11 @@ class QueryEncoder:
                 "image: refused by the processor",
             ) from error
 
-    def _prompt_ids(self, sample: Sample, stream: str, grid: torch.Tensor | None) -> list[int]:
+    def _image_tokens(self, grid: torch.Tensor) -> list[int]:
+        """Of each image, after the merge."""
+        return (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
+
+    def _prompt_ids(self, sample: Sample, stream: str, counts: list[int]) -> list[int]:
         """Token ids of one prompt, each image placeholder repeated as often as the image
         has tokens (as the HF processor does, which would process the image anew)."""
         reserved = next((token for token in self._reserved if token in sample.question), None)
@@ -75,12 +80,10 @@ class QueryEncoder:
             )
         messages = self.prompts.messages(sample.question, len(sample.images), stream)
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        merge = self.processor.image_processor.merge_size**2
-        counts = iter([] if grid is None else (grid.prod(-1) // merge).tolist())
-        image = self.processor.image_token_id
+        image, left = self.processor.image_token_id, iter(counts)
         ids: list[int] = []
         for token in self.processor.tokenizer(text).input_ids:
-            ids += [token] * (next(counts) if token == image else 1)
+            ids += [token] * (next(left) if token == image else 1)
         if len(ids) > self.max_prompt_tokens:
             raise RejectedSample(
                 f"sample {sample.id}: its {stream} prompt has {len(ids)} tokens, more than "
