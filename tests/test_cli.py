@@ -1,5 +1,6 @@
 """The command line: every misuse is one clear line, and help is there."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -95,10 +96,13 @@ def test_a_bad_sample_is_named_at_set_up(capsys, tmp_path, shards, fields, named
     assert named in error and "train-000000.tar" in error and "00000001" in error
 
 
-def test_a_broken_jpeg_is_named(capsys, tmp_path, shards):
-    train = shards(changed(images=(b"\xff\xd8 not a picture",)), count=8)
-    error = fails(capsys, *fit_on(train, shards(name="val"), tmp_path))
-    assert "image 0 cannot be read" in error and "tiny-train" in error
+def test_a_broken_jpeg_is_left_out_and_listed(tmp_path, shards):
+    train = shards(changed(images=(b"\xff\xd8 not a picture",)), count=6)
+    root = tmp_path / "run"
+    main([*fit_on(train, shards(name="val"), root), "--data.prompts", "20", "--data.paired_ratio", "1"])
+    [line] = map(json.loads, (root / "quarantine.jsonl").read_text().splitlines())
+    assert "image 0 cannot be read" in line["message"] and line["reason"].startswith("image: ")
+    assert line["id"].startswith("tiny-train") and line["key"] == "00000001"
 
 
 def test_a_split_without_singles_names_the_ratio(capsys, tmp_path):

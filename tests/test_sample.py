@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ivgr.data.rejection import RejectedSample
 from ivgr.data.sample import Sample, parse_sample, read_sample
 from ivgr.errors import UserError
 
@@ -173,6 +175,55 @@ def test_images_of_every_mode_become_rgb(mode, kind, color, seen):
     [image] = make_sample(images=(encode_image(Image.new(mode, (16, 12), color), kind),)).open_images()
     assert image.mode == "RGB" and image.size == (16, 12)
     assert np.abs(np.array(image.getpixel((5, 5))) - seen).max() <= 4
+
+
+def test_16_bits_are_scaled_and_not_clipped():
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16)
+    for kind in ("PNG", "TIFF"):
+        data = encode_image(Image.fromarray(ramp.astype(np.uint16)), kind)
+        [image] = make_sample(images=(data,)).open_images()
+        assert np.array_equal(np.asarray(image)[..., 0].ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("alpha", [0, 51, 255])
+def test_transparency_is_laid_on_white(kind, alpha):
+    data = encode_image(Image.new("RGBA", (16, 12), (10, 200, 30, alpha)), kind, lossless=True)
+    [image] = make_sample(images=(data,)).open_images()
+    seen = [255 + (color - 255) * alpha / 255 for color in (10, 200, 30)]
+    assert np.abs(np.array(image.getpixel((5, 5))) - seen).max() <= 2
+
+
+def test_a_transparent_colour_of_a_palette_is_white():
+    palette = Image.new("P", (16, 12), 1)
+    palette.putpalette([10, 20, 30, 200, 40, 50])
+    palette.paste(0, (0, 0, 8, 12))
+    for kind in ("PNG", "GIF"):
+        [image] = make_sample(images=(encode_image(palette, kind, transparency=0),)).open_images()
+        assert (image.getpixel((2, 2)), image.getpixel((12, 2))) == ((255, 255, 255), (200, 40, 50))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_an_animated_image_is_its_first_frame(kind):
+    first, second = (Image.new("RGB", (16, 12), color) for color in ((200, 30, 30), (30, 30, 200)))
+    data = encode_image(first, kind, save_all=True, append_images=[second])
+    [image] = make_sample(images=(data,)).open_images()
+    assert np.abs(np.array(image.getpixel((5, 5))) - (200, 30, 30)).max() <= 8
+
+
+def test_the_largest_image_is_read_and_one_pixel_more_is_not(monkeypatch):
+    monkeypatch.setattr("ivgr.data.image.MAX_PIXELS", 16 * 12)
+    assert make_sample(images=(jpeg(),)).open_images()[0].size == (16, 12)
+    with pytest.raises(RejectedSample) as caught:
+        make_sample(images=(jpeg(size=(193, 1)),)).open_images()
+    assert caught.value.reason == "image: too large"
+
+
+def test_a_rejection_survives_the_way_out_of_a_reader_process():
+    error = RejectedSample("the message", "image: empty")
+    error.id = "s7"
+    sent = pickle.loads(pickle.dumps(error))
+    assert (str(sent), sent.reason, sent.id) == ("the message", "image: empty", "s7")
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", jpeg()[:300], jpeg()[:-40]], ids=len)

@@ -1,5 +1,8 @@
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 import tempfile
 import time
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ivgr.data.sample import Sample, read_sample
-from ivgr.data.shards import find_shards, read_shards, take_stock, write_shards
+from ivgr.data.shards import find_shards, read_samples, read_shards, take_stock, write_shards
 from ivgr.errors import UserError
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -207,3 +210,58 @@ def test_images_are_named_by_what_they_are(tmp_path):
         assert [name.split(".", 1)[1] for name in tar.getnames()] == ["0.png", "1.jpg", "2.webp", "json"]
     [entry] = read_shards([str(shard)])
     assert read_sample(entry).images == images
+
+
+def test_samples_before_the_cut_are_used_and_the_rest_is_one_rejection(tmp_path):
+    """Wherever the tar ends, down to the byte: the whole samples but the last, which may lack
+    a file, then one rejection."""
+    [shard] = write_shards(tmp_path, "train", some(4), 4)
+    whole = shard.read_bytes()
+    starts = [whole.index(f"{index:08d}.".encode()) for index in range(4)]
+    for size in range(0, 8 * 1024 + 1, 64):
+        shard.write_bytes(whole[:size])
+        found = list(read_samples([str(shard)]))
+        begun = sum(start + 512 + len(b"image 0") <= size for start in starts)  # first files that are whole
+        assert [item.sample.id for item in found[:-1]] == [f"single{i}" for i in range(max(begun - 1, 0))]
+        assert found[-1].reason == "shard: truncated"
+
+
+def test_a_damaged_header_is_no_end(tmp_path):
+    [shard] = write_shards(tmp_path, "train", some(4), 4)
+    data = bytearray(shard.read_bytes())
+    start = data.index(b"00000002.")
+    data[start : start + 4] = b"9999"
+    shard.write_bytes(data)
+    one, rejection = read_samples([str(shard)])
+    assert one.sample.id == "single0" and rejection.reason == "shard: not a tar"
+
+
+def test_a_compressed_shard_is_read(tmp_path):
+    [shard] = write_shards(tmp_path, "train", some(3), 3)
+    for name, compress in (("a.tar", gzip.compress), ("b.tar", bz2.compress), ("c.tar", lzma.compress)):
+        (tmp_path / name).write_bytes(compress(shard.read_bytes()))
+        assert ids([tmp_path / name]) == ["single0", "single1", "single2"]
+
+
+def test_a_sparse_file_of_a_terabyte_is_not_unpacked(tmp_path):
+    info = tarfile.TarInfo("k0.jpg")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = tarfile.itn(2**40, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = tmp_path / "train-000000.tar"
+    path.write_bytes(bytes(header) + bytes(10240))
+    [rejection] = read_samples([str(path)])
+    assert rejection.reason == "shard: oversized file"
+
+
+def test_stock_leaves_out_a_few_broken_samples_and_lists_many_by_reason(tmp_path):
+    good = json.dumps({"id": "s0", "question": "What?", "answer": "red", "kind": "single"}).encode()
+    files = {f"k{i}_json": good for i in range(98)}
+    path = tmp_path / "train-000000.tar"
+    assert take_stock([write_tar(path, **files, x_json=b"{")], max_rejected=0.02) == {"single": 98}
+    two = write_tar(path, **files, x_json=b"{", y_json=good.replace(b'"red"', b'""'))
+    assert take_stock([two], max_rejected=0.02) == {"single": 98}
+    with pytest.raises(UserError, match=r"2 of 100 .*json: invalid 1, answer: empty 1.*max_rejected 0\.01"):
+        take_stock([two], max_rejected=0.01)

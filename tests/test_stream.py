@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from ivgr.data.sample import Sample
+from ivgr.data.deal import deal
+from ivgr.data.rejection import Rejection
 from ivgr.data.shards import write_shards
-from ivgr.data.stream import Mix, SampleStream
+from ivgr.data.stream import Feed, Mix, SampleStream
 from ivgr.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -38,8 +39,8 @@ def shards(tmp_path_factory) -> list[str]:
     return write(tmp_path_factory.mktemp("shards"), SHARDS)
 
 
-def ids(samples: list[Sample]) -> list[str]:
-    return [sample.id for sample in samples]
+def ids(drawn: list) -> list[str]:
+    return [item.sample.id for item in drawn]
 
 
 def take(stream, iterations: int) -> list[list[str]]:
@@ -101,14 +102,14 @@ def test_a_number_of_prompts_below_one_is_named(prompts):
 @calm
 @given(seed=seeds, buffer=buffers, paired=st.integers(0, 7), single=st.integers(0, 7))
 def test_every_iteration_holds_the_mix(shards, seed, buffer, paired, single):
-    for batch in take(SampleStream(shards, Mix(paired, single), seed, buffer), 6):
+    for batch in take(SampleStream([Feed(shards)], Mix(paired, single), seed, buffer), 6):
         assert Counter(name.split("-")[0] for name in batch) == Counter(paired=paired, single=single)
 
 
 @calm
 @given(seed=seeds, buffer=buffers)
 def test_every_sample_of_a_kind_is_seen_once_an_epoch(shards, seed, buffer):
-    batches = take(SampleStream(shards, Mix(2, 3), seed, buffer), 45)
+    batches = take(SampleStream([Feed(shards)], Mix(2, 3), seed, buffer), 45)
     for kind, count in (("paired", SHARDS * PAIRED), ("single", SHARDS * SINGLE)):
         seen = flat(batches, kind)
         epochs = [seen[start : start + count] for start in range(0, len(seen) - count + 1, count)]
@@ -119,31 +120,31 @@ def test_every_sample_of_a_kind_is_seen_once_an_epoch(shards, seed, buffer):
 @calm
 @given(seed=seeds)
 def test_every_epoch_has_its_own_order_of_shards(shards, seed):
-    seen = flat(take(SampleStream(shards, Mix(PAIRED, 0), seed, 1), 5 * SHARDS), "paired")
+    seen = flat(take(SampleStream([Feed(shards)], Mix(PAIRED, 0), seed, 1), 5 * SHARDS), "paired")
     orders = [[name.split("-")[1] for name in seen[i : i + 30 : PAIRED]] for i in range(0, 150, 30)]
     assert all(sorted(order) == list("012345") for order in orders)
     assert len(set(map(tuple, orders))) > 1
 
 
 def test_every_epoch_and_seed_has_its_own_order_of_samples(shards):
-    epochs = take(SampleStream(shards[:1], Mix(PAIRED, 0), 5, 100), 12)
+    epochs = take(SampleStream([Feed(shards[:1])], Mix(PAIRED, 0), 5, 100), 12)
     assert len(set(map(tuple, epochs))) > 4
-    firsts = {take(SampleStream(shards[:1], Mix(1, 0), seed, 100), 1)[0][0] for seed in range(60)}
+    firsts = {take(SampleStream([Feed(shards[:1])], Mix(1, 0), seed, 100), 1)[0][0] for seed in range(60)}
     assert firsts == set(all_ids(1))
 
 
 def test_a_buffer_mixes_samples_of_several_shards(shards):
-    batches = take(SampleStream(shards, Mix(PAIRED, 0), 3, 1000), SHARDS)
+    batches = take(SampleStream([Feed(shards)], Mix(PAIRED, 0), 3, 1000), SHARDS)
     assert any(len({name.split("-")[1] for name in batch}) > 1 for batch in batches)
 
 
 def test_the_seed_alone_decides_the_order(shards):
-    first = take(SampleStream(shards, MIX, 7, 20), 30)
+    first = take(SampleStream([Feed(shards)], MIX, 7, 20), 30)
     random.seed(12345)
     before = random.getstate()
-    assert take(SampleStream(shards, MIX, 7, 20), 30) == first
+    assert take(SampleStream([Feed(shards)], MIX, 7, 20), 30) == first
     assert random.getstate() == before
-    assert take(SampleStream(shards, MIX, 8, 20), 30) != first
+    assert take(SampleStream([Feed(shards)], MIX, 8, 20), 30) != first
 
 
 @calm
@@ -154,7 +155,7 @@ def test_ranks_share_out_every_epoch(shards, seed, buffer, ranks, count):
     epochs: list[Counter] = [Counter(), Counter(), Counter()]
     for rank in range(ranks):
         size = PAIRED * len(range(rank, count, ranks))
-        stream = SampleStream(shards[:count], Mix(1, 0), seed, buffer, rank, ranks)
+        stream = SampleStream([Feed(shards[:count])], Mix(1, 0), seed, buffer, rank, ranks)
         seen = flat(take(stream, 3 * size), "paired")
         for epoch, start in zip(epochs, range(0, 3 * size, size), strict=True):
             epoch.update(seen[start : start + size])
@@ -164,21 +165,21 @@ def test_ranks_share_out_every_epoch(shards, seed, buffer, ranks, count):
 @calm
 @given(seed=seeds, buffer=buffers, start=st.integers(0, 70), rank=st.integers(0, 1))
 def test_a_resumed_run_sees_what_the_unbroken_run_would(shards, seed, buffer, start, rank):
-    unbroken = take(SampleStream(shards, MIX, seed, buffer, rank, 2), start + 8)
-    assert take(SampleStream(shards, MIX, seed, buffer, rank, 2, start), 8) == unbroken[start:]
+    unbroken = take(SampleStream([Feed(shards)], MIX, seed, buffer, rank, 2), start + 8)
+    assert take(SampleStream([Feed(shards)], MIX, seed, buffer, rank, 2, start), 8) == unbroken[start:]
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_a_resumed_loader_sees_what_the_unbroken_loader_would(shards, workers):
     for rank, start in ((0, 1), (1, 12), (1, 31)):
-        unbroken = load(SampleStream(shards, MIX, 11, 20, rank, 2), workers, 38)
-        resumed = load(SampleStream(shards, MIX, 11, 20, rank, 2, start), workers, 38 - start)
+        unbroken = load(SampleStream([Feed(shards)], MIX, 11, 20, rank, 2), workers, 38)
+        resumed = load(SampleStream([Feed(shards)], MIX, 11, 20, rank, 2, start), workers, 38 - start)
         assert resumed == unbroken[start:]
 
 
 def test_workers_of_all_ranks_share_out_the_epoch(shards):
     """Six readers of one shard each: five paired samples a reader make the epoch."""
-    batches = [load(SampleStream(shards, Mix(PAIRED, 1), 4, 20, rank, 2), 3, 6) for rank in (0, 1)]
+    batches = [load(SampleStream([Feed(shards)], Mix(PAIRED, 1), 4, 20, rank, 2), 3, 6) for rank in (0, 1)]
     for epoch in (slice(0, 3), slice(3, 6)):
         assert sorted(flat(batches[0][epoch] + batches[1][epoch], "paired")) == sorted(all_ids())
 
@@ -187,10 +188,79 @@ def test_workers_of_all_ranks_share_out_the_epoch(shards):
 def test_a_kind_that_a_reader_lacks_is_named_with_its_shards(tmp_path, kind, counts):
     shards = write(tmp_path, 2, *counts)
     with pytest.raises(UserError) as caught:
-        take(SampleStream(shards, MIX, 0, 10), 1)
+        take(SampleStream([Feed(shards)], MIX, 0, 10), 1)
     message = str(caught.value)
     assert repr(kind) in message and "\n" not in message and all(path in message for path in shards)
 
 
 def test_a_kind_that_no_one_asks_for_may_be_absent(tmp_path):
-    assert len(take(SampleStream(write(tmp_path, 2, 3, 0), Mix(2, 0), 0, 10), 5)) == 5
+    assert len(take(SampleStream([Feed(write(tmp_path, 2, 3, 0))], Mix(2, 0), 0, 10), 5)) == 5
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(1, 400), st.integers(0, 9))
+def test_sources_are_never_a_whole_turn_from_their_share(weights, turns, seed):
+    dealt = Counter()
+    for turn, chosen in enumerate(islice(deal(weights, seed), turns), 1):
+        dealt[chosen] += 1
+        assert all(abs(dealt[i] - turn * w / sum(weights)) < 1 + 1e-6 for i, w in enumerate(weights))
+
+
+@pytest.fixture(scope="module")
+def feeds(shards) -> list[Feed]:
+    """Weights 5 : 2 : 1 over two shards each; the last holds paired samples only."""
+    kinds = ("paired", "single")
+    return [Feed(shards[:2], 5, kinds), Feed(shards[2:4], 2, kinds), Feed(shards[4:], 1, ("paired",))]
+
+
+def origins(batches: list[list[str]], kind: str) -> Counter:
+    return Counter(int(name.split("-")[1]) // 2 for name in flat(batches, kind))
+
+
+@calm
+@given(seed=seeds, buffer=buffers, iterations=st.integers(1, 60), rank=st.integers(0, 1))
+def test_after_any_iteration_the_counts_follow_the_weights(feeds, seed, buffer, iterations, rank):
+    batches = take(SampleStream(feeds, Mix(3, 2), seed, buffer, rank, 2), iterations)
+    for kind, wanted, weights in (("paired", 3, (5, 2, 1)), ("single", 2, (5, 2, 0))):
+        seen = origins(batches, kind)
+        for source, weight in enumerate(weights):
+            assert abs(seen[source] - iterations * wanted * weight / sum(weights)) < 1
+
+
+def test_eight_turns_of_three_sources_are_exact(feeds):
+    assert origins(take(SampleStream(feeds, Mix(4, 0), 1, 10), 6), "paired") == {0: 15, 1: 6, 2: 3}
+
+
+@calm
+@given(seed=seeds, start=st.integers(0, 40))
+def test_a_resumed_run_deals_as_the_unbroken_run_would(feeds, seed, start):
+    unbroken = take(SampleStream(feeds, MIX, seed, 10), start + 8)
+    assert take(SampleStream(feeds, MIX, seed, 10, start=start), 8) == unbroken[start:]
+
+
+def test_reader_processes_together_follow_the_weights_and_resume(feeds):
+    unbroken = load(SampleStream(feeds, Mix(4, 0), 2, 10), 2, 24)
+    assert all(abs(origins(unbroken[:n], "paired")[0] - 4 * n * 5 / 8) < 1 for n in range(1, 25))
+    assert load(SampleStream(feeds, Mix(4, 0), 2, 10, start=7), 2, 17) == unbroken[7:]
+
+
+def test_a_broken_sample_keeps_its_place_in_the_order(tmp_path, shards):
+    """The same shards with three answers emptied draw alike but for those three."""
+    spoilt = []
+    for shard in shards[:2]:
+        data = Path(shard).read_bytes().replace(b'"answer": "red"', b'"answer": "   "', 3)
+        spoilt.append(str(tmp_path / f"{len(spoilt)}.tar"))
+        Path(spoilt[-1]).write_bytes(data)
+    whole, broken = (
+        list(islice(iter(SampleStream([Feed(paths)], MIX, 3, 8)), 20)) for paths in (shards[:2], spoilt)
+    )
+    lost = Counter()
+    for good, drawn in zip(whole, broken, strict=True):
+        for one, other in zip(good, drawn, strict=True):
+            if isinstance(other, Rejection):
+                lost[other.reason] += 1
+                assert other.id == one.sample.id and other.shard in spoilt
+            else:
+                assert other.sample.id == one.sample.id
+    assert set(lost) == {"answer: empty"} and lost.total() >= 6
+    resumed = islice(iter(SampleStream([Feed(spoilt)], MIX, 3, 8, start=5)), 15)
+    assert list(resumed) == broken[5:]

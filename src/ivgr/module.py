@@ -1,13 +1,18 @@
 """The LightningModule: owns the policy and the frozen reference, hands the iteration its
 parts, and one `training_step` is one iteration (manual optimisation)."""
 
+import time
+from pathlib import Path
+
 import lightning as L
 import torch
+import torch.distributed as dist
 from jsonargparse import lazy_instance
 
 from ivgr.archive import Archive
-from ivgr.data.encode import QueryEncoder
+from ivgr.data.encode import Batch, QueryEncoder
 from ivgr.data.prompts import Prompts
+from ivgr.data.rejection import Rejection
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
 from ivgr.iteration import Iteration
@@ -16,7 +21,6 @@ from ivgr.loss import PolicyLoss
 from ivgr.optim import Optimizer, Schedule, sum_gradients
 from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import FrozenReference
-from ivgr.query import Query
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
 from ivgr.seeding import derive_seed, run_seed
@@ -143,18 +147,55 @@ class IVGR(L.LightningModule):
             drop_flat=self.drop_flat,
         )
 
-    def training_step(self, queries: list[Query], _: int) -> None:
+    def on_train_start(self) -> None:
+        self.idle_since = time.perf_counter()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.metrics = {"time/data_wait": time.perf_counter() - self.idle_since}
+        self._quarantine(batch)
+
+    def training_step(self, batch: Batch, _: int) -> None:
+        """One iteration; without a query for every rank, only the data moves on."""
         seed = derive_seed(run_seed(), "rollout", self.iteration, self.global_rank)
-        self.metrics = self.loop.run(queries, seed)
+        if self._everyone_has_work(batch):
+            self.metrics |= self.loop.run(batch.queries, seed)
         self.metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
-        self.queries = queries
         self.iteration += 1
         if self.iteration >= self.iterations:
             self.trainer.should_stop = True
 
-    def validation_step(self, queries: list[Query], _: int) -> None:
-        self.engine.answer(self.policy, self.processor.tokenizer, queries)
-        self.figures.update(queries, self.judge)
+    def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
+        self.idle_since = time.perf_counter()
+
+    def _everyone_has_work(self, batch: Batch) -> bool:
+        """Ranks must step alike, so each needs as many queries as there are updates."""
+        ranks = self.trainer.world_size
+        needed = 1 if ranks == 1 else min(self.updates, batch.seen)
+        return self._sum_ranks(float(len(batch.queries) >= needed)) == ranks
+
+    def _quarantine(self, batch: Batch) -> None:
+        """Counts what all ranks have rejected; if it is too much, what was trained is saved."""
+        quarantine = self.trainer.datamodule.quarantine
+        try:
+            quarantine.add(*self._gather_rejected(batch))
+        except UserError:
+            checkpoint = self.trainer.checkpoint_callback
+            if self.iteration and checkpoint is not None:
+                self.trainer.save_checkpoint(Path(checkpoint.dirpath) / "last.ckpt")
+            raise
+        self.metrics |= quarantine.metrics()
+
+    def _gather_rejected(self, batch: Batch) -> tuple[list[Rejection], int]:
+        found = [(batch.rejected, batch.seen)]
+        if self.trainer.world_size > 1:
+            found *= self.trainer.world_size
+            dist.all_gather_object(found, (batch.rejected, batch.seen))
+        return [one for rejected, _ in found for one in rejected], sum(seen for _, seen in found)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        if batch.queries:
+            self.engine.answer(self.policy, self.processor.tokenizer, batch.queries)
+            self.figures.update(batch.queries, self.judge)
 
     def on_validation_epoch_start(self) -> None:
         self.figures = HeldOutFigures().to(self.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ivgr.bench.data import data
 from ivgr.bench.decode import Decode, decode_figures
 from ivgr.bench.kernels import KernelSetting, kernel_figures, missing_roads
 from ivgr.bench.measure import Measurement, measure
@@ -143,4 +144,4 @@ def _seconds(seconds: float, tree: float) -> tuple[str, str]:
     return f"{seconds:.3f}", f"{seconds / tree:.2f}"
 
 
-BENCH = {"kernels": kernels, "step": step, "update": update, "rollout": rollout}
+BENCH = {"data": data, "kernels": kernels, "step": step, "update": update, "rollout": rollout}

@@ -9,11 +9,11 @@ from itertools import count, islice
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ivgr.data.datamodule import ShardDataModule, _loader
+from ivgr.data.datamodule import ShardDataModule, make_loader
 from ivgr.data.demonstration import Demonstration, encode_demonstrations
 from ivgr.data.prompts import SINGLE, TEXTUAL
 from ivgr.data.sample import Sample, read_sample
-from ivgr.data.shards import find_shards, read_shards, take_stock
+from ivgr.data.shards import read_shards, take_stock
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed, run_seed
 
@@ -47,11 +47,12 @@ class ColdStart(ShardDataModule):
         self.val_queries, self.val_batch = val_queries, val_batch
         self.total_steps, self.batch = steps, batch
 
-    def _check_train(self, shards: list[str]) -> None:
+    def _check_train(self) -> None:
         if self.batch % self.trainer.world_size:
             raise UserError(
                 f"data.batch is {self.batch}, must be a multiple of the {self.trainer.world_size} ranks"
             )
+        shards = self._find(self.train)
         take_stock(shards)
         if not any(read_sample(entry).reasoning for entry in read_shards(shards)):
             raise UserError(
@@ -60,7 +61,7 @@ class ColdStart(ShardDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = DemonstrationStream(
-            find_shards(self.train),
+            self._find(self.train),
             self.batch,
             self.total_steps,
             run_seed(),
@@ -69,7 +70,7 @@ class ColdStart(ShardDataModule):
             self.trainer.world_size,
             self.start,
         )
-        return _loader(dataset, partial(encode_demonstrations, encoder=self._encoder()), self.workers)
+        return make_loader(dataset, partial(encode_demonstrations, encoder=self._encoder()), self.workers)
 
     def _order(self) -> dict:
         order = super()._order() | {"data.batch": self.batch}

@@ -15,8 +15,9 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader, IterableDataset
 
-from ivgr.data.datamodule import HeldOut, encode_all
+from ivgr.data.datamodule import HeldOut
 from ivgr.data.demonstration import Demonstration, encode_demonstrations
+from ivgr.data.encode import encode_batch
 from ivgr.data.prompts import GROUNDED, SINGLE, TEXTUAL
 from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import find_shards, read_shards
@@ -104,7 +105,7 @@ class Curriculum(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         held_out = HeldOut(find_shards(str(self._root() / "val")), None, self.val_batch, 0, 1)
         encode = partial(
-            encode_all, encoder=self.trainer.lightning_module.encoder, streams=(GROUNDED, TEXTUAL)
+            encode_batch, encoder=self.trainer.lightning_module.encoder, streams=(GROUNDED, TEXTUAL)
         )
         return DataLoader(held_out, batch_size=None, collate_fn=encode)
 

@@ -1,85 +1,128 @@
 """Shards → queries, as a LightningDataModule whose progress is saved in checkpoints."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from ivgr.data.encode import QueryEncoder
-from ivgr.data.prompts import GROUNDED, TEXTUAL, streams_of
-from ivgr.data.sample import Sample, read_sample
-from ivgr.data.shards import find_shards, read_shards, take_stock
-from ivgr.data.stream import Mix, SampleStream
+from ivgr.data.encode import Batch, QueryEncoder, encode_batch
+from ivgr.data.prompts import GROUNDED, TEXTUAL
+from ivgr.data.quarantine import Quarantine
+from ivgr.data.rejection import Rejection
+from ivgr.data.sample import KINDS
+from ivgr.data.shards import Located, find_shards, read_samples, take_stock
+from ivgr.data.stream import Feed, Mix, SampleStream
 from ivgr.errors import UserError
-from ivgr.query import Query
 from ivgr.seeding import run_seed
 from ivgr.world.write import World, write_world
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of several sources of training samples.
+
+    Args:
+        path: Its shards: a glob, a folder, a brace range or a URL; or a list of such.
+        weight: Its share of the queries of each kind that it holds, relative to the others.
+    """
+
+    path: str | list[str]
+    weight: float = 1.0
 
 
 class ShardDataModule(L.LightningDataModule):
     """Prompts for training and held-out queries from WebDataset shards.
 
     Args:
-        train: Training shards: a glob, a folder or a brace range.
-        val: Held-out shards, the same way.
+        train: Training shards: a glob, a folder, a brace range or a URL (http(s)://, s3://); or
+            several sources, a list of {path, weight}.
+        val: Held-out shards: one path, or a list of such.
         prompts: Prompts an iteration over all ranks; a paired query counts two.
         paired_ratio: Share of prompts that belong to paired queries.
         shuffle: Samples in each reader's shuffle buffer (undecoded bytes).
         workers: Reader processes a rank; 0 reads in the training process.
         val_queries: Held-out paired queries to evaluate, null for all.
         val_batch: Queries decoded together in evaluation.
+        max_rejected: Largest share of samples that may be broken before training stops.
+        allow_pipe: Let a path "pipe:COMMAND" run a shell command.
     """
 
     def __init__(
         self,
-        train: str,
-        val: str,
+        train: str | list[Source],
+        val: str | list[str],
         prompts: int = 512,
         paired_ratio: float = 0.9,
         shuffle: int = 1000,
         workers: int = 0,
         val_queries: int | None = 512,
         val_batch: int = 64,
+        max_rejected: float = 0.01,
+        allow_pipe: bool = False,
     ) -> None:
         super().__init__()
+        if not 0 <= max_rejected <= 1:
+            raise UserError(f"data.max_rejected is {max_rejected}, must lie in [0, 1]")
         self.train, self.val, self.prompts, self.paired_ratio = train, val, prompts, paired_ratio
         self.shuffle, self.workers = shuffle, workers
         self.val_queries, self.val_batch = val_queries, val_batch
+        self.max_rejected, self.allow_pipe = max_rejected, allow_pipe
         self.start = 0
 
     def setup(self, stage: str) -> None:
         """Checks every shard; UserError names what is missing or broken."""
+        rank, root = self.trainer.global_rank, Path(self.trainer.default_root_dir)
+        self.listed = root / ("quarantine.jsonl" if rank == 0 else f"quarantine.{rank}.jsonl")
+        self.quarantine = Quarantine(self.listed if rank == 0 else None, self.max_rejected)
         if stage == "fit":
-            self._check_train(find_shards(self.train))
-        stock = take_stock(find_shards(self.val))
+            self._check_train()
+        stock = take_stock(self._find(self.val), self.max_rejected)
         if not stock["paired"]:
             raise UserError(f"data.val: {self.val!r} holds no paired sample to evaluate on")
 
-    def _check_train(self, shards: list[str]) -> None:
+    def _check_train(self) -> None:
         ranks = self.trainer.world_size
         if self.prompts % ranks:
             raise UserError(f"data.prompts is {self.prompts}, must be a multiple of the {ranks} ranks")
         self.mix = Mix.of(self.prompts // ranks, self.paired_ratio)
         readers = ranks * max(self.workers, 1)
-        if len(shards) < readers:
-            raise UserError(
-                f"data.train: {len(shards)} shards for {readers} readers (ranks x workers); "
-                "write more, smaller shards or lower data.workers"
-            )
-        stock = take_stock(shards)
+        self.feeds = [self._take_in(source, readers) for source in self._sources()]
         for kind, wanted in (("paired", self.mix.paired), ("single", self.mix.single)):
-            if wanted and not stock[kind]:
+            if wanted and not any(kind in feed.kinds for feed in self.feeds):
                 raise UserError(
                     f"data.train: no {kind!r} sample, but data.paired_ratio {self.paired_ratio} asks for "
                     f"{wanted} an iteration; set it to {0.0 if kind == 'paired' else 1.0}"
                 )
 
+    def _sources(self) -> list[Source]:
+        sources = self.train if isinstance(self.train, list) else [Source(self.train)]
+        if not sources or not all(0 < source.weight < float("inf") for source in sources):
+            raise UserError("data.train: give at least one source, each with a finite weight above 0")
+        return sources
+
+    def _take_in(self, source: Source, readers: int) -> Feed:
+        shards = self._find(source.path)
+        if len(shards) < readers:
+            raise UserError(
+                f"data.train: {len(shards)} shards for {readers} readers (ranks x workers) in "
+                f"{source.path!r}; write more, smaller shards or lower data.workers"
+            )
+        stock = take_stock(shards, self.max_rejected)
+        return Feed(shards, source.weight, tuple(kind for kind in KINDS if stock[kind]))
+
+    def _find(self, path: str | list[str]) -> list[str]:
+        return find_shards(path, self.allow_pipe)
+
     def train_dataloader(self) -> DataLoader:
+        if self.start == 0:
+            self.quarantine.forget()
         stream = SampleStream(
-            find_shards(self.train),
+            self.feeds,
             self.mix,
             run_seed(),
             self.shuffle,
@@ -87,19 +130,24 @@ class ShardDataModule(L.LightningDataModule):
             self.trainer.world_size,
             self.start,
         )
-        encode = partial(encode_all, encoder=self._encoder())
-        return _loader(stream, encode, self.workers)
+        return make_loader(stream, partial(encode_batch, encoder=self._encoder()), self.workers)
 
     def val_dataloader(self) -> DataLoader:
         held_out = HeldOut(
-            find_shards(self.val),
+            self._find(self.val),
             self.val_queries,
             self.val_batch,
             self.trainer.global_rank,
             self.trainer.world_size,
         )
-        encode = partial(encode_all, encoder=self._encoder(), streams=(GROUNDED, TEXTUAL))
-        return _loader(held_out, encode, 0)
+        # A count of its own, so that too large a share shows before training, not after.
+        quarantine = Quarantine(self.listed, self.max_rejected)
+        return make_loader(held_out, partial(self._encode_held_out, quarantine), 0)
+
+    def _encode_held_out(self, quarantine: Quarantine, drawn: list[Located | Rejection]) -> Batch:
+        batch = encode_batch(drawn, self._encoder(), (GROUNDED, TEXTUAL))
+        quarantine.add(batch.rejected, batch.seen)
+        return batch
 
     def _encoder(self) -> QueryEncoder:
         return self.trainer.lightning_module.encoder
@@ -107,7 +155,7 @@ class ShardDataModule(L.LightningDataModule):
     def state_dict(self) -> dict:
         """Where the data stands: iterations done and what their order depends on."""
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        return {"iterations": done, "order": self._order()}
+        return {"iterations": done, "order": self._order(), "quarantine": self.quarantine.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         for name, saved in state["order"].items():
@@ -117,15 +165,20 @@ class ShardDataModule(L.LightningDataModule):
                     "resume with the same setting or start a new run"
                 )
         self.start = state["iterations"]
+        self.quarantine.load_state_dict(state.get("quarantine", self.quarantine.state_dict()))
 
     def _order(self) -> dict:
+        sources = self._sources()
         return {
             "seed_everything": run_seed(),
             "data.prompts": self.prompts,
             "data.paired_ratio": self.paired_ratio,
             "data.shuffle": self.shuffle,
             "data.workers": self.workers,
-            "the shards of data.train": [Path(path).name for path in find_shards(self.train)],
+            "the shards of data.train": [
+                Path(path).name for source in sources for path in self._find(source.path)
+            ],
+            "the weights of data.train": [source.weight for source in sources],
             "ranks": self.trainer.world_size,
         }
 
@@ -166,21 +219,15 @@ class HeldOut(IterableDataset):
         self.shards, self.limit, self.batch = shards, limit, batch
         self.rank, self.ranks = rank, ranks
 
-    def __iter__(self) -> Iterator[list[Sample]]:
-        samples = (read_sample(entry) for entry in read_shards(self.shards))
-        paired = [sample for sample in samples if streams_of(sample.kind) == (GROUNDED, TEXTUAL)]
-        mine = paired[: self.limit][self.rank :: self.ranks]
-        for start in range(0, len(mine), self.batch):
-            yield mine[start : start + self.batch]
+    def __iter__(self) -> Iterator[list[Located | Rejection]]:
+        paired = (item for item in read_samples(self.shards) if item.kind in ("paired", ""))
+        mine = islice(islice(paired, self.limit), self.rank, None, self.ranks)
+        while batch := list(islice(mine, self.batch)):
+            yield batch
 
 
-def encode_all(
-    samples: list[Sample], encoder: QueryEncoder, streams: tuple[str, ...] | None = None
-) -> list[Query]:
-    return [encoder(sample, streams) for sample in samples]
-
-
-def _loader(dataset: IterableDataset, encode: Callable, workers: int) -> DataLoader:
+def make_loader(dataset: IterableDataset, encode: Callable, workers: int) -> DataLoader:
+    """Batches as the dataset gives them, encoded where they were read."""
     context = "spawn" if workers else None
     return DataLoader(
         dataset,

@@ -2,14 +2,17 @@
 processed once, the streams' prompts split at the end of what they share."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from PIL import Image
 from transformers import ProcessorMixin
 
-from ivgr.data.family import RELATIVE, frame_of
+from ivgr.data.family import RELATIVE, Frame, frame_of
 from ivgr.data.prompts import Prompts, streams_of
+from ivgr.data.rejection import RejectedSample, Rejection
 from ivgr.data.sample import Sample
-from ivgr.errors import UserError
+from ivgr.data.shards import Located
 from ivgr.query import Group, Query
 
 
@@ -30,58 +33,132 @@ class QueryEncoder:
     max_prompt_tokens: int = 8192
 
     def __call__(self, sample: Sample, streams: tuple[str, ...] | None = None) -> Query:
-        """The query of `sample` in `streams` (default: those of its kind). UserError names
-        the sample if an image is broken or a prompt is too long."""
+        """The query of `sample` in `streams` (default: those of its kind). RejectedSample names
+        the sample if an image is broken, a box lies outside the first one or a prompt is too
+        long."""
         images = sample.open_images()
-        vision = dict(self.processor.image_processor(images=images, return_tensors="pt")) if images else {}
+        pixels = [clip_box(box, images[0].size, sample.id) for box in sample.boxes]
+        vision = self._process(images, sample.id) if images else {}
         grid = vision.get("image_grid_thw")
         streams = streams or streams_of(sample.kind)
-        prompts = [self._prompt_ids(sample, stream, grid) for stream in streams]
+        counts = [] if grid is None else self._image_tokens(grid)
+        prompts = [self._prompt_ids(sample, stream, counts) for stream in streams]
         shared = _shared_length(prompts)
-        frame, boxes = self._boxes(sample, images, grid)
+        frame = self._frame(grid)
         return Query(
             sample=sample,
             prefix=torch.tensor(prompts[0][:shared]),
             groups=[Group(s, torch.tensor(ids[shared:])) for s, ids in zip(streams, prompts, strict=True)],
-            boxes=boxes,
+            boxes=tuple(frame.from_pixels(box, images[0].size) for box in pixels),
             frame=frame,
             pixel_values=vision.get("pixel_values"),
             image_grid_thw=grid,
         )
 
-    def _prompt_ids(self, sample: Sample, stream: str, grid: torch.Tensor | None) -> list[int]:
+    def _process(self, images: list[Image.Image], id: str) -> dict[str, torch.Tensor]:
+        """pixel_values and image_grid_thw; a processor refuses images that are all too narrow."""
+        try:
+            return dict(self.processor.image_processor(images=images, return_tensors="pt"))
+        except ValueError as error:
+            raise RejectedSample(
+                f"sample {id}: the processor refuses its images ({error}); crop or remove them",
+                "image: refused by the processor",
+            ) from error
+
+    def _image_tokens(self, grid: torch.Tensor) -> list[int]:
+        """Of each image, after the merge."""
+        return (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
+
+    def _prompt_ids(self, sample: Sample, stream: str, counts: list[int]) -> list[int]:
         """Token ids of one prompt, each image placeholder repeated as often as the image
         has tokens (as the HF processor does, which would process the image anew)."""
+        reserved = next((token for token in self._reserved if token in sample.question), None)
+        if reserved is not None:
+            raise RejectedSample(
+                f"sample {sample.id}: the question holds the model's own token {reserved}; remove it",
+                "question: holds a reserved token",
+            )
         messages = self.prompts.messages(sample.question, len(sample.images), stream)
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        token = self.processor.image_token
-        if sample.question.count(token):
-            raise UserError(f"sample {sample.id}: the question holds the image token {token}; remove it")
-        pieces = text.split(token)
-        merge = self.processor.image_processor.merge_size**2
-        counts = [] if grid is None else (grid.prod(-1) // merge).tolist()
-        text = pieces[0] + "".join(token * n + piece for n, piece in zip(counts, pieces[1:], strict=True))
-        ids = self.processor.tokenizer(text).input_ids
+        image, left = self.processor.image_token_id, iter(counts)
+        ids: list[int] = []
+        for token in self.processor.tokenizer(text).input_ids:
+            ids += [token] * (next(left) if token == image else 1)
         if len(ids) > self.max_prompt_tokens:
-            raise UserError(
+            raise RejectedSample(
                 f"sample {sample.id}: its {stream} prompt has {len(ids)} tokens, more than "
-                f"max_prompt_tokens {self.max_prompt_tokens}; shrink its images or raise the limit"
+                f"max_prompt_tokens {self.max_prompt_tokens}; shrink its images or raise the limit",
+                "prompt: too long",
             )
         return ids
 
-    def _boxes(self, sample: Sample, images: list, grid: torch.Tensor | None):
-        """The frame of the first image and the gold boxes in it."""
+    @cached_property
+    def _reserved(self) -> tuple[str, ...]:
+        """What would stand for an image or end the turn."""
+        own = self.processor
+        return (own.image_token, own.video_token, *own.tokenizer.all_special_tokens)
+
+    def _frame(self, grid: torch.Tensor | None) -> Frame:
+        """The frame of the first image's boxes."""
         if grid is None:
-            return RELATIVE, ()
+            return RELATIVE
         patch = self.processor.image_processor.patch_size
-        frame = frame_of(self.model_type, (int(grid[0, 2]) * patch, int(grid[0, 1]) * patch))
-        return frame, tuple(frame.from_pixels(box, images[0].size) for box in sample.boxes)
+        return frame_of(self.model_type, (int(grid[0, 2]) * patch, int(grid[0, 1]) * patch))
+
+
+@dataclass
+class Batch:
+    """What one iteration drew on this rank: `seen` samples, of which the rejected are left out
+    of the queries."""
+
+    queries: list[Query]
+    rejected: list[Rejection]
+    seen: int
+
+
+def encode_batch(
+    drawn: list[Located | Rejection], encoder: QueryEncoder, streams: tuple[str, ...] | None = None
+) -> Batch:
+    """Encodes what can be encoded."""
+    batch = Batch([], [], len(drawn))
+    for item in drawn:
+        if isinstance(item, Rejection):
+            batch.rejected.append(item)
+            continue
+        try:
+            batch.queries.append(encoder(item.sample, streams))
+        except RejectedSample as error:
+            batch.rejected.append(Rejection.of(error, item.shard, item.key, item.sample.id))
+    return batch
+
+
+def clip_box(box: tuple[float, ...], size: tuple[int, int], id: str) -> tuple[float, ...]:
+    """`box` as far as it lies in an image of `size` (width, height); RejectedSample if that is
+    less than half of its area."""
+    x1, y1, x2, y2 = max(box[0], 0), max(box[1], 0), min(box[2], size[0]), min(box[3], size[1])
+    if max(x2 - x1, 0) * max(y2 - y1, 0) * 2 < (box[2] - box[0]) * (box[3] - box[1]):
+        raise RejectedSample(
+            f"sample {id}: box {list(box)} lies outside its image of {size[0]} x {size[1]} pixels; "
+            "boxes are pixels of the upright original image",
+            "box: outside the image",
+        )
+    return (x1, y1, x2, y2)
 
 
 def _shared_length(prompts: list[list[int]]) -> int:
     """Tokens that all prompts begin with; at least one is left to each as its instruction."""
-    length = 0
     limit = min(map(len, prompts)) - 1
-    while length < limit and all(ids[length] == prompts[0][length] for ids in prompts):
-        length += 1
-    return length
+    first, *others = (ids[:limit] for ids in prompts)
+    return min((_common(first, ids) for ids in others), default=limit)
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Tokens that both, equally long, begin with."""
+    low, high = 0, len(one)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

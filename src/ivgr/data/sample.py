@@ -4,13 +4,13 @@ In: the files of one key, as WebDataset groups them ({"json": bytes, "jpg": byte
 Out: a `Sample`; images stay undecoded bytes until `open_images`.
 """
 
-import io
 import json
 from dataclasses import dataclass, field
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ivgr.errors import UserError
+from ivgr.data.image import open_image
+from ivgr.data.rejection import RejectedSample
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 KINDS = ("paired", "single")
@@ -38,44 +38,49 @@ class Sample:
     images: tuple[bytes, ...] = ()
 
     def open_images(self) -> list[Image.Image]:
-        """The images as RGB, turned upright; UserError names the sample if one is broken."""
-        return [self._open(index, data) for index, data in enumerate(self.images)]
-
-    def _open(self, index: int, data: bytes) -> Image.Image:
-        try:
-            return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = type(error).__name__
-            raise UserError(
-                f"sample {self.id}: image {index} cannot be read ({reason}); replace or remove it"
-            ) from error
+        """The images as RGB, turned upright; RejectedSample names the sample if one is broken."""
+        return [
+            open_image(data, f"sample {self.id}: image {index}") for index, data in enumerate(self.images)
+        ]
 
 
 def read_sample(entry: dict) -> Sample:
-    """The `Sample` of one group of files, checked; UserError names shard, key and field."""
+    """The `Sample` of one group of files, checked; RejectedSample names shard, key and field."""
     where = f"{entry.get('__url__', 'shard')}: {entry['__key__']}"
     if "json" not in entry:
-        raise UserError(f"{where}: {entry['__key__']}.json is missing")
+        raise RejectedSample(f"{where}: {entry['__key__']}.json is missing", "json: missing")
     try:
         fields = json.loads(entry["json"])
-    except ValueError as error:
-        raise UserError(f"{where}.json: not valid JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise RejectedSample(f"{where}.json: not valid JSON ({error})", "json: invalid") from error
     if not isinstance(fields, dict):
-        raise UserError(f"{where}.json: must be an object")
+        raise RejectedSample(f"{where}.json: must be an object", "json: not an object")
     return parse_sample(fields, _images_of(entry, where), where)
 
 
 def parse_sample(fields: dict, images: tuple[bytes, ...], where: str) -> Sample:
-    """A `Sample` from the fields of its JSON; UserError begins with `where`."""
+    """A `Sample` from the fields of its JSON; RejectedSample begins with `where` and knows id
+    and kind if they are sound."""
     fields = {"kind": "paired", "check": "text"} | fields
+    try:
+        return _parse(fields, images, where)
+    except RejectedSample as error:
+        error.id = fields["id"] if isinstance(fields.get("id"), str) else ""
+        error.kind = fields["kind"] if fields["kind"] in KINDS else ""
+        raise
+
+
+def _parse(fields: dict, images: tuple[bytes, ...], where: str) -> Sample:
     for name in ("id", "question", "answer"):
-        if not isinstance(fields.get(name), str) or not fields[name].strip():
-            raise UserError(f'{where}: "{name}" must be a non-empty string')
+        _check_said(fields.get(name), name, where)
     for name, allowed in (("kind", KINDS), ("check", CHECKS)):
         if fields[name] not in allowed:
-            raise UserError(f'{where}: "{name}" is {fields[name]!r}, must be one of {", ".join(allowed)}')
-    if not isinstance(fields.get("source", ""), str):
-        raise UserError(f'{where}: "source" must be a string')
+            raise RejectedSample(
+                f'{where}: "{name}" is {repr(fields[name])[:80]}, must be one of {", ".join(allowed)}',
+                f"{name}: unknown",
+            )
+    if not _is_text(fields.get("source", "")):
+        raise RejectedSample(f'{where}: "source" must be a string', "source: malformed")
     boxes = _read_boxes(fields, images, where)
     return Sample(
         id=fields["id"],
@@ -92,17 +97,43 @@ def parse_sample(fields: dict, images: tuple[bytes, ...], where: str) -> Sample:
     )
 
 
+def _check_said(text: object, name: str, where: str) -> None:
+    if _is_text(text) and text.strip():
+        return
+    empty = text is None or isinstance(text, str) and not text.strip()
+    reason = f"{name}: {'empty' if empty else 'malformed'}"
+    raise RejectedSample(f'{where}: "{name}" must be a non-empty string of valid characters', reason)
+
+
+def _is_text(value: object) -> bool:
+    """A string that UTF-8 can hold: JSON may smuggle in half a surrogate pair."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read_boxes(fields: dict, images: tuple[bytes, ...], where: str) -> tuple[tuple[float, ...], ...]:
     given = fields.get("boxes", [])
     if not isinstance(given, list | tuple):
-        raise UserError(f'{where}: "boxes" must be a list of [x1, y1, x2, y2]')
+        raise RejectedSample(f'{where}: "boxes" must be a list of [x1, y1, x2, y2]', "box: malformed")
     for box in given:
         if not _is_box(box):
-            raise UserError(f'{where}: "boxes" holds {box!r}, must be [x1, y1, x2, y2] with x1<x2, y1<y2')
+            raise RejectedSample(
+                f'{where}: "boxes" holds {repr(box)[:80]}, must be [x1, y1, x2, y2] with x1<x2, y1<y2',
+                "box: malformed",
+            )
     if given and not images:
-        raise UserError(f"{where}: has boxes but no image; add {IMAGE_SUFFIXES[0]} beside the JSON")
+        raise RejectedSample(
+            f"{where}: has boxes but no image; add {IMAGE_SUFFIXES[0]} beside the JSON", "image: missing"
+        )
     if fields["kind"] == "paired" and not given:
-        raise UserError(f'{where}: a paired sample needs "boxes"; without them its "kind" is "single"')
+        raise RejectedSample(
+            f'{where}: a paired sample needs "boxes"; without them its "kind" is "single"', "box: missing"
+        )
     return tuple(map(tuple, given))
 
 
@@ -117,17 +148,20 @@ def _is_box(box: object) -> bool:
 
 def _read_labels(fields: dict, boxes: int, where: str) -> tuple[str, ...]:
     given = fields.get("labels", [])
-    if not isinstance(given, list | tuple) or not all(isinstance(label, str) for label in given):
-        raise UserError(f'{where}: "labels" must be a list of strings')
+    if not isinstance(given, list | tuple) or not all(map(_is_text, given)):
+        raise RejectedSample(f'{where}: "labels" must be a list of strings', "labels: malformed")
     if given and len(given) != boxes:
-        raise UserError(f'{where}: "labels" holds {len(given)} for {boxes} boxes; one each, or none at all')
+        raise RejectedSample(
+            f'{where}: "labels" holds {len(given)} for {boxes} boxes; one each, or none at all',
+            "labels: malformed",
+        )
     return tuple(given)
 
 
 def _read_texts(fields: dict, name: str, where: str) -> dict[str, str]:
     given = fields.get(name, {})
-    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
-        raise UserError(f'{where}: "{name}" must be an object of strings')
+    if not isinstance(given, dict) or not all(map(_is_text, [*given, *given.values()])):
+        raise RejectedSample(f'{where}: "{name}" must be an object of strings', f"{name}: malformed")
     return given
 
 
@@ -136,7 +170,10 @@ def _read_options(fields: dict, where: str) -> dict[str, str]:
     letter = fields["answer"].strip(" ().").casefold()
     known = {name.casefold() for name in options} | {text.casefold() for text in options.values()}
     if fields["check"] == "choice" and options and not {letter, fields["answer"].casefold()} & known:
-        raise UserError(f'{where}: "answer" is {fields["answer"]!r}, which is none of its "options"')
+        raise RejectedSample(
+            f'{where}: "answer" is {fields["answer"][:80]!r}, which is none of its "options"',
+            "answer: not an option",
+        )
     return options
 
 
@@ -147,6 +184,9 @@ def _images_of(entry: dict, where: str) -> tuple[bytes, ...]:
         index, _, extension = suffix.rpartition(".")
         if extension in IMAGE_SUFFIXES and (index == "" or index.isdecimal()):
             if int(index or 0) in found:
-                raise UserError(f"{where}: two images stand for number {index or 0}; remove or renumber one")
+                raise RejectedSample(
+                    f"{where}: two images stand for number {index or 0}; remove or renumber one",
+                    "image: numbered twice",
+                )
             found[int(index or 0)] = data
     return tuple(found[index] for index in sorted(found))

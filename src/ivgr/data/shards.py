@@ -1,43 +1,65 @@
-"""Shards on disk: finding them, writing them, and taking stock of them at set-up.
+"""Shards: finding them, writing them, reading them and taking stock of them at set-up.
 
 A shard is `NAME-000000.tar`, an ordinary WebDataset tar: `KEY.json` with the fields of
 `ivgr.data.sample.Sample` and `KEY.jpg|png|webp` (`KEY.0.jpg`, … for several) beside it.
+What cannot be used comes out as a `Rejection` in its place.
 """
 
 import glob
 import json
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
 import braceexpand
 import webdataset as wds
 
+from ivgr.data.rejection import RejectedSample, Rejection, check_share
+from ivgr.data.remote import PIPE, is_url, list_urls, size_of, sizes_beside
 from ivgr.data.sample import Sample, read_sample
+from ivgr.data.sizes import ShardSize
+from ivgr.data.tar import UNREACHABLE, read_shard
 from ivgr.errors import UserError
 
 
-def find_shards(pattern: str) -> list[str]:
-    """The shards that `pattern` names, sorted: a glob ("data/train-*.tar"), a folder or a
-    brace range ("data/train-{000000..000007}.tar"). UserError if there is none, or if one
-    of a brace range is missing."""
+def find_shards(pattern: str | list[str], allow_pipe: bool = False) -> list[str]:
+    """The shards that `pattern` names, sorted: a glob ("data/train-*.tar"), a folder, a brace
+    range ("data/train-{000000..000007}.tar"), a URL in the same ways (globs and folders where
+    the file system can list), or a list of such. UserError if there is none, if a local one of
+    a brace range is missing, or for a `pipe:` that is not allowed."""
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    return sorted({path for one in patterns for path in _find(one, allow_pipe)})
+
+
+def _find(pattern: str, allow_pipe: bool) -> Iterator[str]:
+    if pattern.startswith(PIPE) and not allow_pipe:
+        raise UserError(
+            f"{pattern!r}: runs a shell command; set data.allow_pipe true if you trust it, or write a URL"
+        )
     try:
         parts = list(braceexpand.braceexpand(pattern))
     except ValueError as error:
         raise UserError(f"{pattern!r}: {error}; close the brace") from error
-    paths: list[str] = []
     for part in parts:
-        found = glob.glob(f"{part}/*.tar") if Path(part).is_dir() else glob.glob(part)
+        found = _find_part(part)
         if not found:
             missing = f" (nothing at {part})" if len(parts) > 1 else ""
             raise UserError(
                 f"no shard matches {pattern!r}{missing}; check the path, or make some with `ivgr synth`"
             )
-        paths += found
-    return sorted(set(paths))
+        yield from found
+
+
+def _find_part(part: str) -> list[str]:
+    if part.startswith(PIPE):
+        return [part]
+    if is_url(part):
+        return list_urls(part)
+    found = glob.glob(f"{part}/*.tar") if Path(part).is_dir() else glob.glob(part)
+    return [f"./{path}" if is_url(path) else path for path in found]  # a file is never a command
 
 
 def write_shards(folder: Path, name: str, samples: Iterable[Sample], per_shard: int) -> list[Path]:
@@ -55,11 +77,12 @@ def write_shards(folder: Path, name: str, samples: Iterable[Sample], per_shard: 
 
 def write_shard(path: Path, samples: Iterable[Sample], first: int) -> None:
     """Writes one shard whose keys count from `first`; it appears at `path` only when it is whole."""
-    writer = wds.TarWriter(f"{path}.part", mtime=0, user="ivgr", group="ivgr")
-    for index, sample in enumerate(samples, first):
-        writer.write(_entry(f"{index:08d}", sample))
-    writer.close()
-    os.replace(f"{path}.part", path)
+    part = path.with_name(f"{path.name}.part")
+    # An open file: WebDataset would run the name of one in a folder "pipe:…" as a command.
+    with part.open("wb") as file, wds.TarWriter(file, mtime=0, user="ivgr", group="ivgr") as writer:
+        for index, sample in enumerate(samples, first):
+            writer.write(_entry(f"{index:08d}", sample))
+    os.replace(part, path)
 
 
 def _entry(key: str, sample: Sample) -> dict:
@@ -79,26 +102,80 @@ def _suffix(image: bytes) -> str:
 
 
 def read_shards(shards: list[str]) -> Iterator[dict]:
-    """The raw entries of `shards` in order, images undecoded; UserError names a shard that
-    is no whole tar."""
+    """The raw entries of `shards` in order; RejectedSample names a shard that is no whole tar."""
     for shard in shards:
-        entries = iter(wds.DataPipeline(wds.SimpleShardList([shard]), wds.tarfile_to_samples()))
-        while True:
-            try:
-                entry = next(entries)
-            except StopIteration:
-                break
-            except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-                reason = str(error.args[0]) if error.args else type(error).__name__
-                raise UserError(f"{shard}: no whole tar ({reason.splitlines()[0]}); write it anew") from error
-            yield entry
+        yield from read_shard(shard)
 
 
-def take_stock(shards: list[str]) -> Counter:
-    """Checks every sample of `shards` and counts them by kind; a broken one is a UserError."""
-    counts: Counter = Counter()
-    for entry in read_shards(shards):
-        counts[read_sample(entry).kind] += 1
-    if not counts:
+@dataclass(frozen=True)
+class Located:
+    """A sample and where it lies."""
+
+    sample: Sample
+    shard: str
+    key: str
+
+    @property
+    def kind(self) -> str:
+        return self.sample.kind
+
+
+def read_samples(shards: list[str]) -> Iterator[Located | Rejection]:
+    """All samples of `shards` in order, with a `Rejection` in the place of each broken one and
+    of what a broken shard lacks."""
+    for shard in shards:
+        try:
+            for entry in read_shard(shard):
+                yield _locate(entry, shard)
+        except RejectedSample as error:
+            yield Rejection.of(error, shard)
+
+
+def _locate(entry: dict, shard: str) -> Located | Rejection:
+    try:
+        return Located(read_sample(entry), shard, entry["__key__"])
+    except RejectedSample as error:
+        return Rejection.of(error, shard, entry["__key__"])
+
+
+def take_stock(shards: list[str], max_rejected: float = 0.01) -> Counter:
+    """Checks every sample of `shards` and counts the good ones by kind. A shard that the
+    sizes.json beside it lists with the bytes it really has is not read. UserError for a shard
+    out of reach, and when more than `max_rejected` of all samples are broken."""
+    kinds, reasons, messages = Counter(), Counter(), []
+    for item in _take_stock(shards):
+        if isinstance(item, ShardSize):
+            kinds.update(paired=item.paired, single=item.single)
+        elif isinstance(item, Located):
+            kinds[item.kind] += 1
+        elif item.reason == UNREACHABLE:
+            raise UserError(item.message)
+        else:
+            reasons[item.reason] += 1
+            messages.append(item.message)
+    if messages:
+        check_share(reasons, kinds.total() + len(messages), max_rejected, messages[0])
+    if not kinds.total():
         raise UserError(f"{shards[0]}: the shards hold no sample")
-    return counts
+    return kinds
+
+
+def _take_stock(shards: list[str]) -> Iterator[ShardSize | Located | Rejection]:
+    """What sizes.json says of a shard, or what reading it gives."""
+    known: dict[str, dict[str, ShardSize]] = {}
+    for shard in shards:
+        folder, _, name = shard.split("?")[0].rpartition("/")
+        if folder not in known:
+            known[folder] = sizes_beside(shard)
+        size = known[folder].get(name)
+        if size is not None and _same_size(shard, size.bytes):
+            yield size
+        else:
+            yield from read_samples([shard])
+
+
+def _same_size(shard: str, expected: int) -> bool:
+    try:
+        return size_of(shard) == expected
+    except Exception as error:  # each file system has its own
+        raise UserError(f"{shard}: cannot be reached ({type(error).__name__}: {error})") from error

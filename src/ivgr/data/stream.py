@@ -3,18 +3,23 @@
 An iteration takes `prompts` prompts on this rank: `paired_ratio` of them in paired
 queries (two prompts each), the rest single. Iteration i is served by reader i mod
 (readers of the rank); a reader owns its share of the shards, so the order depends only on
-(seed, ranks, readers) and any iteration can be reached again by skipping raw bytes.
+(seed, ranks, readers) and any iteration can be reached again by skipping raw bytes. For that,
+a broken sample keeps its place: the iteration that draws it gets a `Rejection` instead.
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, islice, repeat
 
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ivgr.data.sample import Sample, read_sample
-from ivgr.data.shards import read_shards
+from ivgr.data.deal import deal
+from ivgr.data.rejection import Rejection
+from ivgr.data.sample import KINDS
+from ivgr.data.shards import Located, read_samples
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed
 
@@ -41,12 +46,22 @@ class Mix:
         return mix
 
 
+@dataclass(frozen=True)
+class Feed:
+    """The shards of one source, its weight among the sources, and the kinds it holds."""
+
+    shards: list[str]
+    weight: float = 1.0
+    kinds: tuple[str, ...] = KINDS
+
+
 class SampleStream(IterableDataset):
-    """Yields one list of samples an iteration, for ever, from iteration `start` on."""
+    """Yields one list of draws an iteration, for ever, from iteration `start` on. The draws of
+    each kind are dealt to the feeds that hold it by weight."""
 
     def __init__(
         self,
-        shards: list[str],
+        feeds: list[Feed],
         mix: Mix,
         seed: int,
         shuffle: int,
@@ -54,48 +69,64 @@ class SampleStream(IterableDataset):
         ranks: int = 1,
         start: int = 0,
     ) -> None:
-        self.shards, self.mix, self.seed, self.shuffle = shards, mix, seed, shuffle
+        self.feeds, self.mix, self.seed, self.shuffle = feeds, mix, seed, shuffle
         self.rank, self.ranks, self.start = rank, ranks, start
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def __iter__(self) -> Iterator[list[Located | Rejection]]:
         worker = get_worker_info()
         readers = worker.num_workers if worker else 1
         reader = ((worker.id if worker else 0) + self.start) % readers
-        share = self.rank * readers + reader, self.ranks * readers
-        served = len(range(reader, self.start, readers))
-        paired = self._samples("paired", self.mix.paired, share, served * self.mix.paired)
-        single = self._samples("single", self.mix.single, share, served * self.mix.single)
-        while True:
-            queries = [next(paired) for _ in range(self.mix.paired)]
-            yield queries + [next(single) for _ in range(self.mix.single)]
+        paired = self._draws("paired", self.mix.paired, reader, readers)
+        single = self._draws("single", self.mix.single, reader, readers)
+        for one, other in zip(paired, single, strict=True):
+            yield one + other
 
-    def _samples(self, kind: str, wanted: int, share: tuple[int, int], skip: int) -> Iterator[Sample]:
-        """The endless samples of one kind, after the first `skip`."""
+    def _draws(self, kind: str, wanted: int, reader: int, readers: int) -> Iterator[list]:
+        """The draws of one kind in each iteration of this reader. All readers of a rank deal
+        alike, so that its iterations in order follow the weights."""
         if wanted == 0:
-            return
-        epoch = 0
-        while True:
-            for sample in self._epoch(kind, epoch, share):
-                if skip > 0:
-                    skip -= 1
-                else:
-                    yield sample
-            epoch += 1
+            yield from repeat([])
+        holders = [i for i, feed in enumerate(self.feeds) if kind in feed.kinds]
+        seed = derive_seed(self.seed, "sources", self.rank, kind)
+        dealt = deal([self.feeds[i].weight for i in holders], seed)
+        share = self.rank * readers + reader, self.ranks * readers
+        skipped: Counter = Counter()
+        samples: dict[int, Iterator] = {}
+        for iteration in count():
+            chosen = [holders[i] for i in islice(dealt, wanted)]
+            if iteration % readers != reader:
+                continue
+            if iteration < self.start:
+                skipped.update(chosen)
+                continue
+            for i in set(chosen) - samples.keys():
+                samples[i] = islice(self._samples(kind, i, share), skipped[i], None)
+            yield [next(samples[i]) for i in chosen]
 
-    def _epoch(self, kind: str, epoch: int, share: tuple[int, int]) -> Iterator[Sample]:
+    def _samples(self, kind: str, feed: int, share: tuple[int, int]) -> Iterator[Located | Rejection]:
+        """The endless samples of one kind from one feed."""
+        for epoch in count():
+            yield from self._epoch(kind, feed, epoch, share)
+
+    def _epoch(self, kind: str, feed: int, epoch: int, share: tuple[int, int]) -> Iterator:
         """One pass over this reader's shards: shard order, then a shuffle buffer of
         undecoded samples, both seeded."""
-        order = list(self.shards)
-        random.Random(derive_seed(self.seed, "shards", epoch)).shuffle(order)
-        samples = map(read_sample, read_shards(order[share[0] :: share[1]]))
-        wanted = (sample for sample in samples if sample.kind == kind)
-        seed = derive_seed(self.seed, "samples", epoch, share, kind) % 2**31
+        own = derive_seed(self.seed, "source", feed) if feed else self.seed
+        order = list(self.feeds[feed].shards)
+        random.Random(derive_seed(own, "shards", epoch)).shuffle(order)
+        mine = order[share[0] :: share[1]]
+        wanted = (item for item in read_samples(mine) if (item.kind or self._home(feed)) == kind)
+        seed = derive_seed(own, "samples", epoch, share, kind) % 2**31
         found = False
-        for sample in wds.detshuffle(bufsize=self.shuffle, initial=self.shuffle, seed=seed).run(wanted):
-            found = True
-            yield sample
+        for item in wds.detshuffle(bufsize=self.shuffle, initial=self.shuffle, seed=seed).run(wanted):
+            found = found or isinstance(item, Located)
+            yield item
         if not found:
             raise UserError(
                 f"reader {share[0]} of {share[1]}: no {kind!r} sample in its shards "
-                f"({', '.join(order[share[0] :: share[1]])}); mix the kinds within each shard"
+                f"({', '.join(mine)}); mix the kinds within each shard"
             )
+
+    def _home(self, feed: int) -> str:
+        """The kind whose place a broken sample of unknown kind takes."""
+        return "paired" if self.mix.paired and "paired" in self.feeds[feed].kinds else "single"

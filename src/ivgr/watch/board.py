@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 
+from ivgr.data.encode import Batch
 from ivgr.data.prompts import GROUNDED
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
@@ -27,7 +28,7 @@ class Board(L.Callback):
     def __init__(self, every: int = 10, queries: int = 4) -> None:
         self.every, self.queries = every, queries
 
-    def on_train_batch_end(self, trainer, module, outputs, queries: list[Query], batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer, module, outputs, batch: Batch, batch_idx: int) -> None:
         writer = _writer(trainer)
         if writer is None:
             return
@@ -35,7 +36,7 @@ class Board(L.Callback):
         for name, value in module.metrics.items():
             writer.add_scalar(name, value, step)
         if step % self.every == 0 or step == 1:
-            shown = [query for query in queries if query.group(GROUNDED)][: self.queries]
+            shown = [query for query in batch.queries if query.group(GROUNDED)][: self.queries]
             writer.add_text("completions", completions_table(shown), step)
             if any(query.sample.images for query in shown):
                 writer.add_image(

@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from ivgr.data.encode import Batch
 from ivgr.query import Query
 from ivgr.seeding import run_seed
 
@@ -39,10 +40,10 @@ class RolloutRecord(L.Callback):
     """Writes the rollouts after every iteration (each rank its own file when there are
     several); a repeated iteration replaces its file."""
 
-    def on_train_batch_end(self, trainer, module, outputs, queries: list[Query], batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer, module, outputs, batch: Batch, batch_idx: int) -> None:
         rank = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = Path(trainer.default_root_dir) / "rollouts" / f"{module.iteration:06d}{rank}.jsonl.gz"
-        lines = "".join(json.dumps(row) + "\n" for row in rollout_rows(queries))
+        lines = "".join(json.dumps(row) + "\n" for row in rollout_rows(batch.queries))
         write_atomically(path, gzip.compress(lines.encode(), mtime=0))
 
 
