@@ -2,7 +2,6 @@
 parts, and one `training_step` is one iteration (manual optimisation)."""
 
 import time
-from pathlib import Path
 
 import lightning as L
 import torch
@@ -174,15 +173,9 @@ class IVGR(L.LightningModule):
         return self._sum_ranks(float(len(batch.queries) >= needed)) == ranks
 
     def _quarantine(self, batch: Batch) -> None:
-        """Counts what all ranks have rejected; if it is too much, what was trained is saved."""
+        """Counts what all ranks have rejected; UserError if it is too much."""
         quarantine = self.trainer.datamodule.quarantine
-        try:
-            quarantine.add(*self._gather_rejected(batch))
-        except UserError:
-            checkpoint = self.trainer.checkpoint_callback
-            if self.iteration and checkpoint is not None:
-                self.trainer.save_checkpoint(Path(checkpoint.dirpath) / "last.ckpt")
-            raise
+        quarantine.add(*self._gather_rejected(batch))
         self.metrics |= quarantine.metrics()
 
     def _gather_rejected(self, batch: Batch) -> tuple[list[Rejection], int]:
