@@ -68,13 +68,16 @@ def _samples(processor: ProcessorMixin, prompts: Prompts, setting: Setting) -> l
     """Paired samples whose images are of `setting.image_tokens` and whose prompts are all of
     one length."""
     encoder = QueryEncoder(processor, "qwen2_vl", prompts)
-    height, width = merged_grid(setting.image_tokens)
+    height, width = (patches * PATCH for patches in merged_grid(setting.image_tokens))
     found: dict[int, list[Sample]] = {}
     for sample in draw_samples(World("train", 40 * setting.queries)):
         if sample.kind != "paired":
             continue
-        image = sample.open_images()[0].resize((width * PATCH, height * PATCH), Image.Resampling.BICUBIC)
-        sample = replace(sample, images=(encode_jpeg(image),))
+        image = sample.open_images()[0]
+        x, y = width / image.width, height / image.height
+        boxes = tuple((x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in sample.boxes)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        sample = replace(sample, images=(encode_jpeg(image),), boxes=boxes)
         alike = found.setdefault(_prompt_length(encoder(sample)), [])
         alike.append(sample)
         if len(alike) == setting.queries:

@@ -220,7 +220,7 @@ class HeldOut(IterableDataset):
         self.rank, self.ranks = rank, ranks
 
     def __iter__(self) -> Iterator[list[Located | Rejection]]:
-        paired = (item for item in read_samples(self.shards) if item.kind in ("paired", ""))
+        paired = read_samples(self.shards, ("paired", ""))
         mine = islice(islice(paired, self.limit), self.rank, None, self.ranks)
         while batch := list(islice(mine, self.batch)):
             yield batch

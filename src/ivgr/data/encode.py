@@ -1,6 +1,7 @@
 """A `Sample` becomes a `Query`: the model's own processor and chat template, images
 processed once, the streams' prompts split at the end of what they share."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,11 +41,11 @@ class QueryEncoder:
         pixels = [clip_box(box, images[0].size, sample.id) for box in sample.boxes]
         vision = self._process(images, sample.id) if images else {}
         grid = vision.get("image_grid_thw")
+        grids = [] if grid is None else grid.tolist()
         streams = streams or streams_of(sample.kind)
-        counts = [] if grid is None else self._image_tokens(grid)
-        prompts = [self._prompt_ids(sample, stream, counts) for stream in streams]
+        prompts = self._prompt_ids(sample, streams, grids)
         shared = _shared_length(prompts)
-        frame = self._frame(grid)
+        frame = self._frame(grids)
         return Query(
             sample=sample,
             prefix=torch.tensor(prompts[0][:shared]),
@@ -65,31 +66,37 @@ class QueryEncoder:
                 "image: refused by the processor",
             ) from error
 
-    def _image_tokens(self, grid: torch.Tensor) -> list[int]:
-        """Of each image, after the merge."""
-        return (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
-
-    def _prompt_ids(self, sample: Sample, stream: str, counts: list[int]) -> list[int]:
-        """Token ids of one prompt, each image placeholder repeated as often as the image
-        has tokens (as the HF processor does, which would process the image anew)."""
+    def _prompt_ids(
+        self, sample: Sample, streams: tuple[str, ...], grids: list[list[int]]
+    ) -> list[list[int]]:
+        """Token ids of each stream's prompt."""
         reserved = next((token for token in self._reserved if token in sample.question), None)
         if reserved is not None:
             raise RejectedSample(
                 f"sample {sample.id}: the question holds the model's own token {reserved}; remove it",
                 "question: holds a reserved token",
             )
-        messages = self.prompts.messages(sample.question, len(sample.images), stream)
-        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        chats = [self.prompts.messages(sample.question, len(sample.images), stream) for stream in streams]
+        texts = self.processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+        merge = self.processor.image_processor.merge_size**2
+        counts = [math.prod(grid) // merge for grid in grids]
+        prompts = [self._expand(text, counts) for text in texts]
+        for ids, stream in zip(prompts, streams, strict=True):
+            if len(ids) > self.max_prompt_tokens:
+                raise RejectedSample(
+                    f"sample {sample.id}: its {stream} prompt has {len(ids)} tokens, more than "
+                    f"max_prompt_tokens {self.max_prompt_tokens}; shrink its images or raise the limit",
+                    "prompt: too long",
+                )
+        return prompts
+
+    def _expand(self, text: str, counts: list[int]) -> list[int]:
+        """Token ids of `text`, each image placeholder as often as the image has tokens (as the
+        HF processor does, which would process the image anew)."""
         image, left = self.processor.image_token_id, iter(counts)
         ids: list[int] = []
-        for token in self.processor.tokenizer(text).input_ids:
+        for token in self.processor.tokenizer.backend_tokenizer.encode(text).ids:
             ids += [token] * (next(left) if token == image else 1)
-        if len(ids) > self.max_prompt_tokens:
-            raise RejectedSample(
-                f"sample {sample.id}: its {stream} prompt has {len(ids)} tokens, more than "
-                f"max_prompt_tokens {self.max_prompt_tokens}; shrink its images or raise the limit",
-                "prompt: too long",
-            )
         return ids
 
     @cached_property
@@ -98,12 +105,13 @@ class QueryEncoder:
         own = self.processor
         return (own.image_token, own.video_token, *own.tokenizer.all_special_tokens)
 
-    def _frame(self, grid: torch.Tensor | None) -> Frame:
+    def _frame(self, grids: list[list[int]]) -> Frame:
         """The frame of the first image's boxes."""
-        if grid is None:
+        if not grids:
             return RELATIVE
         patch = self.processor.image_processor.patch_size
-        return frame_of(self.model_type, (int(grid[0, 2]) * patch, int(grid[0, 1]) * patch))
+        _, height, width = grids[0]
+        return frame_of(self.model_type, (width * patch, height * patch))
 
 
 @dataclass

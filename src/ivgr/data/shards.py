@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -19,9 +19,9 @@ import webdataset as wds
 
 from ivgr.data.rejection import RejectedSample, Rejection, check_share
 from ivgr.data.remote import PIPE, is_url, list_urls, size_of, sizes_beside
-from ivgr.data.sample import Sample, read_sample
+from ivgr.data.sample import KINDS, Sample, read_sample
 from ivgr.data.sizes import ShardSize
-from ivgr.data.tar import UNREACHABLE, read_shard
+from ivgr.data.tar import UNREACHABLE, load, read_shard
 from ivgr.errors import UserError
 
 
@@ -102,9 +102,11 @@ def _suffix(image: bytes) -> str:
 
 
 def read_shards(shards: list[str]) -> Iterator[dict]:
-    """The raw entries of `shards` in order; RejectedSample names a shard that is no whole tar."""
+    """The raw entries of `shards` in order, images undecoded; RejectedSample names a shard that
+    is no whole tar."""
     for shard in shards:
-        yield from read_shard(shard)
+        for entry in read_shard(shard):
+            yield {name: load(value) for name, value in entry.items()}
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,22 @@ class Located:
         return self.sample.kind
 
 
-def read_samples(shards: list[str]) -> Iterator[Located | Rejection]:
-    """All samples of `shards` in order, with a `Rejection` in the place of each broken one and
-    of what a broken shard lacks."""
+def read_samples(shards: list[str], kinds: tuple[str, ...] = ("", *KINDS)) -> Iterator[Located | Rejection]:
+    """The samples of `shards` in order, with a `Rejection` in the place of each broken one and
+    of what a broken shard lacks; only those of `kinds`, where "" is a broken sample's whose kind
+    is not known. The images of others are not read where that can be avoided."""
+    for item in _read_heads(shards):
+        if item.kind in kinds:
+            yield item if isinstance(item, Rejection) else _load_images(item)
+
+
+def _load_images(item: Located) -> Located:
+    images = tuple(map(load, item.sample.images))
+    return replace(item, sample=replace(item.sample, images=images))
+
+
+def _read_heads(shards: list[str]) -> Iterator[Located | Rejection]:
+    """All samples, their images not loaded."""
     for shard in shards:
         try:
             for entry in read_shard(shard):
@@ -171,7 +186,7 @@ def _take_stock(shards: list[str]) -> Iterator[ShardSize | Located | Rejection]:
         if size is not None and _same_size(shard, size.bytes):
             yield size
         else:
-            yield from read_samples([shard])
+            yield from _read_heads([shard])
 
 
 def _same_size(shard: str, expected: int) -> bool:

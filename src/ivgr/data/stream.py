@@ -115,7 +115,7 @@ class SampleStream(IterableDataset):
         order = list(self.feeds[feed].shards)
         random.Random(derive_seed(own, "shards", epoch)).shuffle(order)
         mine = order[share[0] :: share[1]]
-        wanted = (item for item in read_samples(mine) if (item.kind or self._home(feed)) == kind)
+        wanted = read_samples(mine, ("", kind) if kind == self._home(feed) else (kind,))
         seed = derive_seed(own, "samples", epoch, share, kind) % 2**31
         found = False
         for item in wds.detshuffle(bufsize=self.shuffle, initial=self.shuffle, seed=seed).run(wanted):

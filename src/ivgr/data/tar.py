@@ -1,14 +1,17 @@
 """A shard's tar, read once from front to back, whatever has happened to it.
 
 In: the path or URL of a shard. Out: its raw entries, one a key: {"__key__", "__url__", "json":
-bytes, "jpg": bytes, …}, and a `RejectedSample` for what is missing.
+bytes, "jpg": bytes, …}, and a `RejectedSample` for what is missing. Of a local tar, only what is
+asked for is read.
 """
 
 import re
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
+from typing import BinaryIO
 
 from webdataset.tariterators import group_by_keys
 
@@ -22,8 +25,26 @@ META = re.compile(r"__[^/]*__($|/)")
 UNREACHABLE = "shard: unreachable"
 
 
+@dataclass(frozen=True)
+class Slice:
+    """Bytes of a file that lie there but have not been read."""
+
+    file: BinaryIO
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        self.file.seek(self.start)
+        return self.file.read(self.size)
+
+
+def load(data: "bytes | Slice") -> bytes:
+    return data.read() if isinstance(data, Slice) else data
+
+
 def read_shard(shard: str) -> Iterator[dict]:
-    """The raw entries of a shard in order, images undecoded. One that is broken raises
+    """The raw entries of a shard in order; what is no JSON is a `Slice` where it can be, to be
+    loaded before the next entry is asked for. A shard that is broken raises
     RejectedSample after the entries that are whole ("shard: truncated", "not a tar", "duplicate
     file", "oversized file", "unreadable"); one that cannot be reached is taken up where it broke
     off, until `ATTEMPTS` in a row gave nothing ("shard: unreachable")."""
@@ -66,7 +87,11 @@ def _files(file, shard: str) -> Iterator[dict]:
                         f"{shard}: {member.name} is sparse or larger than {LARGEST_FILE} bytes; leave it out",
                         "shard: oversized file",
                     )
-                yield {"fname": member.name, "data": tar.extractfile(member).read(), "__url__": shard}
+                lazy = plain and not member.name.endswith(".json")
+                data = (
+                    Slice(file, member.offset_data, member.size) if lazy else tar.extractfile(member).read()
+                )
+                yield {"fname": member.name, "data": data, "__url__": shard}
             tar.members = []
 
 
