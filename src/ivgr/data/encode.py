@@ -59,7 +59,9 @@ class QueryEncoder:
     def _process(self, images: list[Image.Image], id: str) -> dict[str, torch.Tensor]:
         """pixel_values and image_grid_thw; a processor refuses images that are all too narrow."""
         try:
-            return dict(self.processor.image_processor(images=images, return_tensors="pt"))
+            # They are RGB already; converting would copy each once more.
+            process = self.processor.image_processor
+            return dict(process(images=images, do_convert_rgb=False, return_tensors="pt"))
         except ValueError as error:
             raise RejectedSample(
                 f"sample {id}: the processor refuses its images ({error}); crop or remove them",
