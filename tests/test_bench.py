@@ -3,11 +3,13 @@
 import json
 import sys
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 from ivgr.kernels import fused_linear_logprob_kl
 
+from ivgr.bench.data import BATCH, data_contenders, draw_jpegs
 from ivgr.bench.decode import cache_bytes, decode_figures, weight_bytes
 from ivgr.bench.kernels import Ceiling, Figure
 from ivgr.bench.measure import Contender, LiveBytes, Measurement, measure
@@ -188,3 +190,29 @@ def test_kernels_on_a_missing_gpu_are_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["bench", "kernels", "--setting.device", "cuda"])
     assert "there is no GPU here" in capsys.readouterr().err
+
+
+def test_data_beside_a_plain_loop(capsys, tmp_path):
+    path = tmp_path / "figures.json"
+    main(["bench", "data", "--images", "20", "--size", "80x60", "--repeats", "2", "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert report["setting"] == {"images": 20, "size": "80x60", "workers": 0, "repeats": 2}
+    assert report["plain"] > 0 and report["ours"] > 0 and report["overhead"] > -1
+    assert f"{report['ours']:.1f} images/s" in capsys.readouterr().out
+
+
+def test_both_datadata_contenders_process_the_same_images(tmp_path):
+    """As many images, and bit for bit the same pixel values."""
+    jpegs = list(draw_jpegs(2 * BATCH, (90, 60)))
+    contenders = data_contenders(tmp_path, jpegs, workers=0)
+    plain = [one["pixel_values"] for batch in islice(contenders["plain"], 2) for one in batch]
+    ours = [query.pixel_values for batch in islice(contenders["ours"], 2) for query in batch.queries]
+    assert len(plain) == len(ours) == len({tensor.numpy().tobytes() for tensor in plain})
+    assert {t.numpy().tobytes() for t in plain} == {t.numpy().tobytes() for t in ours}
+
+
+@pytest.mark.parametrize("size", ["", "80", "x", "0x60", "80x-1", "axb"])
+def test_a_size_that_is_none_is_named(capsys, size):
+    with pytest.raises(SystemExit):
+        main(["bench", "data", "--size", size])
+    assert "WIDTHxHEIGHT" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ivgr.cli import main
@@ -103,6 +104,48 @@ def test_a_broken_jpeg_is_left_out_and_listed(tmp_path, shards):
     [line] = map(json.loads, (root / "quarantine.jsonl").read_text().splitlines())
     assert "image 0 cannot be read" in line["message"] and line["reason"].startswith("image: ")
     assert line["id"].startswith("tiny-train") and line["key"] == "00000001"
+
+
+def test_sources_are_dealt_by_weight(tmp_path, shards):
+    """Three of four queries from the first source, after every iteration."""
+    first, second = shards(name="first"), shards(lambda sample: sample, name="second")
+    sources = json.dumps([{"path": first, "weight": 3}, {"path": [second + "/*.tar"], "weight": 1}])
+    ran = ["--data.prompts", "8", "--data.paired_ratio", "1", "--model.iterations", "3"]
+    main([*fit_on(sources, shards(name="val"), tmp_path / "run"), *ran])
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["ShardDataModule"]
+    assert state["order"]["the weights of data.train"] == [3, 1]
+    assert len(state["order"]["the shards of data.train"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("train", "named"),
+    [
+        ("[]", "at least one source"),
+        ('[{"path": "PATH", "weight": 0}]', "weight above 0"),
+        ('[{"path": "PATH", "weight": -1}]', "weight above 0"),
+        ('[{"path": "PATH"}, {"path": "nowhere.tar"}]', "nowhere.tar"),
+        ("pipe:cat PATH/*.tar", "data.allow_pipe"),
+        ("http://127.0.0.1:9/train-*.tar", "brace range"),
+    ],
+)
+def test_a_bad_source_is_named(capsys, tmp_path, shards, train, named):
+    error = fails(capsys, *fit_on(train.replace("PATH", shards()), shards(name="val"), tmp_path))
+    assert named in error
+
+
+def test_a_limit_that_is_no_share_is_named(capsys, tmp_path, shards):
+    error = fails(capsys, *fit_on(shards(), shards(name="val"), tmp_path), "--data.max_rejected", "1.5")
+    assert "max_rejected" in error
+
+
+def test_reader_processes_bring_back_what_they_rejected(tmp_path, shards):
+    train = shards(changed(images=(b"",)), count=6)
+    write_shards(Path(train), "more", draw_samples(World("train", 6, seed=4)), 100)
+    root = tmp_path / "run"
+    ran = ["--data.prompts", "24", "--data.paired_ratio", "1", "--data.workers", "2"]
+    main([*fit_on(train, shards(name="val"), root), *ran])
+    [line] = map(json.loads, (root / "quarantine.jsonl").read_text().splitlines())
+    assert line["reason"] == "image: empty"
 
 
 def test_a_split_without_singles_names_the_ratio(capsys, tmp_path):

@@ -74,7 +74,7 @@ def time_data(images: int, size: tuple[int, int], workers: int, repeats: int) ->
     batches = -(-images // BATCH)
     with tempfile.TemporaryDirectory() as folder:
         jpegs = list(draw_jpegs(batches * BATCH, size))
-        contenders = _contenders(Path(folder), jpegs, workers)
+        contenders = data_contenders(Path(folder), jpegs, workers)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(repeats + 1):
             for name, loader in contenders.items():
@@ -90,7 +90,7 @@ def time_data(images: int, size: tuple[int, int], workers: int, repeats: int) ->
     )
 
 
-def _contenders(folder: Path, jpegs: list[bytes], workers: int) -> dict[str, Iterator]:
+def data_contenders(folder: Path, jpegs: list[bytes], workers: int) -> dict[str, Iterator]:
     """Endless batches of each."""
     model, processor = Pretrained("tiny").load()
     shards = write_shards(folder, "train", _samples(jpegs), -(-len(jpegs) // max(workers, 1)))
