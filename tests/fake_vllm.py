@@ -1,8 +1,8 @@
 """A `vllm` module with the real signatures, that runs the stock HF model inside.
 
-Every call is bound against the installed vllm's source, or else vllm_signatures.json; weights are fused, padded, named, forgotten in
-sleep and taken back as vLLM does; images are put into prompts by the HF processor and responses
-drawn by stock `generate`.
+Every call is bound against the source of the installed vllm, or else vllm_signatures.json;
+weights are fused, padded, named, forgotten in sleep and taken back as vLLM does; images are put
+into prompts by the HF processor and responses drawn by stock `generate`.
 """
 
 import json
