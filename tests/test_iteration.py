@@ -120,6 +120,31 @@ def test_later_updates_leave_the_reference(tiny):
     assert several.metrics["rollout/logp_mismatch"] < 1e-4
 
 
+def test_importance_weighs_each_token_by_what_the_engine_recorded(run):
+    """Rollouts recorded as twice as likely as they are count half, under a cap of 2."""
+    update = run.iteration.update
+    corrected = replace(update, loss=PolicyLoss(importance_cap=2.0))
+
+    def step(update):
+        return update.run(update.pack(run.queries[:2])), run.gradients.pop()
+
+    plain = step(update)
+    for rollout in rollouts_of(run.queries[:2]):
+        rollout.logp += math.log(2)
+    try:
+        untouched = step(update)
+        halved = step(corrected)
+    finally:
+        for rollout in rollouts_of(run.queries[:2]):
+            rollout.logp -= math.log(2)
+    assert torch.equal(untouched[1], plain[1]) and untouched[0]["optim/loss"] == plain[0]["optim/loss"]
+    assert "policy/importance_mean" not in untouched[0]
+    assert (2 * halved[1] - plain[1]).norm() < 1e-4 * plain[1].norm()
+    assert halved[0]["policy/importance_mean"] == pytest.approx(0.5, abs=1e-4)
+    assert halved[0]["policy/importance_capped"] == 0
+    assert halved[0]["rollout/logp_mismatch"] == pytest.approx(math.log(2), abs=1e-4)
+
+
 def test_mini_batches_differ_by_at_most_one_query(tiny, run):
     four = replace(run.iteration.update, updates=4)
     sizes = [sum(len(p.queries) for p in packs) for packs in four.pack(run.queries)]

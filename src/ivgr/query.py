@@ -18,8 +18,9 @@ class Rollout:
 
     logp and sampling_logp are fp32 of shape (T,): the first under softmax(logits /
     temperature) over the full vocabulary, the second under the distribution that was
-    sampled from (after top-p and bans). terms holds each reward term before weighting, but
-    for one whose verdict is missing; reward is None then, and until it is scored.
+    sampled from (after top-p and bans), NaN if the engine does not tell. terms holds each
+    reward term before weighting, but for one whose verdict is missing; reward is None then,
+    and until it is scored.
     """
 
     tokens: torch.Tensor

@@ -89,11 +89,11 @@ class Update:
     def _policy_statistics(self, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
         """logp, kl, entropy (R,) and the summed loss, with gradients in the latter alone; and
         each token's loss, for its figures."""
-        advantage = pack.advantage
+        advantage, rollout_logp = pack.advantage, pack.rollout_logp
 
         def token_loss(logp, ref_logp, kl, entropy, rows=slice(None)) -> TokenLoss:
             old = logp.detach() if pack.old_logp is None else pack.old_logp[rows]
-            return policy_loss(logp, old, advantage[rows], kl, self.loss)
+            return policy_loss(logp, old, advantage[rows], kl, self.loss, rollout_logp[rows])
 
         ref_hidden = None
         if self.loss.kl == "exact":

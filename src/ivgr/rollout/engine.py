@@ -61,12 +61,7 @@ class TransformersEngine:
         batch_queries: int = 64,
         cuda_graphs: bool = False,
     ) -> None:
-        if group_size < 2:
-            raise UserError(
-                f"model.engine.group_size is {group_size}: an advantage needs at least 2 rollouts"
-            )
-        if temperature <= 0 or not 0 < top_p <= 1:
-            raise UserError("model.engine: temperature must be > 0 and top_p in (0, 1]")
+        check_sampling(group_size, temperature, top_p)
         self.group_size, self.temperature, self.top_p = group_size, temperature, top_p
         self.max_new_tokens, self.batch_queries = max_new_tokens, batch_queries
         self.cuda_graphs = cuda_graphs
@@ -103,6 +98,14 @@ class TransformersEngine:
             for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
                 group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
+
+
+def check_sampling(group_size: int, temperature: float, top_p: float) -> None:
+    """UserError for settings that no engine can sample with."""
+    if group_size < 2:
+        raise UserError(f"model.engine.group_size is {group_size}: an advantage needs at least 2 rollouts")
+    if temperature <= 0 or not 0 < top_p <= 1:
+        raise UserError("model.engine: temperature must be > 0 and top_p in (0, 1]")
 
 
 class _Branches:

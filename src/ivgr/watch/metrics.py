@@ -93,6 +93,9 @@ class UpdateMetrics:
             "policy/clip_high": loss.clipped_high,
             "optim/loss": loss.loss,
         }
+        if loss.importance is not None:
+            columns["policy/importance_mean"] = loss.importance
+            columns["policy/importance_capped"] = loss.importance_capped
         self.sums.update({name: value.detach().double().sum().item() for name, value in columns.items()})
         self.tokens += len(pack.targets)
         self.ratio_max = max(self.ratio_max, loss.ratio.max().item())
