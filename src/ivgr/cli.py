@@ -31,6 +31,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
                                 draw shards of the tiny world
   ivgr pack SRC DST             turn parquet, JSON, JSONL, COCO or CSV rows and their images into shards
   ivgr inspect SHARDS           count them, and draw their boxes and questions on a contact sheet
+  ivgr scratch FAMILY SIZE DST  write a random-weight checkpoint of a family's true shape
   ivgr archive show CKPT        print the rollout archive of a checkpoint
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed

@@ -10,6 +10,7 @@ from ivgr.bench.command import BENCH
 from ivgr.errors import UserError
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
+from ivgr.policy.checkpoint import scratch
 from ivgr.world.write import World, write_world
 
 
@@ -55,4 +56,11 @@ def show(checkpoint: Path) -> None:
     print(f"{table.row_count} queries in the archive at iteration {state['ivgr']['iteration']}")
 
 
-TOOLS = {"synth": synth, "archive": {"show": show}, "bench": BENCH, "pack": pack, "inspect": inspect}
+TOOLS = {
+    "synth": synth,
+    "archive": {"show": show},
+    "bench": BENCH,
+    "pack": pack,
+    "inspect": inspect,
+    "scratch": scratch,
+}

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from transformers import ProcessorMixin
 
-from ivgr.data.family import RELATIVE, frame_of
 from ivgr.data.prompts import Prompts, streams_of
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
+from ivgr.families import find_family
+from ivgr.families.frame import RELATIVE
 from ivgr.query import Group, Query
 
 
@@ -65,7 +66,7 @@ class QueryEncoder:
         if len(ids) > self.max_prompt_tokens:
             raise UserError(
                 f"sample {sample.id}: its {stream} prompt has {len(ids)} tokens, more than "
-                f"max_prompt_tokens {self.max_prompt_tokens}; shrink its images or raise the limit"
+                f"max_prompt_tokens {self.max_prompt_tokens}; lower max_pixels of model.policy or raise it"
             )
         return ids
 
@@ -74,7 +75,8 @@ class QueryEncoder:
         if grid is None:
             return RELATIVE, ()
         patch = self.processor.image_processor.patch_size
-        frame = frame_of(self.model_type, (int(grid[0, 2]) * patch, int(grid[0, 1]) * patch))
+        resized = int(grid[0, 2]) * patch, int(grid[0, 1]) * patch
+        frame = find_family(self.model_type).frame(resized)
         return frame, tuple(frame.from_pixels(box, images[0].size) for box in sample.boxes)
 
 

@@ -1,7 +1,7 @@
 """A judge that needs no language model: it reads the tiny world's statements exactly."""
 
-from ivgr.data.family import Frame
 from ivgr.data.sample import Sample
+from ivgr.families.frame import Frame
 from ivgr.world.claims import read_claims
 
 
