@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
+from ivgr.compose import compose_words
 from ivgr.errors import UserError
 from ivgr.tools import TOOLS
 from ivgr.watch.record import RunRecord
@@ -137,7 +138,7 @@ def main(args: list[str] | None = None) -> None:
             tool, prog = TOOLS[words[0]], f"ivgr {words[0]}"
             auto_cli(tool, args=words[1:], prog=prog, parser_class=Parser, description=None)
         else:
-            run_lightning(args)
+            run_lightning(compose_words(words))
     except Exception as error:
         mendable = user_error_behind(error)
         if mendable is None:
@@ -146,7 +147,7 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def run_lightning(args: list[str] | None) -> None:
+def run_lightning(args: list[str]) -> None:
     CLI(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,

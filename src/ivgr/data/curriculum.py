@@ -16,12 +16,10 @@ import lightning as L
 from torch.utils.data import DataLoader, IterableDataset
 
 from ivgr.data.datamodule import HeldOut, encode_all
-from ivgr.data.demonstration import Demonstration, encode_demonstration
-from ivgr.data.encode import QueryEncoder
+from ivgr.data.demonstration import Demonstration, encode_demonstrations
 from ivgr.data.prompts import GROUNDED, SINGLE, TEXTUAL
 from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import find_shards, read_shards
-from ivgr.query import Query
 from ivgr.seeding import derive_seed, run_seed
 from ivgr.world.write import World, write_world
 
@@ -94,7 +92,7 @@ class Curriculum(L.LightningDataModule):
             for lesson in self.lessons
         ]
         dataset = Lessons(self.lessons, pools, self.batch, run_seed())
-        encode = partial(_encode_demonstrations, encoder=self.trainer.lightning_module.encoder)
+        encode = partial(encode_demonstrations, encoder=self.trainer.lightning_module.encoder)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -146,7 +144,3 @@ def _demonstrate(lesson: Lesson, draw: dict[str, Iterator[Sample]], rng: random.
         sample = next(samples)
         return Demonstration(sample, SINGLE if sample.kind == "single" else TEXTUAL)
     return Demonstration(next(sample for sample in samples if sample.kind == "paired"), GROUNDED)
-
-
-def _encode_demonstrations(demonstrations: list[Demonstration], encoder: QueryEncoder) -> list[Query]:
-    return [encode_demonstration(demonstration, encoder) for demonstration in demonstrations]

@@ -1,5 +1,6 @@
 """Cold-start demonstrations: a sample's gold reasoning as if it had been rolled out."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,10 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
+from ivgr.families.frame import RELATIVE, Frame
 from ivgr.query import Query, Rollout
+
+_BOX = re.compile(r"<box>\[([0-9. ]+),([0-9. ]+),([0-9. ]+),([0-9. ]+)\]</box>")
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,30 @@ def encode_demonstration(demonstration: Demonstration, encoder: QueryEncoder) ->
     """A query of one stream whose only rollout is the demonstrated response."""
     sample, stream = demonstration.sample, demonstration.stream
     query = encoder(sample, (stream,))
-    text = f"<think>{_reasoning(sample, stream)}</think><answer>{sample.answer}</answer>"
+    reasoning = write_boxes(_reasoning(sample, stream), query.frame)
+    text = f"<think>{reasoning}</think><answer>{sample.answer}</answer>"
     tokenizer = encoder.processor.tokenizer
     ids = torch.tensor(tokenizer(text).input_ids + [tokenizer.eos_token_id])
     unknown = torch.zeros(len(ids))
     query.groups[0].rollouts.append(Rollout(ids, unknown, unknown, text, truncated=False))
     return query
+
+
+def write_boxes(text: str, frame: Frame) -> str:
+    """`text`, whose boxes are thousandths of the image, with whole coordinates of `frame`."""
+    if frame == RELATIVE:
+        return text
+    x, y = frame.width / RELATIVE.width, frame.height / RELATIVE.height
+
+    def rewrite(box: re.Match) -> str:
+        scaled = [round(float(c) * scale) for c, scale in zip(box.groups(), (x, y, x, y), strict=True)]
+        return f"<box>[{','.join(map(str, scaled))}]</box>"
+
+    return _BOX.sub(rewrite, text)
+
+
+def encode_demonstrations(demonstrations: list[Demonstration], encoder: QueryEncoder) -> list[Query]:
+    return [encode_demonstration(demonstration, encoder) for demonstration in demonstrations]
 
 
 def _reasoning(sample: Sample, stream: str) -> str:
