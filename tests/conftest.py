@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from ivgr.data.family import Frame
 from ivgr.data.sample import Sample
+from ivgr.families.frame import Frame
 from ivgr.judge import Agreement, Comparison
 from ivgr.query import Group, Query, Rollout
 

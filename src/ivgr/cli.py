@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
+from ivgr.compose import compose_words
 from ivgr.errors import UserError
 from ivgr.tools import TOOLS
 from ivgr.watch.record import RunRecord
@@ -32,6 +33,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
                                 draw shards of the tiny world
   ivgr pack SRC DST             turn parquet, JSON, JSONL, COCO or CSV rows and their images into shards
   ivgr inspect SHARDS           count them, and draw their boxes and questions on a contact sheet
+  ivgr scratch FAMILY SIZE DST  write a random-weight checkpoint of a family's true shape
   ivgr archive show CKPT        print the rollout archive of a checkpoint
   ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
                                 rewritten without boxes
@@ -143,7 +145,7 @@ def main(args: list[str] | None = None) -> None:
             tool, prog = TOOLS[words[0]], f"ivgr {words[0]}"
             auto_cli(tool, args=words[1:], prog=prog, parser_class=Parser, description=None)
         else:
-            run_lightning(args)
+            run_lightning(compose_words(words))
     except Exception as error:
         mendable = user_error_behind(error)
         if mendable is None:
@@ -152,7 +154,7 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def run_lightning(args: list[str] | None) -> None:
+def run_lightning(args: list[str]) -> None:
     CLI(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,

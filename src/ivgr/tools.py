@@ -12,6 +12,7 @@ from ivgr.distill.command import distill
 from ivgr.errors import UserError
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
+from ivgr.policy.checkpoint import scratch
 from ivgr.world.write import World, write_world
 
 
@@ -63,6 +64,7 @@ TOOLS = {
     "inspect": inspect,
     "filter": filter_shards,
     "distill": distill,
+    "scratch": scratch,
     "archive": {"show": show},
     "bench": BENCH,
 }

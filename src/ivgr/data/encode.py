@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from ivgr.data.family import RELATIVE, Frame, frame_of
 from ivgr.data.prompts import Prompts, streams_of
 from ivgr.data.rejection import RejectedSample, Rejection
 from ivgr.data.sample import Sample
 from ivgr.data.shards import Located
+from ivgr.families import find_family
+from ivgr.families.frame import RELATIVE, Frame
 from ivgr.query import Group, Query
 
 
@@ -87,7 +88,7 @@ class QueryEncoder:
             if len(ids) > self.max_prompt_tokens:
                 raise RejectedSample(
                     f"sample {sample.id}: its {stream} prompt has {len(ids)} tokens, more than "
-                    f"max_prompt_tokens {self.max_prompt_tokens}; shrink its images or raise the limit",
+                    f"max_prompt_tokens {self.max_prompt_tokens}; lower model.policy.max_pixels or raise it",
                     "prompt: too long",
                 )
         return prompts
@@ -113,7 +114,7 @@ class QueryEncoder:
             return RELATIVE
         patch = self.processor.image_processor.patch_size
         _, height, width = grids[0]
-        return frame_of(self.model_type, (width * patch, height * patch))
+        return find_family(self.model_type).frame((width * patch, height * patch))
 
 
 @dataclass
