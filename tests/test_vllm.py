@@ -8,27 +8,28 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import fake_vllm
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from vllm_signatures import SIGNATURES, installed_signatures
 
+from ivgr.archive import Archive
 from ivgr.cli import main
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.errors import UserError
+from ivgr.iteration import Iteration, Stepper
+from ivgr.judge import RuleJudge
+from ivgr.loss import PolicyLoss
 from ivgr.policy.forward import banned_ids
 from ivgr.policy.load import Pretrained
+from ivgr.policy.reference import FrozenReference
 from ivgr.query import rollouts_of
+from ivgr.rewards.total import Rewards
 from ivgr.rollout import vllm as engine_module
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.rollout.vllm import VLLMEngine, check_device
-from ivgr.rollout.vllm_requests import fold_images
-from ivgr.rollout.weights import load_weights_checked
 from ivgr.tree import pack_queries
 from ivgr.world.write import World, draw_samples
 
@@ -155,14 +156,27 @@ def test_prompts_hold_a_token_an_image_and_vision_tokens_are_banned(tiny):
         assert params.seed is None and params.temperature == 0
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(1, 9), max_size=3), st.integers(1, 5)), max_size=4))
-def test_folding_undoes_expansion_also_side_by_side(parts):
-    folded = [token for words, _ in parts for token in [*words, 0]] + [3]
-    counts = [count for _, count in parts]
-    left = iter(counts)
-    ids = [t for token in folded for t in [token] * (next(left) if token == 0 else 1)]
-    found = fold_images(torch.tensor(ids), 0, torch.tensor(counts, dtype=torch.long))
-    assert found.tolist() == folded
+def test_an_iteration_logs_the_mismatch_and_corrects_it(tiny):
+    """A trainer whose weights are the engine's: no mismatch, weights of one."""
+    policy = copy.deepcopy(tiny[0])
+    iteration = Iteration(
+        policy=policy,
+        reference=FrozenReference().load(policy),
+        tokenizer=tiny[1].tokenizer,
+        engine=VLLMEngine(**SHORT, group_size=2),
+        rewards=Rewards(),
+        judge=RuleJudge(),
+        archive=Archive(),
+        loss=PolicyLoss(importance_cap=2.0),
+        stepper=Stepper(torch.Tensor.backward, lambda: 0.0, lambda value: value),
+        updates=1,
+        epochs=1,
+        token_budget=1 << 30,
+    )
+    metrics = iteration.run(queries_of(tiny, 3), seed=4)
+    assert 0 < metrics["rollout/logp_mismatch"] < 1e-4
+    assert metrics["policy/importance_mean"] == pytest.approx(1, abs=1e-4)
+    assert metrics["policy/importance_capped"] == 0
 
 
 def test_another_pixel_budget_names_both_lengths(tiny):
@@ -173,61 +187,6 @@ def test_another_pixel_budget_names_both_lengths(tiny):
         UserError, match=rf"\d+ tokens in vLLM and {expected} in the policy.*mm_processor_kwargs"
     ):
         answers(VLLMEngine(**SHORT, options=budget), tiny[0], tiny, queries)
-
-
-@pytest.fixture
-def places(tiny):
-    """vLLM's model and the policy's weights by name."""
-    return fake_vllm.FakeModel(tiny[0]), dict(tiny[0].named_parameters())
-
-
-def load(model, weights):
-    load_weights_checked(SimpleNamespace(named_parameters=lambda: weights.items()), model)
-
-
-def test_weights_fit_one_to_one(places, tiny):
-    model, weights = places
-    load(model, weights)
-    assert len(model.parameters) < len(weights)
-    copied = copy.deepcopy(tiny[0])
-    model.write_to(copied)
-    assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), tiny[0].parameters(), strict=True))
-
-
-KEY = "model.language_model.layers.0.self_attn.k_proj.weight"
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda w: w.pop(KEY), "1 of vLLM are not filled exactly once: .*0.self_attn.qkv_proj.weight"),
-        (
-            lambda w: w.update({"model.visual.extra.bias": torch.zeros(3)}),
-            "1 weights .* no place: .*extra.bias",
-        ),
-        (lambda w: w.update({"model.visual.extra.weight": torch.zeros(3)}), "no place: model.visual.extra"),
-        (lambda w: w.update({KEY: torch.zeros(3, 4)}), f"no place: {KEY}; 1 of vLLM"),
-        (lambda w: w.pop("model.language_model.embed_tokens.weight"), "language_model.model.embed_tokens"),
-        (lambda w: w.clear(), r"of vLLM are not filled exactly once: .*, …; model.engine.checkpoint"),
-    ],
-)
-def test_a_weight_too_few_or_too_many_is_named(places, change, named):
-    model, weights = places
-    change(weights)
-    with pytest.raises(UserError, match=named):
-        load(model, weights)
-
-
-def test_one_filled_twice_is_named(places):
-    model, weights = places
-    model.shards["language_model.model.norm.weight"]["lm_head.weight"] = (128,)
-    model.route = lambda name, route=model.route: (
-        ("language_model.model.norm.weight", name) if name == "lm_head.weight" else route(name)
-    )
-    model.parameters["language_model.model.norm.weight"] = torch.zeros(256)
-    load(model, weights | {"lm_head.weight": torch.zeros(128)})
-    with pytest.raises(UserError, match="language_model.model.norm.weight"):
-        load(model, weights)
 
 
 @pytest.mark.parametrize(
