@@ -21,17 +21,17 @@ class Pretrained:
     """
 
     def __init__(self, path: str = "tiny", dtype: str = "float32", attn_implementation: str = "sdpa") -> None:
-        self.path = TINY if path == "tiny" else path
-        self.dtype, self.attn_implementation = dtype, attn_implementation
+        self.path, self.dtype, self.attn_implementation = path, dtype, attn_implementation
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """The model and its processor; UserError if the checkpoint cannot be found or read."""
+        folder = TINY if self.path == "tiny" else self.path
         try:
             model = AutoModelForImageTextToText.from_pretrained(
-                self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
+                folder, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
             )
             use_tree_attention(model)
-            return model, AutoProcessor.from_pretrained(self.path)
+            return model, AutoProcessor.from_pretrained(folder)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
