@@ -2,6 +2,7 @@
 parts, and one `training_step` is one iteration (manual optimisation)."""
 
 import time
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -18,6 +19,8 @@ from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
 from ivgr.loss import PolicyLoss
 from ivgr.optim import Optimizer, Schedule, sum_gradients
+from ivgr.policy.adapter import Adapter
+from ivgr.policy.form import Part, TrainingForm
 from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import FrozenReference
 from ivgr.rewards.total import Rewards
@@ -36,6 +39,9 @@ class IVGR(L.LightningModule):
 
     Args:
         policy: HF directory, hub id or "tiny"; or a class with `load() -> (model, processor)`.
+        adapter: Low-rank adapters to train instead of the weights; null trains the weights.
+        freeze: Parts that are not trained: "vision" (with its merger), "embeddings" (with a tied head).
+        gradient_checkpointing: Keeps only the layers' inputs for the backward pass: slower, smaller.
         reference: Where the frozen reference comes from.
         engine: Rollout engine: group size, temperature, top-p, response length.
         rewards: Reward terms and weights.
@@ -60,6 +66,9 @@ class IVGR(L.LightningModule):
     def __init__(
         self,
         policy: Pretrained | str = "tiny",
+        adapter: Adapter | None = None,
+        freeze: Sequence[Part] = (),
+        gradient_checkpointing: bool = False,
         reference: FrozenReference = lazy_instance(FrozenReference),  # noqa: B008
         engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
         rewards: Rewards = lazy_instance(Rewards),  # noqa: B008
@@ -82,6 +91,7 @@ class IVGR(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.source = Pretrained(policy) if isinstance(policy, str) else policy
+        self.form = TrainingForm(adapter, tuple(freeze), gradient_checkpointing)
         self.reference_source, self.engine, self.rewards, self.judge = reference, engine, rewards, judge
         self.archive, self.loss, self.optimizer, self.schedule = archive, loss, optimizer, schedule
         self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
@@ -98,16 +108,11 @@ class IVGR(L.LightningModule):
         if self.policy is not None:
             return
         self.policy, self.processor = self.source.load()
-        self.policy.eval()
+        self.form.shape(self.policy.eval())
         self.encoder = QueryEncoder(
             self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
         )
-        # In a tuple, so that the reference is no submodule and stays out of checkpoints.
-        self._reference = (self.reference_source.load(self.policy),)
-
-    @property
-    def reference(self):
-        return self._reference[0]
+        self.reference = self.reference_source.load(self.policy)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer.create(self.policy)
@@ -122,7 +127,6 @@ class IVGR(L.LightningModule):
             raise UserError(
                 f"the run is complete at iteration {self.iteration}; raise model.iterations to go on"
             )
-        self.reference.to(self.device)
         update = Update(
             policy=self.policy,
             reference=self.reference,
@@ -235,7 +239,7 @@ class IVGR(L.LightningModule):
             odd = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
             raise UserError(
                 f"checkpoint: its policy differs from model.policy (first at {odd[0]}); "
-                "resume with the policy it was made with"
+                "resume with the policy and the adapter it was made with"
             )
         self.iteration = checkpoint["ivgr"]["iteration"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
+from ivgr.policy.reference import Reference
 from ivgr.query import Query
 from ivgr.tree import Layout, Pack, pack_queries
 from ivgr.watch.metrics import UpdateMetrics
@@ -37,7 +38,7 @@ class Update:
     """
 
     policy: PreTrainedModel
-    reference: PreTrainedModel
+    reference: Reference
     loss: PolicyLoss
     stepper: Stepper
     temperature: float
@@ -56,9 +57,12 @@ class Update:
     def infer_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
         """The reference's log-probs of every token that are not there yet (exact KL has its own
         pass)."""
-        for pack in (pack for packs in mini_batches for pack in packs):
-            if self.loss.kl != "exact" and pack.ref_logp is None:
-                pack.ref_logp = self._statistics(self.reference, pack, kl=None).logp
+        packs = [pack for packs in mini_batches for pack in packs if pack.ref_logp is None]
+        if self.loss.kl == "exact" or not packs:
+            return
+        with self.reference.serving() as reference:
+            for pack in packs:
+                pack.ref_logp = self._statistics(reference, pack, kl=None).logp
 
     @torch.no_grad()
     def infer_policy(self, mini_batches: Sequence[list[Pack]]) -> None:
@@ -95,15 +99,16 @@ class Update:
             old = logp.detach() if pack.old_logp is None else pack.old_logp[rows]
             return policy_loss(logp, old, advantage[rows], kl, self.loss, rollout_logp[rows])
 
-        ref_hidden = None
+        ref_hidden = ref_weight = None
         if self.loss.kl == "exact":
-            with torch.no_grad():
-                ref_hidden = pack.response_hidden(self.reference)
+            with torch.no_grad(), self.reference.serving() as reference:
+                ref_hidden, ref_weight = pack.response_hidden(reference), reference.lm_head.weight.detach()
         statistics = self._statistics(
             self.policy,
             pack,
             kl=self.loss.kl,
             ref_hidden=ref_hidden,
+            ref_weight=ref_weight,
             entropy=True,
             token_loss=lambda *chunk: token_loss(*chunk).loss,
         )
@@ -115,6 +120,7 @@ class Update:
         pack: Pack,
         kl: str | None,
         ref_hidden: torch.Tensor | None = None,
+        ref_weight: torch.Tensor | None = None,
         **options,
     ) -> TokenStatistics:
         """Of each response token; the logits of all three passes are of one dtype, so that
@@ -123,7 +129,7 @@ class Update:
             pack.response_hidden(model),
             model.lm_head,
             ref_hidden,
-            self.reference.lm_head,
+            ref_weight,
             pack.targets,
             ref_logp=pack.ref_logp,
             temperature=self.temperature,

@@ -10,6 +10,7 @@ from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.errors import UserError
 from ivgr.families.qwen2_vl import QWEN2_VL
 from ivgr.policy.attention import use_tree_attention
+from ivgr.policy.form import checkpoint_layers
 from ivgr.policy.load import TINY, Pretrained
 from ivgr.query import Group, Query, Rollout
 
@@ -64,15 +65,16 @@ class Setting:
 
 
 def build_model(setting: Setting) -> PreTrainedModel:
-    """The policy on the setting's device, in eval mode unless it is to checkpoint."""
+    """The policy on the setting's device, in eval mode."""
     if setting.shape == "tiny":
         model = Pretrained("tiny", setting.dtype).load()[0].to(setting.device)
     else:
         model = _random_model(setting)
         use_tree_attention(model)
+    model.eval()
     if setting.checkpointing:
-        model.gradient_checkpointing_enable()
-    return model.train(setting.checkpointing)
+        checkpoint_layers(model)
+    return model
 
 
 def _random_model(setting: Setting) -> PreTrainedModel:

@@ -30,17 +30,17 @@ class Pretrained:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        self.path = TINY if path == "tiny" else path
-        self.dtype, self.attn_implementation = dtype, attn_implementation
+        self.path, self.dtype, self.attn_implementation = path, dtype, attn_implementation
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """The model and its processor; UserError if the checkpoint cannot be found or read."""
+        folder = TINY if self.path == "tiny" else self.path
         try:
             model = AutoModelForImageTextToText.from_pretrained(
-                self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
+                folder, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
             )
-            processor = AutoProcessor.from_pretrained(self.path)
+            processor = AutoProcessor.from_pretrained(folder)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
