@@ -19,7 +19,7 @@ ITERATIONS = 5
 SETTINGS = {
     "model.iterations": ITERATIONS,
     "model.updates": 2,
-    "model.engine.max_new_tokens": 24,
+    "model.engine.max_new_tokens": 60,
     "model.optimizer.lr": 2e-5,
     "data": "ivgr.data.datamodule.ShardDataModule",
     "data.prompts": 8,

@@ -35,7 +35,8 @@ class Iteration:
     """The phases and what they need.
 
     Groups whose rewards are all equal are rolled out again up to resample times, and those
-    left leave the update with drop_flat. After `run`, everyone holds the queries of all ranks.
+    left leave the update with drop_flat. halt is called, on all ranks, before phases that may be
+    given up, and raises to do so. After `run`, everyone holds the queries of all ranks.
     """
 
     policy: PreTrainedModel
@@ -47,6 +48,7 @@ class Iteration:
     update: Update
     resample: int = 0
     drop_flat: bool = False
+    halt: Callable[[], None] = lambda: None
     seconds: Counter = field(default_factory=Counter)
     verdicts: list = field(default_factory=list)
     everyone: list[Query] = field(default_factory=list)
@@ -59,6 +61,7 @@ class Iteration:
         settled = not (self.resample or self.drop_flat)
         with self._timed("rollout"):
             self._roll_out(queries, seed)
+        self.halt()
         with self._timed("update"):
             mini_batches = self.update.pack(queries if settled else [])
         with self._timed("reward"):
@@ -66,6 +69,7 @@ class Iteration:
         with self._timed("resample"), self.archive.held():
             resampled = self._resample_flat(queries, seed)
         assign_advantages(queries)
+        self.halt()
         with self._timed("update"):
             if not settled:
                 mini_batches = self.update.pack(without_flat(queries) if self.drop_flat else queries)

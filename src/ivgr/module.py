@@ -2,6 +2,7 @@
 parts, and one `training_step` is one iteration (manual optimisation)."""
 
 import time
+from collections.abc import Callable
 
 import lightning as L
 import torch
@@ -90,6 +91,8 @@ class IVGR(L.LightningModule):
             raise UserError(f"model.resample is {resample}, must be at least 0")
         self.resample, self.drop_flat = resample, drop_flat
         self.iteration = 0
+        self.halt: Callable[[], None] = lambda: None
+        self.before: tuple[dict, dict] | None = None
         self.policy = None
         self.figures = HeldOutFigures()
 
@@ -143,6 +146,7 @@ class IVGR(L.LightningModule):
             update=update,
             resample=self.resample,
             drop_flat=self.drop_flat,
+            halt=lambda: self.halt(),
         )
 
     def on_train_start(self) -> None:
@@ -150,6 +154,7 @@ class IVGR(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.metrics = {"time/data_wait": time.perf_counter() - self.idle_since}
+        self.before = self.archive.state_dict(), self.trainer.datamodule.quarantine.state_dict()
         self._quarantine(batch)
 
     def training_step(self, batch: Batch, _: int) -> None:
@@ -159,9 +164,16 @@ class IVGR(L.LightningModule):
             self.metrics |= self.loop.run(batch.queries, seed)
             self.everyone = self.loop.everyone
         self.metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
-        self.iteration += 1
+        self.iteration, self.before = self.iteration + 1, None
         if self.iteration >= self.iterations:
             self.trainer.should_stop = True
+
+    def roll_back(self) -> None:
+        """Forgets what an iteration that was given up before its update has found."""
+        if self.before is not None:
+            archive, quarantine = self.before
+            self.archive.load_state_dict(archive)
+            self.trainer.datamodule.quarantine.load_state_dict(quarantine)
 
     def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
         self.idle_since = time.perf_counter()
