@@ -10,7 +10,6 @@ from pathlib import Path
 
 import lightning as L
 from jsonargparse import auto_cli
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
@@ -18,6 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 from ivgr.compose import compose_words
 from ivgr.errors import UserError
 from ivgr.tools import TOOLS
+from ivgr.watch.checkpoints import LAST, Checkpoints
+from ivgr.watch.preempt import Preempted, Preemption
 from ivgr.watch.record import RunRecord
 from ivgr.watch.rescue import Rescue
 
@@ -28,6 +29,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr fit --config FILE        train; try configs/tiny.yaml, which needs no GPU and no data
   ivgr fit --config FILE --ckpt_path last
                                 continue a run that was stopped
+                                (auto: if there is one; SIGTERM saves before it stops the run)
   ivgr validate --config FILE   held-out figures of a policy, both streams, greedy
   ivgr synth DIR --split train --count N
                                 draw shards of the tiny world
@@ -83,22 +85,28 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=25, help="Optimizer updates between two checkpoints."
         )
+        parser.add_argument(
+            "--checkpoint_keep", type=int, default=1, help="Latest checkpoints to keep, beside the best."
+        )
+        parser.add_argument(
+            "--checkpoint_best",
+            default="val/textual/accuracy",
+            help="Validation figure whose highest value makes best.ckpt (see trainer.val_check_interval).",
+        )
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir or "runs/default")
-        checkpoint = ModelCheckpoint(
-            dirpath=root / "checkpoints",
-            every_n_train_steps=config.checkpoint_every,
-            save_last=True,
-            save_top_k=0,
-            enable_version_counter=False,
-        )
+        every, keep = config.checkpoint_every, config.checkpoint_keep
+        if every < 1 or keep < 1:
+            raise UserError(f"checkpoint_every is {every}, checkpoint_keep {keep}: both must be at least 1")
+        checkpoints = Checkpoints(root / "checkpoints", every, keep, config.checkpoint_best)
         kwargs["logger"] = TensorBoardLogger(root, name="", version="")
         kwargs["default_root_dir"] = str(root)
         self.trainer_defaults["callbacks"] = [
-            checkpoint,
-            Rescue(root / "checkpoints"),
+            checkpoints,
+            Preemption(),
+            Rescue(checkpoints),
             RunRecord(self.parser.dump(self.config, skip_none=False)),
         ]
         return super().instantiate_trainer(**kwargs)
@@ -110,11 +118,14 @@ class CLI(LightningCLI):
         self._find_last()
 
     def _find_last(self) -> None:
-        """`--ckpt_path last` is the run's own last checkpoint, and there must be one."""
+        """`--ckpt_path last` is the run's own last checkpoint, and there must be one; so is `best`;
+        `auto` is the last, if there is one."""
         config = self.config_init[self.subcommand]
-        last = Path(self.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        if config.ckpt_path == "last":
-            config.ckpt_path = last
+        folder = Path(self.trainer.default_root_dir) / "checkpoints"
+        if config.ckpt_path == "auto":
+            config.ckpt_path = folder / LAST if (folder / LAST).exists() else None
+        elif config.ckpt_path in ("last", "best"):
+            config.ckpt_path = folder / f"{config.ckpt_path}.ckpt"
         if config.ckpt_path and not Path(config.ckpt_path).exists():
             raise UserError(f"--ckpt_path: no checkpoint at {config.ckpt_path}; leave it out to start afresh")
 
@@ -127,7 +138,7 @@ def user_error_behind(error: BaseException | None) -> UserError | None:
     return error
 
 
-def last_line_of(error: UserError) -> str:
+def last_line_of(error: Exception) -> str:
     """The message with its notes, also where a reader process has put its traceback before it."""
     message = str(error).strip().splitlines()[-1].removeprefix("ivgr.errors.UserError: ")
     return "; ".join([message, *getattr(error, "__notes__", ())])
@@ -146,6 +157,9 @@ def main(args: list[str] | None = None) -> None:
             auto_cli(tool, args=words[1:], prog=prog, parser_class=Parser, description=None)
         else:
             run_lightning(compose_words(words))
+    except Preempted as stopped:
+        print(f"ivgr: {last_line_of(stopped)}", file=sys.stderr)
+        raise SystemExit(stopped.code) from None
     except Exception as error:
         mendable = user_error_behind(error)
         if mendable is None:

@@ -2,17 +2,16 @@
 parts, and one `training_step` is one iteration (manual optimisation)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from jsonargparse import lazy_instance
 
 from ivgr.archive import Archive
 from ivgr.data.encode import Batch, QueryEncoder
 from ivgr.data.prompts import Prompts
-from ivgr.data.rejection import Rejection
+from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
 from ivgr.iteration import Iteration
@@ -101,6 +100,8 @@ class IVGR(L.LightningModule):
             raise UserError(f"model.resample is {resample}, must be at least 0")
         self.resample, self.drop_flat = resample, drop_flat
         self.iteration = 0
+        self.halt: Callable[[], None] = lambda: None
+        self.before: tuple[dict, dict] | None = None
         self.policy = None
         self.figures = HeldOutFigures()
 
@@ -148,6 +149,7 @@ class IVGR(L.LightningModule):
             update=update,
             resample=self.resample,
             drop_flat=self.drop_flat,
+            halt=lambda: self.halt(),
         )
 
     def on_train_start(self) -> None:
@@ -155,39 +157,35 @@ class IVGR(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.metrics = {"time/data_wait": time.perf_counter() - self.idle_since}
+        self.before = self.archive.state_dict(), self.trainer.datamodule.quarantine.state_dict()
         self._quarantine(batch)
 
     def training_step(self, batch: Batch, _: int) -> None:
-        """One iteration; without a query for every rank, only the data moves on."""
-        seed = derive_seed(run_seed(), "rollout", self.iteration, self.global_rank)
-        if self._everyone_has_work(batch):
+        """One iteration; without any query, only the data moves on."""
+        seed, self.everyone = derive_seed(run_seed(), "rollout", self.iteration, 0), []
+        if self._sum_ranks(float(len(batch.queries))):
             self.metrics |= self.loop.run(batch.queries, seed)
+            self.everyone = self.loop.everyone
         self.metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
-        self.iteration += 1
+        self.iteration, self.before = self.iteration + 1, None
         if self.iteration >= self.iterations:
             self.trainer.should_stop = True
+
+    def roll_back(self) -> None:
+        """Forgets what an iteration that was given up before its update has found."""
+        if self.before is not None:
+            archive, quarantine = self.before
+            self.archive.load_state_dict(archive)
+            self.trainer.datamodule.quarantine.load_state_dict(quarantine)
 
     def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
         self.idle_since = time.perf_counter()
 
-    def _everyone_has_work(self, batch: Batch) -> bool:
-        """Ranks must step alike, so each needs as many queries as there are updates."""
-        ranks = self.trainer.world_size
-        needed = 1 if ranks == 1 else min(self.updates, batch.seen)
-        return self._sum_ranks(float(len(batch.queries) >= needed)) == ranks
-
     def _quarantine(self, batch: Batch) -> None:
         """Counts what all ranks have rejected; UserError if it is too much."""
         quarantine = self.trainer.datamodule.quarantine
-        quarantine.add(*self._gather_rejected(batch))
+        quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
         self.metrics |= quarantine.metrics()
-
-    def _gather_rejected(self, batch: Batch) -> tuple[list[Rejection], int]:
-        found = [(batch.rejected, batch.seen)]
-        if self.trainer.world_size > 1:
-            found *= self.trainer.world_size
-            dist.all_gather_object(found, (batch.rejected, batch.seen))
-        return [one for rejected, _ in found for one in rejected], sum(seen for _, seen in found)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         if batch.queries:

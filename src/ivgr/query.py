@@ -49,7 +49,8 @@ class Query:
     """A sample made ready for the policy.
 
     prefix is (P,) token ids shared by all streams; pixel_values (patches, C·t·p·p) and
-    image_grid_thw (images, 3) are None for text only; boxes are gold, in `frame`.
+    image_grid_thw (images, 3) are None for text only; boxes are gold, in `frame`; place is its
+    index among all ranks' samples of the iteration, None where nobody counts.
     """
 
     sample: Sample
@@ -59,6 +60,7 @@ class Query:
     frame: Frame = Frame(1000.0, 1000.0)
     pixel_values: torch.Tensor | None = None
     image_grid_thw: torch.Tensor | None = None
+    place: int | None = None
 
     def group(self, stream: str) -> Group | None:
         return next((group for group in self.groups if group.stream == stream), None)
@@ -67,6 +69,11 @@ class Query:
 def rollouts_of(queries: list[Query]) -> list[Rollout]:
     """All rollouts in tree order: query by query, stream by stream."""
     return [rollout for query in queries for group in query.groups for rollout in group.rollouts]
+
+
+def places_of(queries: list[Query]) -> list[int]:
+    """Each query's place in the iteration; its index where nobody counts."""
+    return [index if query.place is None else query.place for index, query in enumerate(queries)]
 
 
 def separate(query: Query) -> list[Query]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from ivgr.errors import UserError
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
 from ivgr.policy.checkpoint import scratch
+from ivgr.watch.checkpoints import read_checkpoint
 from ivgr.world.write import World, write_world
 
 
@@ -48,7 +48,7 @@ def show(checkpoint: Path) -> None:
     """
     if not checkpoint.exists():
         raise UserError(f"archive show: no checkpoint at {checkpoint}")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = read_checkpoint(checkpoint)
     if "ivgr" not in state or "archive" not in state["ivgr"]:
         raise UserError(f"archive show: {checkpoint} holds no rollout archive")
     table = Table("id", "box reward", "reference reasoning")

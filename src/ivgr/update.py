@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from ivgr.distributed.ranks import gather_lists
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
 from ivgr.policy.reference import Reference
-from ivgr.query import Query
+from ivgr.query import Query, places_of
 from ivgr.tree import Layout, Pack, pack_queries
 from ivgr.watch.metrics import UpdateMetrics
 
@@ -48,9 +49,15 @@ class Update:
     layout: Layout = "tree"
 
     def pack(self, queries: list[Query]) -> list[list[Pack]]:
-        """The mini-batches, each in packs: whole queries dealt out in turn, so that sizes differ
-        by at most one query."""
-        dealt = [queries[i :: self.updates] for i in range(self.updates)]
+        """The mini-batches, each in packs: the whole queries of all ranks dealt out in turn, so that
+        sizes differ by at most one query."""
+        places = places_of(queries)
+        turns = {place: turn for turn, place in enumerate(sorted(gather_lists(places)))}
+        placed = list(zip(places, queries, strict=True))
+        dealt = [
+            [query for place, query in placed if turns[place] % self.updates == i]
+            for i in range(self.updates)
+        ]
         return [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
 
     @torch.no_grad()

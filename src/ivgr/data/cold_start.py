@@ -79,7 +79,7 @@ class ColdStart(ShardDataModule):
 
     def _order(self) -> dict:
         order = super()._order() | {"data.batch": self.batch}
-        apart = ("data.prompts", "data.paired_ratio", "data.workers", "ranks")
+        apart = ("data.prompts", "data.paired_ratio", "data.workers", "data.shards_by_rank", "ranks")
         return {name: value for name, value in order.items() if name not in apart}
 
 

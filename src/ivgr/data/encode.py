@@ -2,7 +2,7 @@
 processed once, the streams' prompts split at the end of what they share."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -13,6 +13,7 @@ from ivgr.data.prompts import Prompts, streams_of
 from ivgr.data.rejection import RejectedSample, Rejection
 from ivgr.data.sample import Sample
 from ivgr.data.shards import Located
+from ivgr.data.spread import Spread
 from ivgr.families import find_family
 from ivgr.families.frame import RELATIVE, Frame
 from ivgr.query import Group, Query
@@ -119,8 +120,8 @@ class QueryEncoder:
 
 @dataclass
 class Batch:
-    """What one iteration drew on this rank: `seen` samples, of which the rejected are left out
-    of the queries."""
+    """This rank's part of what one iteration drew: `seen` samples, of which the rejected are left
+    out of the queries."""
 
     queries: list[Query]
     rejected: list[Rejection]
@@ -128,16 +129,20 @@ class Batch:
 
 
 def encode_batch(
-    drawn: list[Located | Rejection], encoder: QueryEncoder, streams: tuple[str, ...] | None = None
+    drawn: list[Located | Rejection],
+    encoder: QueryEncoder,
+    streams: tuple[str, ...] | None = None,
+    spread: Spread = Spread(),  # noqa: B008
 ) -> Batch:
-    """Encodes what can be encoded."""
-    batch = Batch([], [], len(drawn))
-    for item in drawn:
+    """Encodes what can be encoded of this rank's part of `drawn`."""
+    mine = spread.take(drawn, encoder.processor)
+    batch = Batch([], [], len(mine))
+    for place, item in mine:
         if isinstance(item, Rejection):
             batch.rejected.append(item)
             continue
         try:
-            batch.queries.append(encoder(item.sample, streams))
+            batch.queries.append(replace(encoder(item.sample, streams), place=place))
         except RejectedSample as error:
             batch.rejected.append(Rejection.of(error, item.shard, item.key, item.sample.id))
     return batch

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
 from ivgr.policy.forward import banned_ids, hidden_states, stop_ids
-from ivgr.query import Query, Rollout
+from ivgr.query import Query, Rollout, places_of
 from ivgr.rollout.kv import TreeCache
 from ivgr.rollout.replay import Replay
-from ivgr.rollout.sampling import Sampling
+from ivgr.rollout.sampling import Sampling, draw_noise
 from ivgr.tree import pack_queries
 
 # Ended branches leave the batch together, once no more than this share is still decoding:
@@ -31,7 +31,8 @@ class RolloutEngine(Protocol):
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
     ) -> None:
-        """Appends the configured number of sampled rollouts to each group."""
+        """Appends the configured number of sampled rollouts to each group. What is drawn for a
+        query depends on `seed` and its place, not on the other queries."""
 
     def answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]
@@ -88,12 +89,16 @@ class TransformersEngine:
         seed: int,
     ) -> None:
         """Appends `copies` rollouts to each group."""
-        generator = torch.Generator(model.device).manual_seed(seed)
+        places = places_of(queries)
         for start in range(0, len(queries), self.batch_queries):
             batch = queries[start : start + self.batch_queries]
             branches = _Branches(model, self.max_new_tokens, self.cuda_graphs)
             branches.prefill(batch, copies)
-            responses = branches.decode(sampling, generator)
+            noise = None
+            if sampling.temperature:
+                counts = [copies * len(query.groups) for query in batch]
+                noise = draw_noise(places[start:][: len(batch)], counts, self.max_new_tokens, seed)
+            responses = branches.decode(sampling, noise)
             groups = [group for query in batch for group in query.groups for _ in range(copies)]
             for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -128,9 +133,11 @@ class _Branches:
         owner, sees = stems.fork_row, stems.fork_sees
         self.cache.fork(owner.repeat_interleave(copies), sees.repeat_interleave(copies, 0), self.limit)
 
-    def decode(self, sampling: Sampling, generator: torch.Generator) -> list[tuple]:
-        """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU."""
+    def decode(self, sampling: Sampling, noise: torch.Tensor | None) -> list[tuple]:
+        """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU; noise (R,
+        limit) is what chance decides by, None if it is not asked."""
         device = self.model.device
+        noise = None if noise is None else noise.to(device)
         rows = torch.arange(len(self.logits), device=device)
         alive = torch.ones(len(rows), dtype=torch.bool, device=device)
         stops = torch.tensor(stop_ids(self.model), device=device)
@@ -138,7 +145,7 @@ class _Branches:
         length = torch.zeros(len(rows), dtype=torch.long, device=device)
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         for step in range(self.limit):
-            chosen = sampling.choose(self.logits, generator)
+            chosen = sampling.choose(self.logits, None if noise is None else noise[rows, step])
             record[:, rows[alive], step] = torch.stack([part.double() for part in chosen])[:, alive]
             length[rows[alive]] += 1
             stopped = torch.isin(chosen[0], stops) & alive
