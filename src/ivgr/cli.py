@@ -33,6 +33,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr pack SRC DST             turn parquet, JSON, JSONL, COCO or CSV rows and their images into shards
   ivgr inspect SHARDS           count them, and draw their boxes and questions on a contact sheet
   ivgr archive show CKPT        print the rollout archive of a checkpoint
+  ivgr export CKPT DIR          write a checkpoint's policy, adapters merged, as a Hugging Face directory
   ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
                                 rewritten without boxes
   ivgr filter SHARDS DST        keep the samples that a policy answers neither always nor never

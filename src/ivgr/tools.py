@@ -10,6 +10,7 @@ from ivgr.bench.command import BENCH
 from ivgr.difficulty import filter_shards
 from ivgr.distill.command import distill
 from ivgr.errors import UserError
+from ivgr.export import export
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
 from ivgr.world.write import World, write_world
@@ -64,5 +65,6 @@ TOOLS = {
     "filter": filter_shards,
     "distill": distill,
     "archive": {"show": show},
+    "export": export,
     "bench": BENCH,
 }

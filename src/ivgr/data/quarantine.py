@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import torch.distributed as dist
+
 from ivgr.data.rejection import Rejection, check_share
 
 MINIMUM = 100  # samples seen, before their share says anything
@@ -79,3 +81,12 @@ def _name(row: dict) -> tuple:
 def _row(rejection: Rejection) -> dict:
     names = ("id", "shard", "key", "reason", "message")
     return {name: getattr(rejection, name) for name in names}
+
+
+def gather_rejected(rejected: list[Rejection], seen: int) -> tuple[list[Rejection], int]:
+    """Those of all ranks, and how many draws all ranks have seen."""
+    found = [(rejected, seen)]
+    if dist.is_initialized():
+        found *= dist.get_world_size()
+        dist.all_gather_object(found, (rejected, seen))
+    return [one for part, _ in found for one in part], sum(count for _, count in found)
