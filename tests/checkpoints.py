@@ -7,7 +7,23 @@ import torch
 from families import TEXT, VISION
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
-from ivgr.policy.scratch import SPECIAL, build_processor
+from ivgr.cli import main
+from ivgr.policy.vocabulary import SPECIAL, build_processor
+
+CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+SMALL = {
+    "model.iterations": 3, "model.engine.max_new_tokens": 6, "model.engine.group_size": 2,
+    "model.optimizer.lr": 1e-2, "model.schedule.warmup": 0,
+    "data.prompts": 4, "data.train_count": 30, "data.val_count": 12, "data.val_queries": 2,
+}  # fmt: skip
+
+
+def fit_small(policy: Path, root: Path, *options: str) -> Path:
+    """Three iterations of `ivgr fit`; its last checkpoint."""
+    words = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    where = ["--model.policy", str(policy), "--trainer.default_root_dir", str(root)]
+    main(["fit", "--config", str(CONFIG), *words, *where, *options])
+    return root / "checkpoints" / "last.ckpt"
 
 
 def write_checkpoint(family: str, folder: Path) -> Path:

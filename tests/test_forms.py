@@ -4,12 +4,11 @@ import sys
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoints import fit_small, write_checkpoint
 from families import FAMILIES, make_tree, tiny_family
 from ivgr.kernels import fused_linear_logprob_kl
 from transformers import AutoModelForImageTextToText
 
-from ivgr.cli import main
 from ivgr.errors import UserError
 from ivgr.optim import Optimizer
 from ivgr.policy.adapter import Adapter
@@ -23,11 +22,6 @@ FORMS = {
     "lora+vision": ["--model.adapter.rank", "4", "--model.adapter.targets", "language+vision"],
     "frozen": ["--model.freeze", "[vision,embeddings]"],
 }
-SMALL = {
-    "model.iterations": 3, "model.engine.max_new_tokens": 6, "model.engine.group_size": 2,
-    "model.optimizer.lr": 1e-2, "model.schedule.warmup": 0,
-    "data.prompts": 4, "data.train_count": 30, "data.val_count": 12, "data.val_queries": 2,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -53,10 +47,7 @@ def trained_names(family, root, monkeypatch, *options):
     earn no reward, so advantages are given."""
     monkeypatch.setattr("ivgr.iteration.group_advantages", lambda rewards: [1.0, -1.0])
     policy = write_checkpoint(family, root / "policy")
-    words = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-    where = ["--model.policy", str(policy), "--trainer.default_root_dir", str(root)]
-    main(["fit", "--config", "configs/tiny.yaml", *words, *where, *options])
-    saved = torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = torch.load(fit_small(policy, root, *options), weights_only=True)
     assert saved["ivgr"]["iteration"] == 3
     before = AutoModelForImageTextToText.from_pretrained(policy).state_dict()
     after = {name.removeprefix("policy."): value for name, value in saved["state_dict"].items()}

@@ -19,7 +19,7 @@ from ivgr.cli import main
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.errors import UserError
-from ivgr.iteration import Iteration, Stepper
+from ivgr.iteration import Iteration
 from ivgr.judge import RuleJudge
 from ivgr.loss import PolicyLoss
 from ivgr.policy.forward import banned_ids
@@ -31,6 +31,7 @@ from ivgr.rollout import vllm as engine_module
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.rollout.vllm import VLLMEngine, check_device
 from ivgr.tree import pack_queries
+from ivgr.update import Stepper, Update
 from ivgr.world.write import World, draw_samples
 
 TINY = str(Path(__file__).parents[1] / "configs" / "tiny.yaml")
@@ -159,19 +160,25 @@ def test_prompts_hold_a_token_an_image_and_vision_tokens_are_banned(tiny):
 def test_an_iteration_logs_the_mismatch_and_corrects_it(tiny):
     """A trainer whose weights are the engine's: no mismatch, weights of one."""
     policy = copy.deepcopy(tiny[0])
-    iteration = Iteration(
+    engine = VLLMEngine(**SHORT, group_size=2)
+    update = Update(
         policy=policy,
         reference=FrozenReference().load(policy),
-        tokenizer=tiny[1].tokenizer,
-        engine=VLLMEngine(**SHORT, group_size=2),
-        rewards=Rewards(),
-        judge=RuleJudge(),
-        archive=Archive(),
         loss=PolicyLoss(importance_cap=2.0),
         stepper=Stepper(torch.Tensor.backward, lambda: 0.0, lambda value: value),
+        temperature=engine.temperature,
         updates=1,
         epochs=1,
         token_budget=1 << 30,
+    )
+    iteration = Iteration(
+        policy=policy,
+        tokenizer=tiny[1].tokenizer,
+        engine=engine,
+        rewards=Rewards(),
+        judge=RuleJudge(),
+        archive=Archive(),
+        update=update,
     )
     metrics = iteration.run(queries_of(tiny, 3), seed=4)
     assert 0 < metrics["rollout/logp_mismatch"] < 1e-4

@@ -37,6 +37,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr inspect SHARDS           count them, and draw their boxes and questions on a contact sheet
   ivgr scratch FAMILY SIZE DST  write a random-weight checkpoint of a family's true shape
   ivgr archive show CKPT        print the rollout archive of a checkpoint
+  ivgr export CKPT DIR          write a checkpoint's policy, adapters merged, as a Hugging Face directory
   ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
                                 rewritten without boxes
   ivgr filter SHARDS DST        keep the samples that a policy answers neither always nor never

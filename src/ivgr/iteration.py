@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.advantage import group_advantages
 from ivgr.archive import Archive
+from ivgr.background import in_background
 from ivgr.distributed.ranks import gather_queries
 from ivgr.errors import UserError
-from ivgr.judge.background import in_background
 from ivgr.judge.protocol import Judge
 from ivgr.query import Query
 from ivgr.rewards.total import Open, Rewards, ask_once, enter_verdicts

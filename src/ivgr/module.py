@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import lightning as L
 import torch
 from jsonargparse import lazy_instance
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ivgr.archive import Archive
 from ivgr.data.encode import Batch, QueryEncoder
@@ -14,6 +15,8 @@ from ivgr.data.prompts import Prompts
 from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
+from ivgr.export import describe_policy, find_mismatch
+from ivgr.guards import Guard, StepGuard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
 from ivgr.loss import PolicyLoss
@@ -24,6 +27,7 @@ from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import FrozenReference
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
+from ivgr.rollout.patient import with_patience
 from ivgr.seeding import derive_seed, run_seed
 from ivgr.tree import Layout
 from ivgr.update import Stepper, Update
@@ -60,6 +64,7 @@ class IVGR(L.LightningModule):
         drop_flat: Leaves groups whose rewards stay equal out of the update, KL included.
         clip_norm: Largest gradient norm.
         max_prompt_tokens: Longest prompt, images included.
+        guard: When a run that goes wrong is stopped.
     """
 
     def __init__(
@@ -86,12 +91,14 @@ class IVGR(L.LightningModule):
         drop_flat: bool = False,
         clip_norm: float = 1.0,
         max_prompt_tokens: int = 8192,
+        guard: Guard = Guard(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.source = Pretrained(policy) if isinstance(policy, str) else policy
         self.form = TrainingForm(adapter, tuple(freeze), gradient_checkpointing)
-        self.reference_source, self.engine, self.rewards, self.judge = reference, engine, rewards, judge
+        self.engine = with_patience(engine, guard.engine_timeout)
+        self.reference_source, self.rewards, self.judge = reference, rewards, judge
         self.archive, self.loss, self.optimizer, self.schedule = archive, loss, optimizer, schedule
         self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
         self.iterations, self.updates, self.epochs = iterations, updates, epochs
@@ -99,6 +106,7 @@ class IVGR(L.LightningModule):
         if resample < 0:
             raise UserError(f"model.resample is {resample}, must be at least 0")
         self.resample, self.drop_flat = resample, drop_flat
+        self.guard = StepGuard(guard.patience)
         self.iteration = 0
         self.halt: Callable[[], None] = lambda: None
         self.before: tuple[dict, dict] | None = None
@@ -138,6 +146,7 @@ class IVGR(L.LightningModule):
             epochs=self.epochs,
             token_budget=self.token_budget,
             layout=self.layout,
+            guard=self.guard,
         )
         self.loop = Iteration(
             policy=self.policy,
@@ -212,13 +221,16 @@ class IVGR(L.LightningModule):
 
     def _step(self) -> float:
         """Sums gradients over ranks (the loss is already divided by all ranks' tokens),
-        clips, steps optimizer and schedule; returns the norm before clipping."""
+        clips, steps optimizer and schedule, unless the guard skips the former; returns the norm
+        before clipping."""
         if self.trainer.world_size > 1:
             sum_gradients(list(self.policy.parameters()))
         optimizer = self.optimizers()
-        self.scheduler.step(self.trainer.global_step)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm)
-        optimizer.step()
+        self.scheduler.step(self.trainer.global_step + self.guard.skipped)
+        norm = get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
+        if self.guard.admits(norm.item(), self.policy, optimizer.param_groups[0]["lr"], self._sum_ranks):
+            clip_grads_with_norm_(self.policy.parameters(), self.clip_norm, norm)
+            optimizer.step()
         optimizer.zero_grad()
         return norm.item()
 
@@ -227,17 +239,18 @@ class IVGR(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["ivgr"] = {"iteration": self.iteration, "archive": self.archive.state_dict()}
+        checkpoint["ivgr"]["policy"] = describe_policy(self.source, self.form)
+        checkpoint["ivgr"]["skipped"] = self.guard.skipped
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "ivgr" not in checkpoint:
             raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.IVGR model")
-        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        if own != saved:
-            odd = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+        odd = find_mismatch(self.state_dict(), checkpoint["state_dict"])
+        if odd is not None:
             raise UserError(
-                f"checkpoint: its policy differs from model.policy (first at {odd[0]}); "
+                f"checkpoint: its policy differs from model.policy (first at {odd}); "
                 "resume with the policy and the adapter it was made with"
             )
         self.iteration = checkpoint["ivgr"]["iteration"]
+        self.guard.skipped = checkpoint["ivgr"]["skipped"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])

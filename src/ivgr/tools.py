@@ -9,6 +9,7 @@ from ivgr.bench.command import BENCH
 from ivgr.difficulty import filter_shards
 from ivgr.distill.command import distill
 from ivgr.errors import UserError
+from ivgr.export import export
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
 from ivgr.policy.checkpoint import scratch
@@ -66,5 +67,6 @@ TOOLS = {
     "distill": distill,
     "scratch": scratch,
     "archive": {"show": show},
+    "export": export,
     "bench": BENCH,
 }

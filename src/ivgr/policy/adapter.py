@@ -83,10 +83,13 @@ def adapters_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Adds every adapter into the weights it adapts and takes the wrapping off."""
+    """Adds every adapter into the weights it adapts and takes the wrapping off. The sum is
+    rounded once, from double precision."""
     for name, layer in _wrapped(model):
-        layer.merge()
-        model.set_submodule(name, layer.get_base_layer())
+        base = layer.get_base_layer()
+        dtype = base.weight.dtype
+        layer.double().merge()
+        model.set_submodule(name, base.to(dtype))
     del model.peft_config
 
 
