@@ -10,6 +10,7 @@ from ivgr.bench.command import BENCH
 from ivgr.errors import UserError
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
+from ivgr.plan.command import plan
 from ivgr.policy.checkpoint import scratch
 from ivgr.world.write import World, write_world
 
@@ -63,4 +64,5 @@ TOOLS = {
     "pack": pack,
     "inspect": inspect,
     "scratch": scratch,
+    "plan": plan,
 }
