@@ -188,5 +188,6 @@ def test_help_names_every_command(capsys):
     main(["--help"])
     text = capsys.readouterr().out
     assert all(
-        f"ivgr {command}" in text for command in ("fit", "validate", "synth", "archive", "pack", "inspect")
+        f"ivgr {command}" in text
+        for command in ("fit", "validate", "plan", "scratch", "synth", "archive", "pack", "inspect")
     )

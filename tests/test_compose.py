@@ -17,7 +17,9 @@ from ivgr.policy.checkpoint import build_skeleton
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*vl_*.yaml"))
 RECIPES = [name for name in SHIPPED if not name.endswith("_sft")]
 keys = st.sampled_from("abcd")
-trees = st.recursive(st.integers(), lambda inner: st.dictionaries(keys, inner, max_size=3), max_leaves=8)
+trees = st.recursive(
+    st.integers(), lambda inner: st.dictionaries(keys, inner, min_size=1, max_size=3), max_leaves=8
+)
 mappings = st.dictionaries(keys, trees, max_size=4)
 
 

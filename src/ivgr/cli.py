@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from jsonargparse import auto_cli
@@ -16,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ivgr.compose import compose_words
 from ivgr.errors import UserError
+from ivgr.plan.command import plan
 from ivgr.tools import TOOLS
 from ivgr.watch.checkpoints import LAST, Checkpoints
 from ivgr.watch.preempt import Preempted, Preemption
@@ -30,6 +32,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr fit --config FILE --ckpt_path last
                                 continue a run that was stopped
                                 (auto: if there is one; SIGTERM saves before it stops the run)
+  ivgr plan --config FILE       what it needs, before any GPU is rented
   ivgr validate --config FILE   held-out figures of a policy, both streams, greedy
   ivgr synth DIR --split train --count N
                                 draw shards of the tiny world
@@ -154,8 +157,7 @@ def main(args: list[str] | None = None) -> None:
         if not words or words[0] in ("-h", "--help", "help"):
             print(HELP)
         elif words[0] in TOOLS:
-            tool, prog = TOOLS[words[0]], f"ivgr {words[0]}"
-            auto_cli(tool, args=words[1:], prog=prog, parser_class=Parser, description=None)
+            run_tool(words[0], words[1:])
         else:
             run_lightning(compose_words(words))
     except Preempted as stopped:
@@ -169,8 +171,36 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def run_lightning(args: list[str]) -> None:
-    CLI(
+def run_tool(name: str, words: list[str]) -> None:
+    """`plan` has a --config of its own, which auto_cli would take for a file of options."""
+    if TOOLS[name] is not plan:
+        auto_cli(TOOLS[name], args=words, prog=f"ivgr {name}", parser_class=Parser, description=None)
+        return
+    parser = Parser(prog=f"ivgr {name}", description=None)
+    parser.add_function_arguments(plan)
+    plan(**parser.instantiate(parser.parse_args(words)).as_dict())
+
+
+class ParseOnly(CLI):
+    """Reads a config and stops: nothing is instantiated."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def parse_fit(config: Path) -> dict[str, Any]:
+    """Every setting of `ivgr fit --config CONFIG`, as plain mappings."""
+    if not config.is_file():
+        raise UserError(f"--config: no file at {config}")
+    parsed = run_lightning(compose_words(["fit", "--config", str(config)]), ParseOnly)
+    return parsed.config["fit"].as_dict()
+
+
+def run_lightning(args: list[str], cli: type[CLI] = CLI) -> CLI:
+    return cli(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,
         subclass_mode_model=True,

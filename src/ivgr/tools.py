@@ -12,6 +12,7 @@ from ivgr.errors import UserError
 from ivgr.export import export
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
+from ivgr.plan.command import plan
 from ivgr.policy.checkpoint import scratch
 from ivgr.watch.checkpoints import read_checkpoint
 from ivgr.world.write import World, write_world
@@ -66,6 +67,7 @@ TOOLS = {
     "filter": filter_shards,
     "distill": distill,
     "scratch": scratch,
+    "plan": plan,
     "archive": {"show": show},
     "export": export,
     "bench": BENCH,

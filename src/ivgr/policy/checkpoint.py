@@ -40,7 +40,7 @@ def scratch(
         raise UserError(f"scratch: {folder} holds something already; name a new folder")
     shape = find_family(family)
     tokenizer = build_tokenizer()
-    model = _draw_model(_configure(shape, size, layers, tokenizer), DTYPES[dtype], seed)
+    model = draw_model(configure(shape, size, layers, tokenizer), DTYPES[dtype], seed)
     model.save_pretrained(folder)
     pixels = PIXELS if size == "tiny" else None
     shape.build_processor(tokenizer, CHAT_TEMPLATE, pixels).save_pretrained(folder)
@@ -56,7 +56,7 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype | None = None) -
     return model
 
 
-def _configure(family: Family, size: str, layers: int | None, tokenizer) -> PreTrainedConfig:
+def configure(family: Family, size: str, layers: int | None, tokenizer) -> PreTrainedConfig:
     """The size's own configuration, vocabulary size too; special tokens are the tokenizer's."""
     special = special_ids(tokenizer)
     text = family.fields(size)["text_config"] | special.pop("text_config")
@@ -65,7 +65,7 @@ def _configure(family: Family, size: str, layers: int | None, tokenizer) -> PreT
     return family.config(size, text_config=text, **special)
 
 
-def _draw_model(config: PreTrainedConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+def draw_model(config: PreTrainedConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     """Matrices of std 1/sqrt(fan-in), biases 0, norms 1; each weight has its own stream."""
     model = build_skeleton(config, dtype).to_empty(device="cpu")
     model.tie_weights()
