@@ -10,6 +10,8 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from ivgr.master import keep_master
+
 
 @dataclass
 class Optimizer:
@@ -19,18 +21,22 @@ class Optimizer:
         name: Any name of `timm.optim.list_optimizers()`.
         lr: Peak learning rate.
         weight_decay: Weight decay; biases and norms have none.
+        master: Keeps fp32 copies of weights that are of lower precision, and steps those.
         options: Further arguments of that optimizer.
     """
 
     name: str = "adamw"
     lr: float = 1e-6
     weight_decay: float = 1e-2
+    master: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def create(self, model: nn.Module) -> torch.optim.Optimizer:
-        return create_optimizer_v2(
+        """Over the parameters of `model` that are trained."""
+        optimizer = create_optimizer_v2(
             model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.options
         )
+        return keep_master(optimizer) if self.master else optimizer
 
 
 @dataclass
