@@ -3,18 +3,24 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import make_sample
 from torch.utils.data import DataLoader
+from transformers import AutoModelForImageTextToText
 
+from ivgr.cli import main
 from ivgr.data.cold_start import ColdStart, DemonstrationStream
 from ivgr.data.demonstration import move_boxes
 from ivgr.data.shards import write_shards
 from ivgr.families.frame import RELATIVE, Frame
+from ivgr.policy.load import TINY
 from ivgr.world.write import World, draw_samples
 
+CONFIG = Path(__file__).parents[1] / "configs" / "distill_sft.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
@@ -89,3 +95,21 @@ def test_steps_by_epochs(tmp_path):
     data.trainer = SimpleNamespace(world_size=1)
     data._check_train()
     assert data.total_steps == 5
+
+
+def test_a_cold_start_with_adapters_leaves_a_plain_model(tmp_path):
+    samples = list(draw_samples(World("train", 30, seed=4)))
+    folder = str(write_shards(tmp_path / "train", "train", samples, 10)[0].parent)
+    main([
+        "fit", "--config", str(CONFIG), "--trainer.default_root_dir", str(tmp_path / "run"),
+        "--data.train", folder, "--data.val", folder, "--data.val_queries", "2", "--data.steps", "2",
+        "--data.batch", "4", "--model.adapter.rank", "4", "--model.gradient_checkpointing", "true",
+        "--model.engine.max_new_tokens", "4",
+    ])  # fmt: skip
+    plain, trained = (
+        dict(AutoModelForImageTextToText.from_pretrained(path).named_parameters())
+        for path in (TINY, tmp_path / "run" / "model")
+    )
+    assert plain.keys() == trained.keys()
+    changed = {name for name in plain if not torch.equal(plain[name], trained[name])}
+    assert changed and all("language_model.layers" in name and "proj" in name for name in changed)
