@@ -23,7 +23,6 @@ from ivgr.plan.memory import (
     stem_bytes,
     suffix_bytes,
     tree_tokens,
-    update,
 )
 from ivgr.plan.run import Run, Typical, measure_states, read_run
 from ivgr.plan.shape import read_shape
@@ -87,13 +86,13 @@ def test_keys_and_values_are_exact():
 @pytest.mark.parametrize("queries", [1, 3])
 def test_activations_of_an_update(queries):
     setting = replace(SETTING, queries=queries)
-    run, iteration = run_of(setting), build_iteration(setting)
-    batches = iteration._mini_batches(build_queries(setting, iteration.policy, rollouts=True))
-    iteration._score(batches)
+    run, phase = run_of(setting), build_iteration(setting).update
+    batches = phase.pack(build_queries(setting, phase.policy, rollouts=True))
+    phase.infer_reference(batches)
     ((pack,),) = batches
     assert pack.ids.numel() == queries * tree_tokens(run)
     with LiveBytes() as live:
-        statistics, _ = iteration._policy_statistics(pack)
+        statistics, _ = phase._policy_statistics(pack)
         kept = live.live
     del statistics
     planned = next(item.bytes for item in update(run) if item.name == "activations")
@@ -102,12 +101,12 @@ def test_activations_of_an_update(queries):
 
 def test_activations_with_checkpointing():
     setting = replace(SETTING, image_tokens=512, checkpointing=True)
-    run, iteration = run_of(setting, checkpointing=True), build_iteration(setting)
-    batches = iteration._mini_batches(build_queries(setting, iteration.policy, rollouts=True))
-    iteration._score(batches)
+    run, phase = run_of(setting, checkpointing=True), build_iteration(setting).update
+    batches = phase.pack(build_queries(setting, phase.policy, rollouts=True))
+    phase.infer_reference(batches)
     with LiveBytes() as live:
-        iteration._policy_statistics(batches[0][0])[0].loss.backward()
-    gradients = sum(weight.grad.nbytes for weight in iteration.policy.parameters())
+        phase._policy_statistics(batches[0][0])[0].loss.backward()
+    gradients = sum(weight.grad.nbytes for weight in phase.policy.parameters())
     planned = next(item.bytes for item in update(run) if item.name == "activations")
     assert planned == pytest.approx(live.peak - gradients, rel=0.15)
 

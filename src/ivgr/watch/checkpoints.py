@@ -39,6 +39,10 @@ class Checkpoints(Checkpoint):
         if over or trainer.global_step // self.every > self.saved // self.every:
             self.save(trainer)
 
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step > self.saved:
+            self.save(trainer)
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         score = trainer.callback_metrics.get(self.best)
         if trainer.state.fn == TrainerFn.FITTING and score is not None and score > self.record:
