@@ -23,6 +23,7 @@ from ivgr.plan.memory import (
     stem_bytes,
     suffix_bytes,
     tree_tokens,
+    update,
 )
 from ivgr.plan.run import Run, Typical, measure_states, read_run
 from ivgr.plan.shape import read_shape
