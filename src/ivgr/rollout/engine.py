@@ -5,6 +5,7 @@ of all queries decode together on that, and those that have ended leave the batc
 """
 
 import sys
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -21,6 +22,10 @@ from ivgr.tree import pack_queries
 # Ended branches leave the batch together, once no more than this share is still decoding:
 # leaving copies the cache.
 KEEP = 0.75
+
+# Hears every step as it is decoded: branches (A,) still being answered, numbered within the batch
+# in tree order, and the token (A,) chosen for each.
+Listener = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class RolloutEngine(Protocol):
@@ -91,6 +96,7 @@ class TransformersEngine:
         sampling: Sampling,
         copies: int,
         seed: int,
+        listener: Listener | None = None,
     ) -> None:
         """Appends `copies` rollouts to each group."""
         generator = torch.Generator(model.device).manual_seed(seed)
@@ -98,7 +104,7 @@ class TransformersEngine:
             batch = queries[start : start + self.batch_queries]
             branches = _Branches(model, self.max_new_tokens, self.cuda_graphs)
             branches.prefill(batch, copies)
-            responses = branches.decode(sampling, generator)
+            responses = branches.decode(sampling, generator, listener)
             groups = [group for query in batch for group in query.groups for _ in range(copies)]
             for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -125,7 +131,9 @@ class _Branches:
         owner, sees = stems.fork_row, stems.fork_sees
         self.cache.fork(owner.repeat_interleave(copies), sees.repeat_interleave(copies, 0), self.limit)
 
-    def decode(self, sampling: Sampling, generator: torch.Generator) -> list[tuple]:
+    def decode(
+        self, sampling: Sampling, generator: torch.Generator, listener: Listener | None = None
+    ) -> list[tuple]:
         """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU."""
         device = self.model.device
         rows = torch.arange(len(self.logits), device=device)
@@ -138,6 +146,8 @@ class _Branches:
             chosen = sampling.choose(self.logits, generator)
             record[:, rows[alive], step] = torch.stack([part.double() for part in chosen])[:, alive]
             length[rows[alive]] += 1
+            if listener is not None:
+                listener(rows[alive], chosen[0][alive])
             stopped = torch.isin(chosen[0], stops) & alive
             ended[rows[stopped]] = True
             alive = alive & ~stopped
