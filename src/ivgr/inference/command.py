@@ -73,13 +73,13 @@ def ask(
     start = time.perf_counter()
     (reply,) = respond(policy, encoder, engine, [sample], mode, cropping)
     seconds = round(time.perf_counter() - start, 3)
-    if save is not None:
-        _save(save, sample, reply, mode)
     if json:
         print(to_json(reply, mode, model, seconds))
     else:
         print_reply(reply, aloud)
         print(f"{reply.tokens} tokens in {seconds:.1f} s")
+    if save is not None:
+        _save(save, sample, reply, mode)
 
 
 def split_words(words: list[str]) -> tuple[list[Path], str]:
@@ -136,10 +136,13 @@ def load(
 
 def _save(path: Path, sample: Sample, reply: Reply, mode: Mode) -> None:
     images = sample.open_images()
-    if mode == "tool":
-        write_sheet(lay_out(images, sample.question, reply), path)
-    else:
-        draw_reply(images[0], reply.boxes).save(path, "PNG")
+    try:
+        if mode == "tool":
+            write_sheet(lay_out(images, sample.question, reply), path)
+        else:
+            draw_reply(images[0], reply.boxes).save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"ask --save: {path} cannot be written ({error.strerror})") from error
 
 
 def print_reply(reply: Reply, spoken: bool) -> None:

@@ -12,6 +12,9 @@ from ivgr.rewards.boxes import Box, iou
 
 Rectangle = tuple[int, int, int, int]
 
+# Frames are converted in floats: 102.00000001 is pixel 102.
+ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class Cropping:
@@ -44,7 +47,8 @@ class Cropping:
         if low >= high:
             return None
         margin = self.margin * (high - low)
-        start, end = max(math.floor(low - margin), 0), min(math.ceil(high + margin), limit)
+        start = max(math.floor(low - margin + ROUNDING), 0)
+        end = min(math.ceil(high + margin - ROUNDING), limit)
         length = min(max(end - start, self.smallest), limit)
         start = min(max(start - (length - (end - start)) // 2, 0), limit - length)
         return start, start + length

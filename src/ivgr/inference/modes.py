@@ -83,6 +83,8 @@ def _read(query: Query) -> Reply:
     if rollout.truncated:
         notes.insert(0, f"cut off after {len(rollout.tokens)} tokens")
     boxes, written = _find_boxes(query, rollout.text), rollout.text.count("<box>")
+    if not written and query.group(GROUNDED):
+        notes.append("no box was written")
     if len(boxes) < written:
         notes.append(f"{written - len(boxes)} of {written} boxes are malformed and left out")
     return Reply(rollout.text, think, answer, boxes, tokens=len(rollout.tokens), notes=notes)
@@ -110,7 +112,7 @@ def _look_again(query: Query, reply: Reply, encoder: QueryEncoder, cropping: Cro
             reply.crops = crops
             return again
         except RejectedSample as error:
-            reply.notes.append(f"answered in text mode, the crops left out: {error}")
+            reply.notes.append(f"answered in text mode, without the crops: {error}")
     return encoder(query.sample, (TEXTUAL,))
 
 
@@ -119,8 +121,7 @@ def _cut(sample: Sample, reply: Reply, cropping: Cropping) -> list[tuple[Rectang
     image = sample.open_images()[0] if sample.images else None
     rectangles = cropping.crops(reply.boxes, image.size) if image else []
     if not rectangles:
-        written = "no valid box" if not reply.boxes else "no box within the image"
-        reply.notes.append(f"the grounded pass wrote {written}: answered in text mode")
+        reply.notes.append("no box in the image to look at: answered in text mode")
         return []
     around = cropping.union(reply.boxes, image.size)
     ordered = [rectangle for rectangle in rectangles if rectangle != around] + [around]
