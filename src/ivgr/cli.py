@@ -34,6 +34,8 @@ explicit boxes (iVGR, arXiv 2605.31096).
                                 (auto: if there is one; SIGTERM saves before it stops the run)
   ivgr plan --config FILE       what it needs, before any GPU is rented
   ivgr validate --config FILE   held-out figures of a policy, both streams, greedy
+  ivgr ask IMAGE... "QUESTION"  ask a policy: answer, reasoning and, with --mode grounded, boxes; with
+                                --mode tool a closer look at what they hold
   ivgr synth DIR --split train --count N
                                 draw shards of the tiny world
   ivgr pack SRC DST             turn parquet, JSON, JSONL, COCO or CSV rows and their images into shards
@@ -56,14 +58,24 @@ and `--print_config` prints the outcome. `ivgr COMMAND --help` lists every setti
 
 class Parser(LightningArgumentParser):
     """Says in one line what is wrong with a config: of the messages of nested parsers the
-    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`."""
+    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`; its
+    argument `words` is a list of all that are given: `a.png b.png`."""
 
     messages: list[str] = []
 
     def add_argument(self, *args, **kwargs):
         if kwargs.get("type") is bool:
             kwargs |= {"nargs": "?", "const": True}
+        if args == ("words",):
+            kwargs = {"nargs": "+", "help": kwargs["help"]}
         return super().add_argument(*args, **kwargs)
+
+    def parse_args(self, args: list[str] | None = None, **options):
+        if args is not None:
+            switches = {name for a in self._actions if a.const is True for name in a.option_strings}
+            followed = zip(args, [*args[1:], ""], strict=True)
+            args = [f"{w}=true" if w in switches and n not in ("true", "false") else w for w, n in followed]
+        return super().parse_args(args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         self.messages.append(" ".join(str(message).split()))

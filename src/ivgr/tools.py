@@ -10,6 +10,7 @@ from ivgr.difficulty import filter_shards
 from ivgr.distill.command import distill
 from ivgr.errors import UserError
 from ivgr.export import export
+from ivgr.inference.command import ask
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
 from ivgr.plan.command import plan
@@ -61,6 +62,7 @@ def show(checkpoint: Path) -> None:
 
 
 TOOLS = {
+    "ask": ask,
     "synth": synth,
     "pack": pack,
     "inspect": inspect,
