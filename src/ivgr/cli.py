@@ -46,6 +46,10 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
                                 rewritten without boxes
   ivgr filter SHARDS DST        keep the samples that a policy answers neither always nor never
+  ivgr evaluate --benchmark NAME --data DIR --model MODEL --mode text grounded
+                                score models on V*, HRBench, POPE, … from files you have, with intervals
+  ivgr compare RUN_A RUN_B      is the difference real? paired, with McNemar's test
+  ivgr analyse OUT/MODEL        what the modes differ in, cost, and accuracy by IoU of the boxes
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
   ivgr bench data               time decoding and processing beside plain PIL and the HF processor
@@ -80,6 +84,16 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:
         self.messages.append(" ".join(str(message).split()))
         raise UserError(self.messages[0][:300]) from ex
+
+
+class ToolParser(Parser):
+    """Of a tool: an option that is a list of strings takes them one behind the other."""
+
+    def add_argument(self, *args, **kwargs):
+        if getattr(kwargs.get("action"), "_typehint", None) == list[str]:
+            del kwargs["action"]
+            args, kwargs = args[:1], kwargs | {"nargs": "+", "type": str}
+        return super().add_argument(*args, **kwargs)
 
 
 class CLI(LightningCLI):
@@ -186,7 +200,7 @@ def main(args: list[str] | None = None) -> None:
 def run_tool(name: str, words: list[str]) -> None:
     """`plan` has a --config of its own, which auto_cli would take for a file of options."""
     if TOOLS[name] is not plan:
-        auto_cli(TOOLS[name], args=words, prog=f"ivgr {name}", parser_class=Parser, description=None)
+        auto_cli(TOOLS[name], args=words, prog=f"ivgr {name}", parser_class=ToolParser, description=None)
         return
     parser = Parser(prog=f"ivgr {name}", description=None)
     parser.add_function_arguments(plan)
