@@ -91,7 +91,10 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """The probability, if both runs were equally good, of a split of the rows that only one got
     right at least as uneven: binomial with one half, two-sided (McNemar, Psychometrika 12, 1947)."""
     count, fewer = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(count, k) for k in range(fewer + 1))
+    ways = tail = 1  # to get k heads, and at most k
+    for k in range(fewer):
+        ways = ways * (count - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**count)
 
 
