@@ -19,7 +19,7 @@ from ivgr.query import rollouts_of
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.update import Stepper, Update
-from ivgr.watch.board import completions_table, draw_boxes
+from ivgr.watch.board import completions_table, draw_queries
 from ivgr.watch.record import rollout_rows
 from ivgr.world.write import World, draw_samples
 
@@ -198,7 +198,7 @@ def test_completions_table_escapes_what_the_model_wrote(run):
 
 def test_drawn_boxes_show_the_gold_box(run):
     queries = [query for query in run.queries if len(query.groups) == 2]
-    picture = draw_boxes(queries[:2])
+    picture = draw_queries(queries[:2])
     assert picture.shape == (280, 560, 3)
     assert (picture == (20, 160, 60)).all(-1).any()
 

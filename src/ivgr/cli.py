@@ -34,6 +34,8 @@ explicit boxes (iVGR, arXiv 2605.31096).
                                 (auto: if there is one; SIGTERM saves before it stops the run)
   ivgr plan --config FILE       what it needs, before any GPU is rented
   ivgr validate --config FILE   held-out figures of a policy, both streams, greedy
+  ivgr ask IMAGE... "QUESTION"  ask a policy: answer, reasoning and, with --mode grounded, boxes; with
+                                --mode tool a closer look at what they hold
   ivgr synth DIR --split train --count N
                                 draw shards of the tiny world
   ivgr pack SRC DST             turn parquet, JSON, JSONL, COCO or CSV rows and their images into shards
@@ -44,6 +46,10 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
                                 rewritten without boxes
   ivgr filter SHARDS DST        keep the samples that a policy answers neither always nor never
+  ivgr evaluate --benchmark NAME --data DIR --model MODEL --mode text grounded
+                                score models on V*, HRBench, POPE, … from files you have, with intervals
+  ivgr compare RUN_A RUN_B      is the difference real? paired, with McNemar's test
+  ivgr analyse OUT/MODEL        what the modes differ in, cost, and accuracy by IoU of the boxes
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
   ivgr bench data               time decoding and processing beside plain PIL and the HF processor
@@ -56,18 +62,38 @@ and `--print_config` prints the outcome. `ivgr COMMAND --help` lists every setti
 
 class Parser(LightningArgumentParser):
     """Says in one line what is wrong with a config: of the messages of nested parsers the
-    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`."""
+    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`; its
+    argument `words` is a list of all that are given: `a.png b.png`."""
 
     messages: list[str] = []
 
     def add_argument(self, *args, **kwargs):
         if kwargs.get("type") is bool:
             kwargs |= {"nargs": "?", "const": True}
+        if args == ("words",):
+            kwargs = {"nargs": "+", "help": kwargs["help"]}
         return super().add_argument(*args, **kwargs)
+
+    def parse_args(self, args: list[str] | None = None, **options):
+        if args is not None:
+            switches = {name for a in self._actions if a.const is True for name in a.option_strings}
+            followed = zip(args, [*args[1:], ""], strict=True)
+            args = [f"{w}=true" if w in switches and n not in ("true", "false") else w for w, n in followed]
+        return super().parse_args(args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         self.messages.append(" ".join(str(message).split()))
         raise UserError(self.messages[0][:300]) from ex
+
+
+class ToolParser(Parser):
+    """Of a tool: an option that is a list of strings takes them one behind the other."""
+
+    def add_argument(self, *args, **kwargs):
+        if getattr(kwargs.get("action"), "_typehint", None) == list[str]:
+            del kwargs["action"]
+            args, kwargs = args[:1], kwargs | {"nargs": "+", "type": str}
+        return super().add_argument(*args, **kwargs)
 
 
 class CLI(LightningCLI):
@@ -174,7 +200,7 @@ def main(args: list[str] | None = None) -> None:
 def run_tool(name: str, words: list[str]) -> None:
     """`plan` has a --config of its own, which auto_cli would take for a file of options."""
     if TOOLS[name] is not plan:
-        auto_cli(TOOLS[name], args=words, prog=f"ivgr {name}", parser_class=Parser, description=None)
+        auto_cli(TOOLS[name], args=words, prog=f"ivgr {name}", parser_class=ToolParser, description=None)
         return
     parser = Parser(prog=f"ivgr {name}", description=None)
     parser.add_function_arguments(plan)

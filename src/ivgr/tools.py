@@ -9,12 +9,16 @@ from ivgr.bench.command import BENCH
 from ivgr.difficulty import filter_shards
 from ivgr.distill.command import distill
 from ivgr.errors import UserError
+from ivgr.evaluation.command import evaluate
+from ivgr.evaluation.differences import analyse, compare
 from ivgr.export import export
+from ivgr.inference.command import ask
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
 from ivgr.plan.command import plan
 from ivgr.policy.checkpoint import scratch
 from ivgr.watch.checkpoints import read_checkpoint
+from ivgr.world.quiz import write_quiz
 from ivgr.world.write import World, write_world
 
 
@@ -26,6 +30,7 @@ def synth(
     lesson: str = "questions",
     fewest: int = 2,
     most: int = 6,
+    tsv: bool = False,
 ) -> None:
     """Draw shards of the tiny world.
 
@@ -37,7 +42,13 @@ def synth(
         lesson: "questions" (paired and single queries) or "describe" (every object with its box).
         fewest: Fewest objects a scene.
         most: Most objects a scene.
+        tsv: Instead of shards, write FOLDER/vstar.tsv, a benchmark of multiple-choice questions for
+            `ivgr evaluate`.
     """
+    if tsv:
+        asked = write_quiz(folder / "vstar.tsv", World(split, count, seed, lesson, fewest, most))
+        print(f"{asked} questions in {folder / 'vstar.tsv'}")
+        return
     write_world(folder, World(split, count, seed, lesson, fewest, most))
     print(f"{count} samples in {folder}")
 
@@ -61,11 +72,15 @@ def show(checkpoint: Path) -> None:
 
 
 TOOLS = {
+    "ask": ask,
     "synth": synth,
     "pack": pack,
     "inspect": inspect,
     "filter": filter_shards,
     "distill": distill,
+    "evaluate": evaluate,
+    "compare": compare,
+    "analyse": analyse,
     "scratch": scratch,
     "plan": plan,
     "archive": {"show": show},

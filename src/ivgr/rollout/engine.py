@@ -5,6 +5,7 @@ of all queries decode together on that, and those that have ended leave the batc
 """
 
 import sys
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -21,6 +22,10 @@ from ivgr.tree import pack_queries
 # Ended branches leave the batch together, once no more than this share is still decoding:
 # leaving copies the cache.
 KEEP = 0.75
+
+# Hears every step as it is decoded: branches (A,) still being answered, numbered within the batch
+# in tree order, and the token (A,) chosen for each.
+Listener = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class RolloutEngine(Protocol):
@@ -87,6 +92,7 @@ class TransformersEngine:
         sampling: Sampling,
         copies: int,
         seed: int,
+        listener: Listener | None = None,
     ) -> None:
         """Appends `copies` rollouts to each group."""
         places = places_of(queries)
@@ -98,7 +104,7 @@ class TransformersEngine:
             if sampling.temperature:
                 counts = [copies * len(query.groups) for query in batch]
                 noise = draw_noise(places[start:][: len(batch)], counts, self.max_new_tokens, seed)
-            responses = branches.decode(sampling, noise)
+            responses = branches.decode(sampling, noise, listener)
             groups = [group for query in batch for group in query.groups for _ in range(copies)]
             for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -133,7 +139,9 @@ class _Branches:
         owner, sees = stems.fork_row, stems.fork_sees
         self.cache.fork(owner.repeat_interleave(copies), sees.repeat_interleave(copies, 0), self.limit)
 
-    def decode(self, sampling: Sampling, noise: torch.Tensor | None) -> list[tuple]:
+    def decode(
+        self, sampling: Sampling, noise: torch.Tensor | None, listener: Listener | None = None
+    ) -> list[tuple]:
         """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU; noise (R,
         limit) is what chance decides by, None if it is not asked."""
         device = self.model.device
@@ -148,6 +156,8 @@ class _Branches:
             chosen = sampling.choose(self.logits, None if noise is None else noise[rows, step])
             record[:, rows[alive], step] = torch.stack([part.double() for part in chosen])[:, alive]
             length[rows[alive]] += 1
+            if listener is not None:
+                listener(rows[alive], chosen[0][alive])
             stopped = torch.isin(chosen[0], stops) & alive
             ended[rows[stopped]] = True
             alive = alive & ~stopped

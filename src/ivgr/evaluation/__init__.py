@@ -1,0 +1,11 @@
+"""Figures: of both streams on held-out queries while training, and of public benchmarks.
+
+`ivgr evaluate`: rows.py (files → rows) → run.py (rows → replies → verdicts, a journal line each)
+→ tables.py and compare.py (scores with intervals, differences), by the rules of options.py and
+scoring.py and the table of benchmarks.py.
+"""
+
+from ivgr.evaluation.held_out import HeldOutFigures, names_places
+from ivgr.evaluation.options import match_option
+
+__all__ = ["HeldOutFigures", "match_option", "names_places"]

@@ -1,0 +1,202 @@
+"""`ivgr evaluate`: models on benchmarks, in several modes, side by side.
+
+It leaves OUT/MODEL/MODE/BENCHMARK.jsonl (a line a row), BENCHMARK.scores.json, and
+OUT/scores.csv and scores.md over all that lies in OUT. A run is one folder OUT/MODEL/MODE.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.prompts import Prompts
+from ivgr.errors import UserError
+from ivgr.evaluation.analyses import MODES
+from ivgr.evaluation.benchmarks import BENCHMARKS, find_benchmark
+from ivgr.evaluation.export import check_form, export_rows
+from ivgr.evaluation.find import find_files, open_rows
+from ivgr.evaluation.rows import RowFile
+from ivgr.evaluation.run import STREAMS, Examination, instruction_of, respond
+from ivgr.evaluation.tables import Column, Figure, figures_of, lines_of, notes_of, print_lines, write_tables
+from ivgr.journal import Journal
+from ivgr.judge import Judge
+from ivgr.policy.load import Pretrained
+from ivgr.rollout.engine import TransformersEngine
+
+SCORES = ".scores.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a journal was computed with, apart from model, mode and benchmark."""
+
+    prompts: Prompts
+    judge: Judge | None
+    openly: bool
+    max_new_tokens: int
+    max_prompt_tokens: int
+    dtype: str
+    batch: int
+
+    def saved(self) -> dict:
+        judge = type(self.judge).__name__ if self.judge else None
+        return vars(self) | {"prompts": vars(self.prompts), "judge": judge}
+
+
+def evaluate(
+    benchmark: list[str] = [],  # noqa: B006
+    data: Path | None = None,
+    model: list[str] = ["tiny"],  # noqa: B006
+    mode: list[str] = ["text"],  # noqa: B006
+    out: Path = Path("runs/eval"),
+    judge: Judge | None = None,
+    openly: bool = False,
+    prompts: Prompts = Prompts(),  # noqa: B008
+    max_new_tokens: int = 1024,
+    max_prompt_tokens: int = 8192,
+    dtype: str = "float32",
+    batch: int = 64,
+    export: str | None = None,
+) -> None:
+    """Score models on benchmarks, from files that you have: one or several of each, in one or
+    several modes, side by side.
+
+    A call that was interrupted goes on where it stopped, and ends with the same files.
+
+    Args:
+        benchmark: Names, such as vstar hrbench4k pope; a wrong one lists them all.
+        data: A benchmark's .tsv (VLMEvalKit) or .parquet, or a folder with such, called as usual.
+        model: HF directories, hub ids or "tiny".
+        mode: "text" and "grounded".
+        out: Folder for replies and tables.
+        judge: Decides where no rule finds an answer; without one that is wrong.
+        openly: Ask without listing the options; the answer is matched to their texts.
+        prompts: Instructions of the modes.
+        max_new_tokens: Longest reply.
+        max_prompt_tokens: Longest prompt, image tokens included; a row with a longer one counts as wrong.
+        dtype: Weight dtype.
+        batch: Rows asked and saved together.
+        export: Also write predictions as VLMEvalKit stores them, "tsv" or "xlsx".
+    """
+    if not benchmark or data is None or min(batch, max_new_tokens) < 1:
+        raise UserError(
+            f"evaluate: --benchmark (of {', '.join(BENCHMARKS)}) and --data are needed, --batch and "
+            "--max_new_tokens must be at least 1"
+        )
+    check_modes(mode)
+    if export:
+        check_form(export)
+    labels = label_models(model)
+    if data.is_file() and len(set(benchmark)) > 1:
+        raise UserError(f"evaluate --data: {data} is one file, for one --benchmark; give their folder")
+    files = {name: find_files(data, find_benchmark(name)) for name in dict.fromkeys(benchmark)}
+    rows = {name: open_rows(paths, BENCHMARKS[name]) for name, paths in files.items()}
+    settings = Settings(prompts, judge, openly, max_new_tokens, max_prompt_tokens, dtype, batch)
+    for label, source in labels.items():
+        policy = Policy(source, settings)
+        for one in dict.fromkeys(mode):
+            for name, file in rows.items():
+                folder = out / label / one
+                saved = {"model": source, "data": list(map(str, files[name])), "rows": file.total}
+                journal = Journal(folder, name, saved | settings.saved())
+                examine(policy, one, name, file, journal)
+                summarise(journal, folder, name, export)
+    columns = read_columns(out)
+    write_tables(columns, out)
+    print_columns(columns, out)
+
+
+def check_modes(modes: list[str]) -> None:
+    for mode in modes:
+        if mode == "tool":
+            raise UserError("evaluate --mode tool: crops are not part of this version; use text or grounded")
+        if mode not in STREAMS:
+            raise UserError(f"evaluate --mode is {mode!r}, must be among {', '.join(STREAMS)}")
+
+
+def label_models(models: list[str]) -> dict[str, str]:
+    """Models by the last part of their path, which must tell them apart."""
+    labels = {Path(model).name: model for model in models}
+    if len(labels) < len(set(models)):
+        raise UserError("evaluate --model: two of the folders have the same name; rename one")
+    return labels
+
+
+class Policy:
+    """A model that is loaded when it is first asked, on a GPU if there is one."""
+
+    def __init__(self, source: str, settings: Settings) -> None:
+        self.source, self.settings, self.ask = source, settings, None
+
+    def __call__(self, samples: list, mode: str) -> list:
+        if self.ask is None:
+            self.ask = self._load()
+        return self.ask(samples, mode)
+
+    def _load(self):
+        settings = self.settings
+        model, processor = Pretrained(self.source, settings.dtype).load()
+        model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        kind = model.config.model_type
+        encoder = QueryEncoder(processor, kind, settings.prompts, settings.max_prompt_tokens)
+        engine = TransformersEngine(max_new_tokens=settings.max_new_tokens, batch_queries=settings.batch)
+        return partial(respond, model, encoder, engine)
+
+
+def examine(policy: Policy, mode: str, name: str, file: RowFile, journal: Journal) -> None:
+    """Fills `journal` and says how fast."""
+    settings, before = policy.settings, len(journal.rows)
+    examination = Examination(
+        BENCHMARKS[name],
+        partial(policy, mode=mode),
+        instruction_of(mode, settings.prompts),
+        settings.judge,
+        settings.batch,
+        settings.openly,
+    )
+    label = f"{BENCHMARKS[name].title} · {Path(policy.source).name} · {mode}"
+    seconds = examination.fill(journal, file, label)
+    done = len(journal.rows) - before
+    print(f"{label}: {done} rows in {seconds:.1f} s" if done else f"{label}: was done before")
+
+
+def summarise(journal: Journal, folder: Path, name: str, export: str | None) -> None:
+    """BENCHMARK.scores.json, and the predictions for VLMEvalKit."""
+    figures = [asdict(figure) for figure in figures_of(journal.rows, name)]
+    report = {"notes": notes_of(journal.rows), "figures": figures}
+    (folder / f"{name}{SCORES}").write_text(json.dumps(report, indent=1))
+    if export:
+        export_rows(journal.rows, folder / f"{name}.predictions.{export}")
+
+
+def read_columns(out: Path) -> list[Column]:
+    """Every run in `out` that has scores, by model and then by mode."""
+    columns = []
+    folders = {path.parent for path in out.glob(f"*/*/*{SCORES}") if path.parent.name in MODES}
+    for folder in sorted(folders, key=lambda folder: (folder.parent.name, MODES.index(folder.name))):
+        reports = {p.name.removesuffix(SCORES): json.loads(p.read_text()) for p in folder.glob(f"*{SCORES}")}
+        known = {name: reports[name] for name in BENCHMARKS if name in reports}
+        figures = [Figure(**figure) for report in known.values() for figure in report["figures"]]
+        notes = {BENCHMARKS[name].title: report["notes"] for name, report in known.items()}
+        columns.append(Column(folder.parent.name, folder.name, figures, notes))
+    return columns
+
+
+def print_columns(columns: list[Column], out: Path) -> None:
+    print_lines(lines_of(columns), "accuracy in percent, with 95 % intervals")
+    for column in columns:
+        for title, notes in column.notes.items():
+            odd = [f"{notes[key]} {said}" for key, said in ODD.items() if notes[key]]
+            if odd:
+                print(f"{title} · {column.name}: of {notes['rows']} replies {', '.join(odd)}")
+    print(f"{out / 'scores.md'}, {out / 'scores.csv'}")
+
+
+ODD = {
+    "without_block": "had no answer block (what follows the reasoning, or all, was scored)",
+    "unjudged": "got no verdict of the judge (left out)",
+    "rejected": "are to rows that could not be asked (wrong)",
+}

@@ -1,0 +1,128 @@
+"""How sure a score is: bootstrap intervals of one run, and paired differences of two.
+
+In: journal lines of one benchmark. Out: intervals, differences, McNemar's exact p.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ivgr.errors import UserError
+from ivgr.evaluation.benchmarks import CYCLE, Benchmark
+
+SAMPLES, SEED, LEVEL = 2000, 0, 0.95
+CHUNK = 100
+
+# Column sums (…, K) over rows → a score (…,).
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def resample(units: np.ndarray, samples: int = SAMPLES, seed: int = SEED) -> np.ndarray:
+    """Column sums (samples, K) of as many rows of `units` (U, K), drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    shares = np.full(len(units), 1 / len(units))
+    starts = range(0, samples, CHUNK)
+    return np.concatenate(
+        [rng.multinomial(len(units), shares, min(CHUNK, samples - s)) @ units for s in starts]
+    )
+
+
+def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The percentile interval; values that do not exist are left out."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_of_groups(sums: np.ndarray) -> np.ndarray:
+    """Hits and counts of G groups (…, 2G) → the mean of the groups' means, of those there are."""
+    hits, counts = np.split(sums.astype(float), 2, -1)
+    with np.errstate(invalid="ignore"):
+        means = hits / counts
+    present = ~np.isnan(means)
+    with np.errstate(invalid="ignore"):
+        return np.where(present, means, 0).sum(-1) / present.sum(-1)
+
+
+def tabulate(rows: Sequence[dict], benchmark: Benchmark, hits: Sequence[float | None]) -> np.ndarray:
+    """Hits and counts of each group (U, 2G), a unit for every row, but one for all cycles of a
+    question, which are not independent of one another; a hit that is None counts nowhere."""
+    groups = [row["groups"].get(benchmark.group, "") for row in rows]
+    names = {name: n for n, name in enumerate(sorted(set(groups)))}
+    keys = [_unit(row, n, benchmark) for n, row in enumerate(rows)]
+    units = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+    table = np.zeros((len(units), 2 * len(names)))
+    for key, group, hit in zip(keys, groups, hits, strict=True):
+        if hit is not None:
+            table[units[key], names[group]] += hit
+            table[units[key], len(names) + names[group]] += 1
+    return table
+
+
+def _unit(row: dict, number: int, benchmark: Benchmark) -> object:
+    """The same question about the same options in another order is the same unit."""
+    if benchmark.group != CYCLE:
+        return number
+    return row["question"], tuple(sorted(row["options"].values()))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Run b less run a on `rows` rows, in percent, with a 95 % interval; only_a, only_b: rows
+    that only one got right; p: McNemar's exact test, two-sided; unjudged rows are left out."""
+
+    rows: int
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    only_a: int
+    only_b: int
+    p: float
+    unjudged: int
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """The probability, if both runs were equally good, of a split of the rows that only one got
+    right at least as uneven: binomial with one half, two-sided (McNemar, Psychometrika 12, 1947)."""
+    count, fewer = only_a + only_b, min(only_a, only_b)
+    ways = tail = 1  # to get k heads, and at most k
+    for k in range(fewer):
+        ways = ways * (count - k) // (k + 1)
+        tail += ways
+    return min(1.0, 2 * tail / 2**count)
+
+
+def compare_rows(a: Sequence[dict], b: Sequence[dict], benchmark: Benchmark) -> Difference:
+    """UserError if the two are not of the same rows."""
+    other = {row["index"]: row for row in b}
+    if len(a) != len(b) or any(_asked(row) != _asked(other.get(row["index"])) for row in a):
+        raise UserError(
+            f"compare: the two runs of {benchmark.title} ({len(a)} and {len(b)} rows) are not of the same "
+            "rows; evaluate both, to the end, on the same file"
+        )
+    pairs = [(row, other[row["index"]]) for row in a]
+    judged = [(x, y) for x, y in pairs if x["verdict"] is not None and y["verdict"] is not None]
+    if not judged:
+        raise UserError(f"compare: no row of {benchmark.title} was judged in both runs")
+    hits = [[pair[side]["verdict"] for pair in judged] for side in (0, 1)]
+    rows = [x for x, _ in judged]
+    tables = [tabulate(rows, benchmark, side) for side in hits]
+    width = tables[0].shape[1]
+    sums = resample(np.concatenate(tables, 1))
+    low, high = interval(mean_of_groups(sums[:, width:]) - mean_of_groups(sums[:, :width]))
+    one, two = (100 * float(mean_of_groups(table.sum(0))) for table in tables)
+    only_a, only_b = (sum(x > y for x, y in zip(p, q, strict=True)) for p, q in (hits, hits[::-1]))
+    return Difference(
+        len(judged), one, two, two - one, 100 * low, 100 * high, only_a, only_b, mcnemar(only_a, only_b),
+        len(pairs) - len(judged),
+    )  # fmt: skip
+
+
+def _asked(row: dict | None) -> tuple | None:
+    return row and (row["question"], row["gold"])

@@ -1,0 +1,249 @@
+"""Benchmark files in the forms in which the field hands them out, read back row by row."""
+
+import base64
+import csv
+import json
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import jpeg
+
+from ivgr.errors import UserError
+from ivgr.evaluation.benchmarks import BENCHMARKS
+from ivgr.evaluation.find import find_files, open_rows
+
+COLORS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (9, 9, 9)]
+PICTURES = [jpeg(color) for color in COLORS]
+BASE64 = [base64.b64encode(picture).decode() for picture in PICTURES]
+STRUCTS = [{"bytes": picture, "path": None} for picture in PICTURES]
+ABCD = {"A": "red", "B": "green", "C": "blue", "D": "black"}
+LISTED = ["(A) red", "(B) green", "(C) blue", "(D) black", "(E) none of these"]
+ABCDE = {**ABCD, "E": "none of these"}
+BOX = [10, 20, 30, 40]
+
+# By benchmark: columns as in VLMEvalKit's TSV; gold, options, groups, boxes that must come out.
+TSV = {
+    "vstar": ({**ABCD, "answer": "C", "category": "direct_attributes"},
+              ("C", ABCD, {"category": "direct_attributes"}, ())),
+    "hrbench4k": ({"answer": "B", **ABCD, "category": "single", "cycle_category": "2"},
+                  ("B", ABCD, {"category": "single", "cycle_category": "2"}, ())),
+    "hrbench8k": ({"answer": "B", **ABCD, "category": "cross", "cycle_category": "0"},
+                  ("B", ABCD, {"category": "cross", "cycle_category": "0"}, ())),
+    "mme-realworld-lite": (
+        {"multi-choice options": repr(LISTED), "answer": "E", "category": "Perception/Remote Sensing",
+         "l2-category": "color"},
+        ("E", ABCDE, {"category": "Perception/Remote Sensing", "l2-category": "color"}, ())),
+    "pope": ({"answer": "Yes", "category": "adversarial,popular,random"},
+             ("Yes", {}, {"category": "adversarial,popular,random"}, ())),
+    "realworldqa": ({"A": "Yes", "B": "No", "C": "", "answer": "A"}, ("A", {"A": "Yes", "B": "No"}, {}, ())),
+    "cv-bench-2d": ({"A": "3", "B": "2", "answer": "B", "task": "Count", "source": "ADE20K", "type": "2D",
+                     "prompt": "How many? Select from the following choices."},
+                    ("B", {"A": "3", "B": "2"}, {"task": "Count", "source": "ADE20K"}, ())),
+    "cv-bench-3d": ({"A": "box", "B": "cat", "answer": "A", "task": "Depth", "type": "3D"},
+                    ("A", {"A": "box", "B": "cat"}, {"task": "Depth"}, ())),
+    "treebench": ({"multi-choice options": "A. red\nB. green\nC. blue\nD. black", "answer": "D",
+                   "category": "Perception/Attributes", "target_instances": str([BOX, BOX])},
+                  ("D", ABCD, {"category": "Perception/Attributes"}, (tuple(BOX), tuple(BOX)))),
+    "chartqa": ({"answer": "14.5", "split": "test_human"}, ("14.5", {}, {"split": "test_human"}, ())),
+    "ai2d": ({**ABCD, "answer": "A", "category": "foodWeb"}, ("A", ABCD, {"category": "foodWeb"}, ())),
+    "mmstar": ({**ABCD, "answer": "C", "category": "math", "l2_category": "geometry"},
+               ("C", ABCD, {"category": "math", "l2-category": "geometry"}, ())),
+    "mathvista": ({"answer": "1.2", "task": "figure question answering", "choices": ""},
+                  ("1.2", {}, {"task": "figure question answering"}, ())),
+}  # fmt: skip
+
+ASK = "What color is it?"
+# The same as Hugging Face parquet: columns, and what must come out.
+PARQUET = {
+    "vstar": ({"text": f"{ASK}\n(A) red\n(B) green\n(C) blue\n(D) black\nAnswer with the letter directly.",
+               "label": "C", "category": "direct_attributes", "question_id": "7"},
+              ("C", ABCD, {"category": "direct_attributes"}, ())),
+    "hrbench4k": ({"question": ASK, "answer": "B", **ABCD, "category": "single", "cycle_category": 2},
+                  ("B", ABCD, {"category": "single", "cycle_category": "2"}, ())),
+    "hrbench8k": ({"question": ASK, "answer": "B", **ABCD, "category": "single", "cycle_category": 3},
+                  ("B", ABCD, {"category": "single", "cycle_category": "3"}, ())),
+    "mme-realworld-lite": ({"question": ASK, "multi-choice options": LISTED, "answer": "E", "category": "x",
+                            "l2-category": "y"}, ("E", ABCDE, {"category": "x", "l2-category": "y"}, ())),
+    "pope": ({"question": ASK, "answer": "no", "category": "popular"},
+             ("no", {}, {"category": "popular"}, ())),
+    "realworldqa": ({"question": f"{ASK}\n\nA. red\nB. green\nC. blue\nD. black\nPlease answer directly with "
+                     "only the letter of the correct option.", "answer": "D"}, ("D", ABCD, {}, ())),
+    "cv-bench-2d": ({"question": ASK, "type": "2D", "choices": list(ABCD.values()), "answer": "(B)",
+                     "task": "Relation", "source": "COCO"},
+                    ("B", ABCD, {"task": "Relation", "source": "COCO"}, ())),
+    "cv-bench-3d": ({"question": ASK, "type": "3D", "choices": list(ABCD.values()), "answer": "(A)",
+                     "task": "Depth"}, ("A", ABCD, {"task": "Depth"}, ())),
+    "treebench": ({"question": ASK, "multi-choice options": "A. red\nB. green\nC. blue\nD. black",
+                   "answer": "A", "category": "c", "target_instances": json.dumps([{"bbox": BOX}])},
+                  ("A", ABCD, {"category": "c"}, (tuple(BOX),))),
+    "chartqa": ({"query": ASK, "label": ["0.57"], "human_or_machine": 1},
+                ("0.57", {}, {"split": "1"}, ())),
+    "ai2d": ({"question": ASK, "options": ["2", "1", "3", "0"], "answer": "2"},
+             ("C", {"A": "2", "B": "1", "C": "3", "D": "0"}, {}, ())),
+    "mmstar": ({"question": f"{ASK}\nOptions: A: red, B: green, C: blue, D: black", "answer": "C",
+                "category": "c", "l2_category": "d"}, ("C", ABCD, {"category": "c", "l2-category": "d"}, ())),
+    "mathvista": ({"question": ASK, "choices": list(ABCD.values()), "answer": "blue", "query": "Hint: …"},
+                  ("C", ABCD, {}, ())),
+}  # fmt: skip
+
+
+def write_tsv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def seen(row):
+    return row.gold, row.options, row.groups, row.boxes
+
+
+def test_every_benchmark_has_both_fixtures():
+    assert TSV.keys() == PARQUET.keys() == BENCHMARKS.keys()
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_tsv(tmp_path, name):
+    columns, expected = TSV[name]
+    images = [BASE64[0], BASE64[1], "12", str(BASE64[:2]), "17"]  # one's own, another row's, a list
+    rows = [
+        {"index": str(12 + n), "question": f'{ASK}\nLook "well".', **columns, "image": image}
+        for n, image in enumerate(images)
+    ]
+    rows.append({**rows[0], "index": "17", "image": BASE64[3]})  # what stands below is found too
+    found = list(open_rows([write_tsv(tmp_path / "x.tsv", rows)], BENCHMARKS[name]).read())
+    assert [row.index for row in found] == [str(12 + n) for n in range(6)]
+    assert all(seen(row) == expected and row.question == f'{ASK}\nLook "well".' for row in found)
+    one, two, _, four = PICTURES
+    assert [row.images for row in found] == [(one,), (two,), (one,), (one, two), (four,), (four,)]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_parquet(tmp_path, name):
+    columns, expected = PARQUET[name]
+    rows = [{**columns, "image": STRUCTS[n % 4], "id": str(n)} for n in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test-00000-of-00001.parquet")
+    file = open_rows(find_files(tmp_path / "test-00000-of-00001.parquet", BENCHMARKS[name]), BENCHMARKS[name])
+    found = list(file.read())
+    assert file.total == len(found) == 40
+    assert all(seen(row) == expected for row in found)
+    assert [row.index for row in found] == [str(n) for n in range(40)]
+    assert [row.images for row in found] == [(PICTURES[n % 4],) for n in range(40)]
+    assert [row.index for row in file.read(33)] == [str(n) for n in range(33, 40)]
+
+
+@pytest.mark.parametrize("column, cells", [
+    ("image", BASE64), ("image", PICTURES), ("bytes", PICTURES), ("images", [[one] for one in STRUCTS]),
+    ("image", ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]),
+    ("image", [{"bytes": None, "path": f"{n}.jpg"} for n in range(4)]),
+])  # fmt: skip
+def test_images_of_a_parquet(tmp_path, column, cells):
+    for n, picture in enumerate(PICTURES):
+        (tmp_path / f"{n}.jpg").write_bytes(picture)
+    rows = [{**PARQUET["pope"][0], column: cell} for cell in cells]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "POPE.parquet")
+    assert [
+        r.images for r in open_rows(find_files(tmp_path, BENCHMARKS["pope"]), BENCHMARKS["pope"]).read()
+    ] == [(picture,) for picture in PICTURES]
+
+
+def test_paths_beside_a_tsv_and_rows_in_the_middle(tmp_path):
+    for n, picture in enumerate(PICTURES):
+        (tmp_path / f"{n}.jpg").write_bytes(picture)
+    rows = [{"index": n, "question": ASK, "answer": "Yes", "image_path": f"{n}.jpg"} for n in range(4)]
+    rows[3]["image_path"] = "['3.jpg', '0.jpg']"
+    file = open_rows([write_tsv(tmp_path / "POPE.tsv", rows)], BENCHMARKS["pope"])
+    assert [row.images for row in file.read(2)] == [(PICTURES[2],), (PICTURES[3], PICTURES[0])]
+
+
+def test_two_benchmarks_in_one_file_and_ids_that_repeat(tmp_path):
+    rows = [
+        {
+            **PARQUET[f"cv-bench-{kind}d"][0],
+            "type": f"{kind}D",
+            "image": STRUCTS[0],
+            "source": "s",
+            "idx": n // 6,
+        }
+        for n, kind in enumerate("2332223")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "CV-Bench.parquet")
+    for name, count in (("cv-bench-2d", 4), ("cv-bench-3d", 3)):
+        file = open_rows(find_files(tmp_path, BENCHMARKS[name]), BENCHMARKS[name])
+        assert file.total == count and [row.index for row in file.read()] == [str(n) for n in range(count)]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    big = base64.b64encode(bytes(200_000)).decode()
+
+    def peak(count):
+        rows = [
+            {"index": n, "question": ASK, "answer": "Yes", "image": big if n % 3 else "1"}
+            for n in range(count)
+        ]
+        path = write_tsv(tmp_path / f"{count}.tsv", rows)
+        tracemalloc.start()
+        file = open_rows([path], BENCHMARKS["pope"])
+        assert sum(len(row.images[0]) for row in file.read()) == 200_000 * count
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(60) < 1.3 * peak(12) and peak(60) < 30 * len(big)
+
+
+def test_files_are_found_by_their_usual_names(tmp_path):
+    names = {
+        "vstar": "VStarBench.tsv", "hrbench4k": "hr_bench_4k.tsv", "hrbench8k": "HRBench8K.tsv",
+        "mme-realworld-lite": "mme_realworld_lite.tsv", "pope": "POPE.tsv", "realworldqa": "RealWorldQA.tsv",
+        "cv-bench-2d": "CV-Bench-2D.tsv", "cv-bench-3d": "CV-Bench-3D.tsv", "treebench": "TreeBench.tsv",
+        "chartqa": "ChartQA_TEST.tsv", "ai2d": "AI2D_TEST.tsv", "mmstar": "MMStar.tsv",
+        "mathvista": "MathVista_MINI.tsv",
+    }  # fmt: skip
+    for file in names.values():
+        (tmp_path / file).touch()
+    for name, file in names.items():
+        assert find_files(tmp_path, BENCHMARKS[name]) == [tmp_path / file]
+    folder = tmp_path / "hub" / "RealworldQA" / "data"
+    folder.mkdir(parents=True)
+    parts = [folder / f"test-0000{n}-of-00002.parquet" for n in range(2)]
+    for part in parts:
+        part.touch()
+    assert find_files(tmp_path / "hub", BENCHMARKS["realworldqa"]) == parts
+
+
+GOOD = {"index": "1", "question": ASK, **ABCD, "answer": "A", "image": BASE64[0]}
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"answer": "E"}, "row 1: answer 'E' is none of its options A, B, C, D"),
+    ({"question": ""}, "row 1: no question"),
+    ({"answer": ""}, "row 1: no answer"), ({"image": ""}, "row 1: no image"),
+    ({"image": "99"}, "row 1: its image is that of row '99'"),
+    ({"target_instances": "[[1, 2]]"}, "row 1: boxes"),
+    (dict.fromkeys("ABCD", ""), "row 1: no options"),
+])  # fmt: skip
+def test_a_broken_row_is_named(tmp_path, change, message):
+    path = write_tsv(tmp_path / "VStar.tsv", [{**GOOD, **change}])
+    with pytest.raises(UserError, match="VStar.tsv") as error:
+        open_rows([path], BENCHMARKS["vstar"])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_broken_files_are_named(tmp_path):
+    vstar = BENCHMARKS["vstar"]
+    for name, content in (("a.tsv", b"index\tquestion\n1\n"), ("b.tsv", b'index\n"1'), ("c.tsv", b"index\n"),
+                          ("d.tsv", b"\xff\xfe\x00"), ("e.parquet", b"PAR1")):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            open_rows(find_files(tmp_path / name, vstar), vstar)
+    for data, message in ((tmp_path / "no", "nothing at"), (tmp_path, "no .tsv or .parquet of V")):
+        with pytest.raises(UserError, match=message):
+            find_files(data, vstar)
+    for name in ("vstar.tsv", "vstar_b.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="may all be"):
+        find_files(tmp_path, vstar)
