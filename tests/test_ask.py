@@ -292,6 +292,7 @@ def test_larger_images_are_shrunk_to_max_pixels(capsys, files, photograph):
         (["photo.png", "What?", "--save", "photo.png"], "photo.png"),
         (["photo.png", "What?", "--save", "note.txt/out.png"], "note.txt"),
         (["photo.png", "What?", "--temperature", "-1"], "--temperature"),
+        (["photo.png", "What?", "--cropping.most", "0"], "most"),
         (["photo.png", "What?", "--max_pixels", "9"], "--max_pixels"),
         (["photo.png", "an <|image_pad|>?"], "<|image_pad|>"),
     ],

@@ -77,7 +77,7 @@ class Parser(LightningArgumentParser):
     def parse_args(self, args: list[str] | None = None, **options):
         if args is not None:
             switches = {name for a in self._actions if a.const is True for name in a.option_strings}
-            followed = zip(args, [*args[1:], ""], strict=True)
+            followed = zip(args, [*args[1:], ""], strict=False)
             args = [f"{w}=true" if w in switches and n not in ("true", "false") else w for w, n in followed]
         return super().parse_args(args, **options)
 

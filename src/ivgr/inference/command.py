@@ -1,6 +1,7 @@
 """`ivgr ask`: one question about images, to one policy."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ def ask(
     """Ask a policy a question about one image or several; answers appear as they are written.
 
     Args:
-        words: One image or more, then the question.
+        words: One image or more, then the question; options stand before or after them all.
         model: HF directory, hub id or "tiny".
         mode: "text": reasoning in plain words. "grounded": with a box for every object. "tool": a
             grounded pass, then a textual one that also sees what the boxes hold.
@@ -85,7 +86,8 @@ def ask(
 def split_words(words: list[str]) -> tuple[list[Path], str]:
     """Image paths and the question, which stands last; UserError if there is no question."""
     *paths, question = words
-    if Path(question).suffix.lower() in IMAGES and (" " not in question or Path(question).exists()):
+    named = " " not in question and question.lower().endswith(IMAGES)
+    if named or os.path.isfile(question):
         raise UserError(f"ask: the last word must be the question, but {question} is an image: {USAGE}")
     if not paths or not question.strip():
         raise UserError(f"ask: give one image or more, then the question: {USAGE}")

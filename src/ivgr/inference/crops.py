@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ivgr.errors import UserError
 from ivgr.rewards.boxes import Box, iou
 
 Rectangle = tuple[int, int, int, int]
@@ -31,6 +32,10 @@ class Cropping:
     smallest: int = 56
     most: int = 8
     duplicate_iou: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.margin < 0 or self.smallest < 1 or self.most < 1 or not 0 <= self.duplicate_iou <= 1:
+            raise UserError("cropping: margin ≥ 0, smallest ≥ 1, most ≥ 1 and duplicate_iou in [0, 1]")
 
     def crop(self, box: Sequence[float], size: tuple[int, int]) -> Rectangle | None:
         """The rectangle cut out for `box` of an image of `size` (width, height); None if nothing

@@ -101,8 +101,8 @@ def _find_boxes(query: Query, text: str) -> list[Box]:
 
 
 def _look_again(query: Query, reply: Reply, encoder: QueryEncoder, cropping: Cropping) -> Query:
-    """The textual query with what `reply`'s boxes cut out; enters that in `reply`, whose notes
-    then are those of the second pass."""
+    """The textual query that also sees what `reply`'s boxes hold; `reply` then knows the crops, or
+    says why there are none."""
     reply.notes = [f"grounded pass: {note}" for note in reply.notes]
     crops = _cut(query.sample, reply, cropping)
     if crops:
