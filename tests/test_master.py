@@ -4,10 +4,14 @@ import io
 
 import pytest
 import torch
+import torch.distributed as dist
 from checkpoints import CONFIG, SMALL
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from ivgr.cli import main
+from ivgr.errors import UserError
 from ivgr.optim import Optimizer
 
 NAMES = ("adamw", "sgd", "muon", "lion", "sgdw")
@@ -94,6 +98,17 @@ def test_a_closure_computes_in_the_lower_precision():
 
     losses = [optimizer.step(closure).item() for _ in range(200)]
     assert seen == [torch.bfloat16] * 200 and losses[-1] < losses[0] / 2
+
+
+def test_sharded_bf16_weights_are_refused(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model = fully_shard(layers(), mesh=init_device_mesh("cpu", (1,)))
+        settings("adamw", False).create(model)
+        with pytest.raises(UserError, match="model.optimizer.master"):
+            settings("adamw", True).create(model)
+    finally:
+        dist.destroy_process_group()
 
 
 def fit(root, *options):

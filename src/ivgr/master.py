@@ -9,14 +9,25 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from ivgr.errors import UserError
 
 KEY = "master"
 
 
 def keep_master(optimizer: Optimizer) -> Optimizer:
     """Lets `optimizer` see fp32 parameters and gradients while it steps, and fp32 parameters
-    while its state is loaded, which is cast to theirs. A step uses the gradients up."""
+    while its state is loaded, which is cast to theirs. A step uses the gradients up.
+
+    UserError if the parameters are sharded: a DTensor cannot change its dtype in place.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in _low_precision(optimizer)):
+        raise UserError(
+            "model.optimizer.master does not go with sharded bf16 weights: load the policy as float32 "
+            "and let the strategy compute in bf16, which keeps fp32 weights by itself"
+        )
     low: dict[nn.Parameter, torch.Tensor] = {}
 
     def before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
