@@ -9,8 +9,8 @@ from transformers import ProcessorMixin
 from ivgr.data.prompts import Prompts, streams_of
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
-from ivgr.families import find_family
 from ivgr.families.frame import RELATIVE
+from ivgr.families.registry import find_family
 from ivgr.query import Group, Query
 
 
