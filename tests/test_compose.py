@@ -11,7 +11,7 @@ from test_cli import CONFIGS, fails
 
 from ivgr.cli import main
 from ivgr.compose import compose_words, merge, read_config
-from ivgr.families import find_shipped
+from ivgr.families.registry import find_shipped
 from ivgr.policy.checkpoint import build_skeleton
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*vl_*.yaml"))

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivgr.errors import UserError
-from ivgr.families import find_family
 from ivgr.families.frame import Frame
+from ivgr.families.registry import find_family
 from ivgr.rewards.boxes import iou
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

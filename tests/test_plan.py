@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ivgr.bench.measure import LiveBytes
 from ivgr.bench.phases import build_iteration
 from ivgr.bench.setting import Setting, build_model, build_queries
-from ivgr.families import find_family
+from ivgr.families.registry import find_family
 from ivgr.optim import Optimizer
 from ivgr.plan.memory import (
     activation_bytes,

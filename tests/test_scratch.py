@@ -19,7 +19,7 @@ from ivgr.cli import main
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.errors import UserError
-from ivgr.families import find_family, find_shipped
+from ivgr.families.registry import find_family, find_shipped
 from ivgr.policy.checkpoint import build_skeleton
 from ivgr.policy.forward import prompt_positions
 from ivgr.policy.load import Pretrained

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ivgr.bench.ceiling import copy_bandwidth
 from ivgr.bench.setting import Setting, build_queries
-from ivgr.families import find_family
+from ivgr.families.registry import find_family
 from ivgr.tree import tree_length
 
 LARGE = 2**28  # bytes: beyond every cache

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from ivgr.families import find_family
+from ivgr.families.registry import find_family
 from ivgr.kernels.dispatch import PYTHON_OPERATORS
 
 

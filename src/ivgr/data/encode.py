@@ -14,8 +14,8 @@ from ivgr.data.rejection import RejectedSample, Rejection
 from ivgr.data.sample import Sample
 from ivgr.data.shards import Located
 from ivgr.data.spread import Spread
-from ivgr.families import find_family
 from ivgr.families.frame import RELATIVE, Frame
+from ivgr.families.registry import find_family
 from ivgr.query import Group, Query
 
 

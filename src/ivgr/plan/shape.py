@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ivgr.errors import UserError
-from ivgr.families import FAMILIES, find_family, find_shipped
+from ivgr.families.registry import FAMILIES, find_family, find_shipped
 from ivgr.policy.checkpoint import build_skeleton
 from ivgr.policy.load import TINY
 

@@ -17,7 +17,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ivgr.families import find_family
+from ivgr.families.registry import find_family
 
 NAME = "tree"
 

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ivgr.errors import UserError
-from ivgr.families import Family, find_family
+from ivgr.families.family import Family
+from ivgr.families.registry import find_family
 from ivgr.policy.vocabulary import CHAT_TEMPLATE, PIXELS, build_tokenizer, special_ids
 from ivgr.seeding import derive_seed
 

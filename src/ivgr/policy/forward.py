@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
-from ivgr.families import find_family
+from ivgr.families.registry import find_family
 
 
 def prompt_positions(model: PreTrainedModel, ids: torch.Tensor, grid: torch.Tensor | None) -> torch.Tensor:
