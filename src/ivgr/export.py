@@ -78,6 +78,16 @@ def find_mismatch(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) 
     return next((name for name in names if shapes[0].get(name) != shapes[1].get(name)), None)
 
 
+def refuse_other_policy(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
+    """UserError where a run's weights are not those of the checkpoint it is to go on from."""
+    odd = find_mismatch(own, saved)
+    if odd is not None:
+        raise UserError(
+            f"checkpoint: its policy differs from model.policy (first at {odd}); "
+            "resume with the policy and the adapter it was made with"
+        )
+
+
 def load_policy(model: PreTrainedModel, saved: dict[str, torch.Tensor], complaint: str) -> None:
     """Fills `model` with the module's weights `saved`; UserError with `complaint` unless names
     and shapes agree."""

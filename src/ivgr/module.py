@@ -15,7 +15,7 @@ from ivgr.data.prompts import Prompts
 from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
-from ivgr.export import describe_policy, find_mismatch
+from ivgr.export import describe_policy, refuse_other_policy
 from ivgr.guards import Guard, StepGuard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
@@ -245,12 +245,7 @@ class IVGR(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "ivgr" not in checkpoint:
             raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.IVGR model")
-        odd = find_mismatch(self.state_dict(), checkpoint["state_dict"])
-        if odd is not None:
-            raise UserError(
-                f"checkpoint: its policy differs from model.policy (first at {odd}); "
-                "resume with the policy and the adapter it was made with"
-            )
+        refuse_other_policy(self.state_dict(), checkpoint["state_dict"])
         self.iteration = checkpoint["ivgr"]["iteration"]
         self.guard.skipped = checkpoint["ivgr"]["skipped"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])
