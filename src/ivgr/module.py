@@ -192,9 +192,8 @@ class IVGR(L.LightningModule):
 
     def _quarantine(self, batch: Batch) -> None:
         """Counts what all ranks have rejected; UserError if it is too much."""
-        quarantine = self.trainer.datamodule.quarantine
-        quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
-        self.metrics |= quarantine.metrics()
+        self.trainer.datamodule.quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
+        self.metrics |= self.trainer.datamodule.quarantine.metrics()
 
     def validation_step(self, batch: Batch, _: int) -> None:
         if batch.queries:
