@@ -88,7 +88,8 @@ class Run:
 
 def read_run(config: Path, gpus: int | None, typical: Typical, **supposed: Any) -> Run:
     """The run of `config` on `gpus` (default: its own devices x nodes); `supposed` are fields
-    that, where they are set, take the place of the config's. UserError as the parser's, and for an unknown policy."""
+    that, where they are set, take the place of the config's. UserError as the parser's, and for
+    an unknown policy."""
     from ivgr.cli import parse_fit  # which knows `plan` itself
 
     fit = parse_fit(config)
