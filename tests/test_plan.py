@@ -42,7 +42,7 @@ def run_of(setting: Setting, **changes) -> Run:
     typical = Typical(setting.image_tokens, setting.question + 2, setting.instruction, setting.response)
     run = read_run(CONFIGS / "tiny.yaml", 1, typical)
     fields = {"paired": setting.queries, "single": 0, "group": setting.group_size, "updates": 1}
-    fields |= {"token_budget": 1 << 40, "batch_queries": setting.queries}
+    fields |= {"typical": typical, "token_budget": 1 << 40, "batch_queries": setting.queries}
     return replace(run, **fields | changes)
 
 

@@ -91,3 +91,8 @@ def test_an_unknown_policy_lists_the_shipped_sizes(capsys, tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text(f"base: {TINY}\nmodel: {{init_args: {{policy: Some/Model}}}}\n")
     assert "Qwen/Qwen3-VL-8B-Instruct" in fails(capsys, "plan", "--config", str(path))
+
+
+def test_no_response_is_longer_than_the_engine_lets_it_be():
+    run = read_run(CONFIGS / "tiny.yaml", 1, Typical(response=300))
+    assert run.typical.response == run.max_new_tokens == 72

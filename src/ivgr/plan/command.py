@@ -27,7 +27,7 @@ def plan(
     response: int = 300,
     shard: bool = False,
     checkpointing: bool = False,
-    lora: int | None = None,
+    lora: int = 0,
     freeze_vision: bool = False,
     tflops: float = 312.0,
     bandwidth: float = 2000.0,
@@ -44,26 +44,15 @@ def plan(
         response: Suppose so many tokens a response; at worst model.engine.max_new_tokens.
         shard: Suppose weights, gradients and optimizer spread over the GPUs.
         checkpointing: Suppose gradient checkpointing.
-        lora: Suppose low-rank adapters of this rank (0: none).
+        lora: Suppose low-rank adapters of this rank.
         freeze_vision: Suppose the vision tower frozen.
         tflops: Of one GPU in half precision; 312 is an A100's.
         bandwidth: Of one GPU's memory in GB/s; 2000 is an A100's.
     """
-    run = read_run(
-        config,
-        gpus,
-        Typical(image_tokens, prompt, instruction, response),
-        sharded=shard or None,
-        checkpointing=checkpointing or None,
-        rank=lora,
-        frozen_tower=freeze_vision or None,
-    )
-    limit = parse_memory(memory)
-    items = standing(run) + rollout(run) + update(run)
-    _print(run, items, limit, estimate_work(run, tflops, bandwidth))
-    complaint = find_misfit(run, limit)
-    print(complaint or f"fits: {peak_bytes(items) / 1e9:.1f} of {limit / 1e9:.1f} GB a GPU at the most")
-    if complaint:
+    supposed = {"sharded": shard, "checkpointing": checkpointing, "frozen_tower": freeze_vision}
+    typical = Typical(image_tokens, prompt, instruction, response)
+    run = read_run(config, gpus, typical, rank=lora, **supposed)
+    if not _judge(run, parse_memory(memory), estimate_work(run, tflops, bandwidth)):
         raise SystemExit(1)
 
 
@@ -127,6 +116,15 @@ def _mend_update(run: Run, room: float) -> str:
         if sum(item.bytes for item in update(smaller)) <= room:
             return f"set {said}"
     return "lower model.policy.max_pixels or model.engine.group_size, or shard over more GPUs"
+
+
+def _judge(run: Run, limit: float, work: Work) -> bool:
+    """Prints all there is to know; whether the run fits."""
+    items = standing(run) + rollout(run) + update(run)
+    _print(run, items, limit, work)
+    complaint = find_misfit(run, limit)
+    print(complaint or f"fits: {peak_bytes(items) / 1e9:.1f} of {limit / 1e9:.1f} GB a GPU at the most")
+    return complaint is None
 
 
 def _print(run: Run, items: list[Item], limit: float, work: Work) -> None:

@@ -3,7 +3,7 @@
 In: a config file, and what to suppose of the data. Out: a `Run`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ class Run:
 
 def read_run(config: Path, gpus: int | None, typical: Typical, **supposed: Any) -> Run:
     """The run of `config` on `gpus` (default: its own devices x nodes); `supposed` are fields
-    that take the place of the config's. UserError as the parser's, and for an unknown policy."""
+    that, where they are set, take the place of the config's. UserError as the parser's, and for
+    an unknown policy."""
     from ivgr.cli import parse_fit  # which knows `plan` itself
 
     fit = parse_fit(config)
@@ -96,18 +97,13 @@ def read_run(config: Path, gpus: int | None, typical: Typical, **supposed: Any) 
     cold_start = fit["model"]["class_path"].endswith("SFT")
     gpus = gpus or _devices(fit["trainer"])
     engine = _arguments(model, "engine")
+    longest = engine.get("max_new_tokens", 1024)
     described, dtype = _policy(model["policy"])
     weight = getattr(torch, dtype).itemsize
     mix = Mix(0, data["batch"] // gpus) if cold_start else _mix(data, gpus)
-    fields = {
-        "sharded": any(word in str(fit["trainer"]["strategy"]).casefold() for word in SHARDING),
-        "checkpointing": bool(model.get("gradient_checkpointing")),
-        "rank": _rank(model.get("adapter")),
-        "frozen_tower": "vision" in (model.get("freeze") or ()),
-    }
     return Run(
         shape=read_shape(described),
-        typical=typical,
+        typical=typical if cold_start else replace(typical, response=min(typical.response, longest)),
         cold_start=cold_start,
         gpus=gpus,
         weight=weight,
@@ -120,10 +116,10 @@ def read_run(config: Path, gpus: int | None, typical: Typical, **supposed: Any) 
         epochs=model.get("epochs", 1),
         iterations=model.get("iterations", 1),
         batch_queries=engine.get("batch_queries", 64),
-        max_new_tokens=engine.get("max_new_tokens", 1024),
+        max_new_tokens=longest,
         token_budget=model["token_budget"],
         layout=model.get("layout", "tree"),
-        **fields | {name: value for name, value in supposed.items() if value is not None},
+        **_thrift(fit["trainer"], model) | {name: value for name, value in supposed.items() if value},
     )
 
 
@@ -136,6 +132,16 @@ def measure_states(optimizer: Optimizer) -> float:
     state = steps.state[matrix.weight]
     held = sum(part.numel() for part in state.values() if isinstance(part, torch.Tensor) and part.dim())
     return held / matrix.weight.numel()
+
+
+def _thrift(trainer: dict, model: dict) -> dict[str, Any]:
+    """What the config does to need less memory."""
+    return {
+        "sharded": any(word in str(trainer["strategy"]).casefold() for word in SHARDING),
+        "checkpointing": bool(model.get("gradient_checkpointing")),
+        "rank": _rank(model.get("adapter")),
+        "frozen_tower": "vision" in (model.get("freeze") or ()),
+    }
 
 
 def _policy(policy: Any) -> tuple[Any, str]:
@@ -172,4 +178,7 @@ def _rank(adapter: Any) -> int:
     if not adapter:
         return 0
     arguments = adapter.get("init_args", adapter)
-    return arguments.get("rank") or arguments["r"]
+    rank = arguments.get("rank") or arguments.get("r")
+    if not rank:
+        raise UserError("plan: model.adapter has no rank")
+    return rank
