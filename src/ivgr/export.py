@@ -16,6 +16,7 @@ from ivgr.errors import UserError
 from ivgr.policy.adapter import Adapter, is_adapted, merge_adapters
 from ivgr.policy.form import TrainingForm
 from ivgr.policy.load import Pretrained
+from ivgr.watch.checkpoints import read_checkpoint
 
 PREFIX = "policy."
 
@@ -42,7 +43,7 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
     """
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise UserError(f"export: {dst} is there already; name a new folder")
-    checkpoint = read_checkpoint(ckpt)
+    checkpoint = _read_own(ckpt)
     made = checkpoint["ivgr"]["policy"]
     path = policy or made["path"]
     if path is None:
@@ -58,12 +59,12 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
     print(f"the policy after iteration {checkpoint['ivgr']['iteration']} is in {dst}")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Weights-only: what a file brings along is never executed."""
+def _read_own(path: Path) -> dict[str, Any]:
+    """UserError if `path` is no checkpoint of an ivgr.IVGR model."""
     if not path.is_file():
         raise UserError(f"export: no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = read_checkpoint(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"export: {path} is no checkpoint that can be read weights-only") from error
     if not isinstance(checkpoint, dict) or "policy" not in checkpoint.get("ivgr", {}):

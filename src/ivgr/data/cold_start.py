@@ -56,7 +56,8 @@ class ColdStart(ShardDataModule):
             )
         shards = self._find(self.train)
         take_stock(shards)
-        count = sum(len(read_sample(entry).reasoning) for entry in read_shards(shards))
+        counts = (len(read_sample(entry).reasoning) for entry in read_shards(shards))
+        count = sum(counts) if self.total_steps is None else any(counts)
         if not count:
             raise UserError(
                 f'data.train: no sample of {self.train!r} has "reasoning"; write some with `ivgr distill`'

@@ -176,10 +176,11 @@ class ShardDataModule(L.LightningDataModule):
         return {"iterations": done, "order": self._order(), "quarantine": self.quarantine.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        order = self._order()
         for name, saved in state["order"].items():
-            if self._order()[name] != saved:
+            if order[name] != saved:
                 raise UserError(
-                    f"checkpoint: it was made with {name} {saved!r}, this run has {self._order()[name]!r}; "
+                    f"checkpoint: it was made with {name} {saved!r}, this run has {order[name]!r}; "
                     "resume with the same setting or start a new run"
                 )
         self.start = state["iterations"]

@@ -51,11 +51,8 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: L.Trainer, best: bool = False) -> None:
         """All ranks must call it."""
-        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        path = self.folder / f"iteration-{done(trainer):06d}.ckpt"
-        part = path.with_name(path.name + PART)
         trainer.strategy.barrier()
-        trainer.strategy.save_checkpoint(state, part)
+        part, path = self._write(trainer)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             self._publish(part, path, best)
@@ -64,12 +61,17 @@ class Checkpoints(Checkpoint):
 
     def save_alone(self, trainer: L.Trainer) -> None:
         """The same without the other ranks, on each rank that still can; not for sharded weights."""
+        part, path = self._write(trainer)
+        if trainer.is_global_zero:
+            self._publish(part, path, best=False)
+
+    def _write(self, trainer: L.Trainer) -> tuple[Path, Path]:
+        """The checkpoint, aside; returns where it lies and where it belongs."""
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         path = self.folder / f"iteration-{done(trainer):06d}.ckpt"
         part = path.with_name(path.name + PART)
         trainer.strategy.save_checkpoint(state, part)
-        if trainer.is_global_zero:
-            self._publish(part, path, best=False)
+        return part, path
 
     def _publish(self, part: Path, path: Path, best: bool) -> None:
         _remove(path)
@@ -97,7 +99,7 @@ def done(trainer: L.Trainer) -> int:
 def read_checkpoint(path: Path) -> dict:
     """What a checkpoint holds beside sharded weights; nothing in it is executed."""
     file = path / "meta.pt" if path.is_dir() else path
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _link(link: Path, name: str) -> None:
