@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
+from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
 from ivgr.tools import TOOLS
 from ivgr.watch.checkpoints import LAST, Checkpoints
@@ -124,8 +125,11 @@ class CLI(LightningCLI):
             config.ckpt_path = folder / LAST if (folder / LAST).exists() else None
         elif config.ckpt_path in ("last", "best"):
             config.ckpt_path = folder / f"{config.ckpt_path}.ckpt"
+        sharded = isinstance(self.trainer.strategy, FSDP2)
         if config.ckpt_path and not Path(config.ckpt_path).exists():
             raise UserError(f"--ckpt_path: no checkpoint at {config.ckpt_path}; leave it out to start afresh")
+        if config.ckpt_path and Path(config.ckpt_path).is_dir() and not sharded:
+            raise UserError(f"--ckpt_path: {config.ckpt_path} is sharded; add --trainer.strategy fsdp2")
 
 
 def user_error_behind(error: BaseException | None) -> UserError | None:

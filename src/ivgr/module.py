@@ -3,22 +3,28 @@ parts, and one `training_step` is one iteration (manual optimisation)."""
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import lightning as L
 import torch
 from jsonargparse import lazy_instance
+from lightning.pytorch.strategies import FSDPStrategy
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from ivgr.archive import Archive
 from ivgr.data.encode import Batch, QueryEncoder
 from ivgr.data.prompts import Prompts
+from ivgr.distributed.level import Leveller
 from ivgr.distributed.ranks import gather, gather_lists
+from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
 from ivgr.loss import PolicyLoss
 from ivgr.optim import Optimizer, Schedule, sum_gradients
-from ivgr.policy.load import Pretrained
+from ivgr.policy.load import Pretrained, refuse_other_policy
 from ivgr.policy.reference import FrozenReference
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
@@ -93,7 +99,7 @@ class IVGR(L.LightningModule):
         self.iteration = 0
         self.halt: Callable[[], None] = lambda: None
         self.before: tuple[dict, dict] | None = None
-        self.policy = None
+        self.policy, self._replica = None, ()
         self.figures = HeldOutFigures()
 
     def configure_model(self) -> None:
@@ -106,10 +112,19 @@ class IVGR(L.LightningModule):
         )
         # In a tuple, so that the reference is no submodule and stays out of checkpoints.
         self._reference = (self.reference_source.load(self.policy),)
+        strategy = self.trainer.strategy if self._trainer else None
+        if isinstance(strategy, FSDPStrategy):
+            raise UserError("trainer.strategy fsdp is the old kind of sharding; use fsdp2")
+        if isinstance(strategy, FSDP2):
+            self._replica = (strategy.split(self.policy, self.reference),)
 
     @property
     def reference(self):
         return self._reference[0]
+
+    def rollout_policy(self) -> PreTrainedModel:
+        """The policy with whole weights; where they are split, all ranks must call it."""
+        return self._replica[0].fill() if self._replica else self.policy
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer.create(self.policy)
@@ -135,6 +150,7 @@ class IVGR(L.LightningModule):
             epochs=self.epochs,
             token_budget=self.token_budget,
             layout=self.layout,
+            level=Leveller(self.policy, self.encoder) if self._replica else None,
         )
         self.loop = Iteration(
             policy=self.policy,
@@ -146,6 +162,7 @@ class IVGR(L.LightningModule):
             update=update,
             resample=self.resample,
             drop_flat=self.drop_flat,
+            rollout_policy=self.rollout_policy,
             halt=lambda: self.halt(),
         )
 
@@ -153,9 +170,12 @@ class IVGR(L.LightningModule):
         self.idle_since = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Counts what all ranks have rejected; UserError if it is too much."""
         self.metrics = {"time/data_wait": time.perf_counter() - self.idle_since}
         self.before = self.archive.state_dict(), self.trainer.datamodule.quarantine.state_dict()
-        self._quarantine(batch)
+        quarantine = self.trainer.datamodule.quarantine
+        quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
+        self.metrics |= quarantine.metrics()
 
     def training_step(self, batch: Batch, _: int) -> None:
         """One iteration; without any query, only the data moves on."""
@@ -178,18 +198,13 @@ class IVGR(L.LightningModule):
     def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
         self.idle_since = time.perf_counter()
 
-    def _quarantine(self, batch: Batch) -> None:
-        """Counts what all ranks have rejected; UserError if it is too much."""
-        quarantine = self.trainer.datamodule.quarantine
-        quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
-        self.metrics |= quarantine.metrics()
-
     def validation_step(self, batch: Batch, _: int) -> None:
         if batch.queries:
-            self.engine.answer(self.policy, self.processor.tokenizer, batch.queries)
+            self.engine.answer(self.rollout_policy(), self.processor.tokenizer, batch.queries)
             self.figures.update(batch.queries, self.judge)
 
     def on_validation_epoch_start(self) -> None:
+        self.rollout_policy()
         self.figures = HeldOutFigures().to(self.device)
 
     def on_validation_epoch_end(self) -> None:
@@ -201,23 +216,22 @@ class IVGR(L.LightningModule):
         return batch
 
     def _backward(self, loss: torch.Tensor) -> None:
-        if self.trainer.world_size == 1:
+        for replica in self._replica:
+            replica.expire()
+        with getattr(self.trainer.strategy.model, "no_sync", nullcontext)():
             self.manual_backward(loss)
-        else:
-            with self.trainer.strategy.model.no_sync():
-                self.manual_backward(loss)
 
     def _step(self) -> float:
         """Sums gradients over ranks (the loss is already divided by all ranks' tokens),
         clips, steps optimizer and schedule; returns the norm before clipping."""
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and not self._replica:
             sum_gradients(list(self.policy.parameters()))
         optimizer = self.optimizers()
         self.scheduler.step(self.trainer.global_step)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        return norm.item()
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
     def _sum_ranks(self, value: float) -> float:
         return self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="sum").item()
@@ -228,13 +242,9 @@ class IVGR(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "ivgr" not in checkpoint:
             raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.IVGR model")
-        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        if own != saved:
-            odd = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
-            raise UserError(
-                f"checkpoint: its policy differs from model.policy (first at {odd[0]}); "
-                "resume with the policy it was made with"
-            )
         self.iteration = checkpoint["ivgr"]["iteration"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])
+        if self._replica:  # the strategy has loaded and checked the weights
+            return
+        own = {name: value.shape for name, value in self.state_dict().items()}
+        refuse_other_policy(own, {name: value.shape for name, value in checkpoint["state_dict"].items()})

@@ -6,11 +6,14 @@ metrics of getting there.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
+from ivgr.distributed.level import Level
 from ivgr.distributed.ranks import gather_lists
+from ivgr.distributed.shard import let_go, run_pass
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
 from ivgr.query import Query, places_of
@@ -34,7 +37,7 @@ class Update:
 
     temperature is that of all log-probs; updates mini-batches an epoch, epochs passes over
     the iteration's rollouts, token_budget padded tokens a micro-batch, layout "rows" shares
-    no prefix.
+    no prefix, level fills up a mini-batch's packs where weights are split over ranks.
     """
 
     policy: PreTrainedModel
@@ -46,6 +49,7 @@ class Update:
     epochs: int
     token_budget: int
     layout: Layout = "tree"
+    level: Level | None = None
 
     def pack(self, queries: list[Query]) -> list[list[Pack]]:
         """The mini-batches, each in packs: the whole queries of all ranks dealt out in turn, so that
@@ -57,7 +61,8 @@ class Update:
             [query for place, query in placed if turns[place] % self.updates == i]
             for i in range(self.updates)
         ]
-        return [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
+        packed = [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
+        return packed if self.level is None else list(map(self.level, packed))
 
     @torch.no_grad()
     def infer_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
@@ -65,7 +70,8 @@ class Update:
         pass)."""
         for pack in (pack for packs in mini_batches for pack in packs):
             if self.loss.kl != "exact" and pack.ref_logp is None:
-                pack.ref_logp = self._statistics(self.reference, pack, kl=None).logp
+                pack.ref_logp = self._logp(self.reference, pack)
+        let_go(self.reference)
 
     @torch.no_grad()
     def infer_policy(self, mini_batches: Sequence[list[Pack]]) -> None:
@@ -73,7 +79,8 @@ class Update:
         yet (with one update, they are its own, detached)."""
         for pack in (pack for packs in mini_batches for pack in packs):
             if len(mini_batches) * self.epochs > 1 and pack.old_logp is None:
-                pack.old_logp = self._statistics(self.policy, pack, kl=None).logp
+                pack.old_logp = self._logp(self.policy, pack)
+        let_go(self.policy)
 
     def run(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
         """The optimizer steps, a mini-batch each; returns their metrics."""
@@ -86,12 +93,15 @@ class Update:
                 if not tokens:
                     continue
                 for pack in packs:
-                    statistics, loss = self._policy_statistics(pack)
+                    statistics, loss = run_pass(self.policy, partial(self._policy_statistics, pack))
                     self.stepper.backward(statistics.loss / tokens)
                     old = statistics.logp if pack.old_logp is None else pack.old_logp
                     metrics.add(pack, statistics, loss, old if epoch == 0 else None)
                 metrics.grad_norms.append(self.stepper.step())
         return metrics.compute()
+
+    def _logp(self, model: PreTrainedModel, pack: Pack) -> torch.Tensor:
+        return run_pass(model, lambda: self._statistics(model, pack, kl=None).logp)
 
     def _policy_statistics(self, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
         """logp, kl, entropy (R,) and the summed loss, with gradients in the latter alone; and
@@ -105,7 +115,7 @@ class Update:
         ref_hidden = None
         if self.loss.kl == "exact":
             with torch.no_grad():
-                ref_hidden = pack.response_hidden(self.reference)
+                ref_hidden = run_pass(self.reference, lambda: pack.response_hidden(self.reference))
         statistics = self._statistics(
             self.policy,
             pack,

@@ -16,6 +16,8 @@ from ivgr.data.shards import Located
 from ivgr.data.spread import Spread
 from ivgr.query import Group, Query
 
+FILLER = Sample("filler", "", "")
+
 
 @dataclass
 class QueryEncoder:
@@ -55,6 +57,15 @@ class QueryEncoder:
             pixel_values=vision.get("pixel_values"),
             image_grid_thw=grid,
         )
+
+    def filler(self, picture: bool) -> Query:
+        """A query without groups: a token, or the tokens of the smallest image."""
+        if not picture:
+            return Query(FILLER, torch.tensor([self.processor.tokenizer.eos_token_id]), [])
+        vision = self._process([Image.new("RGB", (64, 64))], FILLER.id)
+        (count,) = self._image_tokens(vision["image_grid_thw"])
+        prefix = torch.full((count,), self.processor.image_token_id)
+        return Query(FILLER, prefix, [], **vision)
 
     def _process(self, images: list[Image.Image], id: str) -> dict[str, torch.Tensor]:
         """pixel_values and image_grid_thw; a processor refuses images that are all too narrow."""

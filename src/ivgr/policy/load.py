@@ -11,6 +11,16 @@ from ivgr.policy.attention import use_tree_attention
 TINY = Path(__file__).parent / "tiny"
 
 
+def refuse_other_policy(own: dict[str, torch.Size], saved: dict[str, torch.Size]) -> None:
+    """UserError if the shapes that a checkpoint holds, by name, are not those of the run's policy."""
+    odd = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+    if odd:
+        raise UserError(
+            f"checkpoint: its policy differs from model.policy (first at {odd[0]}); "
+            "resume with the policy it was made with"
+        )
+
+
 class Pretrained:
     """A policy from a HF directory or hub id.
 
