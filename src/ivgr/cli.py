@@ -95,6 +95,8 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config[self.subcommand]
+        if str(config.trainer.strategy).startswith("fsdp") and config.trainer.strategy != "fsdp2":
+            raise UserError(f"trainer.strategy is {config.trainer.strategy}, the old sharding; use fsdp2")
         root = Path(config.trainer.default_root_dir or "runs/default")
         every, keep = config.checkpoint_every, config.checkpoint_keep
         if every < 1 or keep < 1:

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import lightning as L
 import torch
 from jsonargparse import lazy_instance
-from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -113,8 +112,6 @@ class IVGR(L.LightningModule):
         # In a tuple, so that the reference is no submodule and stays out of checkpoints.
         self._reference = (self.reference_source.load(self.policy),)
         strategy = self.trainer.strategy if self._trainer else None
-        if isinstance(strategy, FSDPStrategy):
-            raise UserError("trainer.strategy fsdp is the old kind of sharding; use fsdp2")
         if isinstance(strategy, FSDP2):
             self._replica = (strategy.split(self.policy, self.reference),)
 
