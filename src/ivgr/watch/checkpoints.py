@@ -13,6 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ivgr.distributed.folder import META
+from ivgr.distributed.strategy import FSDP2
+
 LAST, BEST, PART = "last.ckpt", "best.ckpt", ".part"
 
 
@@ -58,14 +61,18 @@ class Checkpoints(Checkpoint):
         trainer.strategy.barrier()
         self.saved = trainer.global_step
 
-    def save_alone(self, trainer: L.Trainer) -> None:
-        """The same without the other ranks, on each rank that still can; not for sharded weights."""
+    def save_alone(self, trainer: L.Trainer) -> bool:
+        """The same without the other ranks, on each rank that still can; False for sharded weights,
+        which no rank has alone."""
+        if isinstance(trainer.strategy, FSDP2):
+            return False
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         path = self.folder / f"iteration-{done(trainer):06d}.ckpt"
         part = path.with_name(path.name + PART)
         trainer.strategy.save_checkpoint(state, part)
         if trainer.is_global_zero:
             self._publish(part, path, best=False)
+        return True
 
     def _publish(self, part: Path, path: Path, best: bool) -> None:
         _remove(path)
@@ -92,7 +99,7 @@ def done(trainer: L.Trainer) -> int:
 
 def read_checkpoint(path: Path) -> dict:
     """What a checkpoint holds beside sharded weights; nothing in it is executed."""
-    file = path / "meta.pt" if path.is_dir() else path
+    file = path / META if path.is_dir() else path
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
