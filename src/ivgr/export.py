@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ivgr.errors import UserError
 from ivgr.policy.adapter import Adapter, is_adapted, merge_adapters
 from ivgr.policy.form import TrainingForm
-from ivgr.policy.load import Pretrained
+from ivgr.policy.load import Pretrained, find_mismatch, shapes_of
 from ivgr.watch.checkpoints import read_checkpoint
 
 PREFIX = "policy."
@@ -72,28 +72,11 @@ def _read_own(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def find_mismatch(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> str | None:
-    """The first name that only one of them has, or that has another shape there."""
-    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (own, saved)]
-    names = sorted(own.keys() | saved.keys())
-    return next((name for name in names if shapes[0].get(name) != shapes[1].get(name)), None)
-
-
-def refuse_other_policy(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
-    """UserError where a run's weights are not those of the checkpoint it is to go on from."""
-    odd = find_mismatch(own, saved)
-    if odd is not None:
-        raise UserError(
-            f"checkpoint: its policy differs from model.policy (first at {odd}); "
-            "resume with the policy and the adapter it was made with"
-        )
-
-
 def load_policy(model: PreTrainedModel, saved: dict[str, torch.Tensor], complaint: str) -> None:
     """Fills `model` with the module's weights `saved`; UserError with `complaint` unless names
     and shapes agree."""
     weights = {name.removeprefix(PREFIX): value for name, value in saved.items() if name.startswith(PREFIX)}
-    odd = find_mismatch(model.state_dict(), weights)
+    odd = find_mismatch(shapes_of(model.state_dict()), shapes_of(weights))
     if odd is not None:
         raise UserError(f"{complaint} (first at {odd}); name the policy it was made from by --policy")
     model.load_state_dict(weights)

@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ivgr.errors import UserError
@@ -58,7 +60,7 @@ class StepGuard:
             self.fault = "the loss is (the logits are finite)"
 
     def admits(self, norm: float, policy: nn.Module, lr: float, sum_ranks: Callable[[float], float]) -> bool:
-        """Whether to step, given the gradient norm before clipping."""
+        """Whether to step, given the gradient norm before clipping; all ranks must call it."""
         fault, self.fault = self.fault, None
         if fault is None and not math.isfinite(norm):
             fault = "a gradient is (the loss is finite)"
@@ -69,14 +71,15 @@ class StepGuard:
         self.skipped += 1
         self.in_a_row += 1
         if self.in_a_row >= self.patience:
-            raise UserError(self._diagnose(fault or "on another rank something is", policy, lr))
+            raise UserError(self._diagnose(fault or "on another rank something is", policy, lr, sum_ranks))
         return False
 
-    def _diagnose(self, fault: str, policy: nn.Module, lr: float) -> str:
+    def _diagnose(self, fault: str, policy: nn.Module, lr: float, sum_ranks: Callable) -> str:
+        """All ranks must call it: of a split gradient each sees its own part."""
         broken = (
             name
             for name, parameter in policy.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
+            if parameter.grad is not None and sum_ranks(float(not _is_finite(parameter.grad)))
         )
         norms = ", ".join(f"{norm:.3g}" for norm in self.norms) or "none"
         return (
@@ -84,6 +87,12 @@ class StepGuard:
             f"{next(broken, 'none')}; learning rate {lr:.3g}; gradient norms before: {norms}. "
             "Lower model.optimizer.lr, or use float32 weights"
         )
+
+
+def _is_finite(gradient: torch.Tensor) -> bool:
+    """Of a split gradient, this rank's part."""
+    own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    return bool(own.isfinite().all())
 
 
 def halve_budget(budget: int, failed: Pack) -> int:
@@ -96,6 +105,15 @@ def halve_budget(budget: int, failed: Pack) -> int:
             "model.engine.max_new_tokens or model.max_prompt_tokens"
         )
     return min(budget, failed.ids.numel()) // 2
+
+
+def out_of_memory_together(failed: Pack) -> UserError:
+    """Of a pass that all ranks were making together, so that none can split its packs alone."""
+    return UserError(
+        f"memory ran out in a pass over {failed.ids.numel()} tokens, which with trainer.strategy fsdp2 one "
+        "rank cannot split alone: lower model.token_budget below that, or set "
+        "model.gradient_checkpointing true"
+    )
 
 
 def split_pack(model: PreTrainedModel, pack: Pack, budget: int) -> list[Pack]:

@@ -7,30 +7,33 @@ from collections.abc import Callable, Sequence
 import lightning as L
 import torch
 from jsonargparse import lazy_instance
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from transformers import PreTrainedModel
 
 from ivgr.archive import Archive
 from ivgr.data.encode import Batch, QueryEncoder
 from ivgr.data.prompts import Prompts
+from ivgr.distributed.level import Leveller
 from ivgr.distributed.ranks import gather, gather_lists
+from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
-from ivgr.export import describe_policy, refuse_other_policy
+from ivgr.export import describe_policy
 from ivgr.guards import Guard, StepGuard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
 from ivgr.loss import PolicyLoss
-from ivgr.optim import Optimizer, Schedule, sum_gradients
+from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import Adapter
 from ivgr.policy.form import Part, TrainingForm
-from ivgr.policy.load import Pretrained
+from ivgr.policy.load import Pretrained, refuse_other_policy, shapes_of
 from ivgr.policy.reference import FrozenReference
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
 from ivgr.rollout.patient import with_patience
 from ivgr.seeding import derive_seed, run_seed
+from ivgr.stepper import ModuleStepper
 from ivgr.tree import Layout
-from ivgr.update import Stepper, Update
+from ivgr.update import Update
 from ivgr.watch.before_after import BeforeAfter
 from ivgr.watch.board import Board
 from ivgr.watch.progress import IterationBar
@@ -110,7 +113,7 @@ class IVGR(L.LightningModule):
         self.iteration = 0
         self.halt: Callable[[], None] = lambda: None
         self.before: tuple[dict, dict] | None = None
-        self.policy = None
+        self.policy, self._replica = None, None
         self.figures = HeldOutFigures()
 
     def configure_model(self) -> None:
@@ -122,6 +125,13 @@ class IVGR(L.LightningModule):
             self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
         )
         self.reference = self.reference_source.load(self.policy)
+        strategy = self.trainer.strategy if self._trainer else None
+        if isinstance(strategy, FSDP2):
+            self._replica = strategy.split(self.policy, self.reference)
+
+    def rollout_policy(self) -> PreTrainedModel:
+        """The policy with whole weights; where they are split, all ranks must call it."""
+        return self._replica.fill() if self._replica else self.policy
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer.create(self.policy)
@@ -140,13 +150,14 @@ class IVGR(L.LightningModule):
             policy=self.policy,
             reference=self.reference,
             loss=self.loss,
-            stepper=Stepper(self._backward, self._step, self._sum_ranks),
+            stepper=ModuleStepper(self, self.guard, self._replica),
             temperature=self.engine.temperature,
             updates=self.updates,
             epochs=self.epochs,
             token_budget=self.token_budget,
             layout=self.layout,
             guard=self.guard,
+            level=Leveller(self.policy, self.encoder) if self._replica else None,
         )
         self.loop = Iteration(
             policy=self.policy,
@@ -158,6 +169,7 @@ class IVGR(L.LightningModule):
             update=update,
             resample=self.resample,
             drop_flat=self.drop_flat,
+            rollout_policy=self.rollout_policy,
             halt=lambda: self.halt(),
         )
 
@@ -165,14 +177,17 @@ class IVGR(L.LightningModule):
         self.idle_since = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Counts what all ranks have rejected; UserError if it is too much."""
         self.metrics = {"time/data_wait": time.perf_counter() - self.idle_since}
         self.before = self.archive.state_dict(), self.trainer.datamodule.quarantine.state_dict()
-        self._quarantine(batch)
+        quarantine = self.trainer.datamodule.quarantine
+        quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
+        self.metrics |= quarantine.metrics()
 
     def training_step(self, batch: Batch, _: int) -> None:
         """One iteration; without any query, only the data moves on."""
         seed, self.everyone = derive_seed(run_seed(), "rollout", self.iteration, 0), []
-        if self._sum_ranks(float(len(batch.queries))):
+        if self.loop.update.stepper.sum_ranks(float(len(batch.queries))):
             self.metrics |= self.loop.run(batch.queries, seed)
             self.everyone = self.loop.everyone
         self.metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
@@ -190,17 +205,13 @@ class IVGR(L.LightningModule):
     def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
         self.idle_since = time.perf_counter()
 
-    def _quarantine(self, batch: Batch) -> None:
-        """Counts what all ranks have rejected; UserError if it is too much."""
-        self.trainer.datamodule.quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
-        self.metrics |= self.trainer.datamodule.quarantine.metrics()
-
     def validation_step(self, batch: Batch, _: int) -> None:
         if batch.queries:
-            self.engine.answer(self.policy, self.processor.tokenizer, batch.queries)
+            self.engine.answer(self.rollout_policy(), self.processor.tokenizer, batch.queries)
             self.figures.update(batch.queries, self.judge)
 
     def on_validation_epoch_start(self) -> None:
+        self.rollout_policy()
         self.figures = HeldOutFigures().to(self.device)
 
     def on_validation_epoch_end(self) -> None:
@@ -211,31 +222,6 @@ class IVGR(L.LightningModule):
         """Queries stay on the host; packing and decoding move what they need."""
         return batch
 
-    def _backward(self, loss: torch.Tensor) -> None:
-        if self.trainer.world_size == 1:
-            self.manual_backward(loss)
-        else:
-            with self.trainer.strategy.model.no_sync():
-                self.manual_backward(loss)
-
-    def _step(self) -> float:
-        """Sums gradients over ranks (the loss is already divided by all ranks' tokens),
-        clips, steps optimizer and schedule, unless the guard skips the former; returns the norm
-        before clipping."""
-        if self.trainer.world_size > 1:
-            sum_gradients(list(self.policy.parameters()))
-        optimizer = self.optimizers()
-        self.scheduler.step(self.trainer.global_step + self.guard.skipped)
-        norm = get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
-        if self.guard.admits(norm.item(), self.policy, optimizer.param_groups[0]["lr"], self._sum_ranks):
-            clip_grads_with_norm_(self.policy.parameters(), self.clip_norm, norm)
-            optimizer.step()
-        optimizer.zero_grad()
-        return norm.item()
-
-    def _sum_ranks(self, value: float) -> float:
-        return self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="sum").item()
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["ivgr"] = {"iteration": self.iteration, "archive": self.archive.state_dict()}
         checkpoint["ivgr"]["policy"] = describe_policy(self.source, self.form)
@@ -244,7 +230,8 @@ class IVGR(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "ivgr" not in checkpoint:
             raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.IVGR model")
-        refuse_other_policy(self.state_dict(), checkpoint["state_dict"])
+        if not self._replica:  # or else the strategy has loaded and checked the weights
+            refuse_other_policy(shapes_of(self.state_dict()), shapes_of(checkpoint["state_dict"]))
         self.iteration = checkpoint["ivgr"]["iteration"]
         self.guard.skipped = checkpoint["ivgr"]["skipped"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from jsonargparse import lazy_instance
+from transformers import PreTrainedModel
 
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
@@ -71,6 +72,9 @@ class SFT(L.LightningModule):
         self.encoder = QueryEncoder(
             self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
         )
+
+    def rollout_policy(self) -> PreTrainedModel:
+        return self.policy
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer.create(self.policy)
