@@ -1,9 +1,8 @@
 """Shards → queries, as a LightningDataModule whose progress is saved in checkpoints."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import lightning as L
@@ -11,11 +10,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ivgr.data.encode import Batch, QueryEncoder, encode_batch
+from ivgr.data.held_out import HeldOut
 from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.data.quarantine import Quarantine
 from ivgr.data.rejection import Rejection
 from ivgr.data.sample import KINDS
-from ivgr.data.shards import Located, find_shards, read_samples, take_stock
+from ivgr.data.shards import Located, find_shards, take_stock
 from ivgr.data.spread import Spread
 from ivgr.data.stream import Feed, Mix, SampleStream
 from ivgr.errors import UserError
@@ -229,20 +229,6 @@ class TinyWorld(ShardDataModule):
 
     def _folder(self) -> Path:
         return Path(self.trainer.default_root_dir) / "world"
-
-
-class HeldOut(IterableDataset):
-    """Batches of the first `limit` paired samples, in shard order, dealt out to ranks."""
-
-    def __init__(self, shards: list[str], limit: int | None, batch: int, rank: int, ranks: int) -> None:
-        self.shards, self.limit, self.batch = shards, limit, batch
-        self.rank, self.ranks = rank, ranks
-
-    def __iter__(self) -> Iterator[list[Located | Rejection]]:
-        paired = (item for item in read_samples(self.shards) if item.kind in ("paired", ""))
-        mine = islice(islice(paired, self.limit), self.rank, None, self.ranks)
-        while batch := list(islice(mine, self.batch)):
-            yield batch
 
 
 def make_loader(dataset: IterableDataset, encode: Callable, workers: int) -> DataLoader:
