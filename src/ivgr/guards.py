@@ -1,13 +1,14 @@
 """Guards of the update: numbers that are not finite, and memory that runs out.
 
-In: what an update is about to do. Out: leave to do it, or packs that fit; and one clear line
-when there is no going on.
+In: what an update is about to do. Out: leave to do it, or passes over packs that fit; and one clear
+line when there is no going on.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel
 from ivgr.errors import UserError
 from ivgr.kernels import TokenStatistics
 from ivgr.tree import Pack, pack_queries
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,40 @@ def _is_finite(gradient: torch.Tensor) -> bool:
     return bool(own.isfinite().all())
 
 
-def halve_budget(budget: int, failed: Pack) -> int:
+class Budgeted(Protocol):
+    """What passes over packs are made for: token_budget padded tokens a pack; level is set where
+    weights are split over ranks."""
+
+    policy: PreTrainedModel
+    token_budget: int
+    level: Callable | None
+
+
+def run_within_memory(owner: Budgeted, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
+    """`work` of every pack. Where memory runs out, the owner's budget is halved for the rest of the
+    run, the packs are split in place, and all gradients are made anew: a backward pass that
+    broke off has left some. Not where weights are split over ranks: there a pass is a collective,
+    which a rank can neither repeat nor make two of alone; UserError."""
+    while True:
+        done, failed = [], None
+        for pack in packs:
+            try:
+                done.append(work(pack))
+            except torch.OutOfMemoryError:
+                failed = pack
+                break
+        if failed is None:
+            return done
+        del done
+        if owner.level is not None:
+            raise _out_of_memory_together(failed)
+        owner.policy.zero_grad()
+        owner.token_budget = _halve_budget(owner.token_budget, failed)
+        packs[:] = [part for pack in packs for part in _split_pack(owner.policy, pack, owner.token_budget)]
+        torch.cuda.empty_cache()
+
+
+def _halve_budget(budget: int, failed: Pack) -> int:
     """The token budget under which `failed`, for which memory ran out, is split in two at least;
     UserError if it is one tree, which cannot be."""
     if len(failed.queries) == 1:
@@ -107,7 +143,7 @@ def halve_budget(budget: int, failed: Pack) -> int:
     return min(budget, failed.ids.numel()) // 2
 
 
-def out_of_memory_together(failed: Pack) -> UserError:
+def _out_of_memory_together(failed: Pack) -> UserError:
     """Of a pass that all ranks were making together, so that none can split its packs alone."""
     return UserError(
         f"memory ran out in a pass over {failed.ids.numel()} tokens, which with trainer.strategy fsdp2 one "
@@ -116,7 +152,7 @@ def out_of_memory_together(failed: Pack) -> UserError:
     )
 
 
-def split_pack(model: PreTrainedModel, pack: Pack, budget: int) -> list[Pack]:
+def _split_pack(model: PreTrainedModel, pack: Pack, budget: int) -> list[Pack]:
     """The same trees in packs of at most `budget` padded tokens, with what is known of their
     tokens already."""
     if pack.ids.numel() <= budget or len(pack.queries) == 1:

@@ -1,24 +1,20 @@
-"""The LightningModule: owns the policy and the frozen reference, hands the iteration its
-parts, and one `training_step` is one iteration (manual optimisation)."""
+"""The LightningModule of reinforcement learning: owns the policy and the frozen reference, hands the
+iteration its parts, and one `training_step` is one iteration."""
 
 import time
 from collections.abc import Callable, Sequence
 
 import lightning as L
-import torch
 from jsonargparse import lazy_instance
-from transformers import PreTrainedModel
 
 from ivgr.archive import Archive
-from ivgr.data.encode import Batch, QueryEncoder
+from ivgr.data.encode import Batch
 from ivgr.data.prompts import Prompts
-from ivgr.distributed.level import Leveller
 from ivgr.distributed.ranks import gather, gather_lists
-from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
 from ivgr.export import describe_policy
-from ivgr.guards import Guard, StepGuard
+from ivgr.guards import Guard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
 from ivgr.loss import PolicyLoss
@@ -26,12 +22,12 @@ from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import Adapter
 from ivgr.policy.form import Part, TrainingForm
 from ivgr.policy.load import Pretrained, refuse_other_policy, shapes_of
-from ivgr.policy.reference import FrozenReference
+from ivgr.policy.reference import FrozenReference, Reference
+from ivgr.policy_module import PolicyModule
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
 from ivgr.rollout.patient import with_patience
 from ivgr.seeding import derive_seed, run_seed
-from ivgr.stepper import ModuleStepper
 from ivgr.tree import Layout
 from ivgr.update import Update
 from ivgr.watch.before_after import BeforeAfter
@@ -40,7 +36,7 @@ from ivgr.watch.progress import IterationBar
 from ivgr.watch.record import RolloutRecord
 
 
-class IVGR(L.LightningModule):
+class IVGR(PolicyModule):
     """Dual-stream GRPO with a consistency reward and a rollout archive.
 
     Args:
@@ -96,47 +92,32 @@ class IVGR(L.LightningModule):
         max_prompt_tokens: int = 8192,
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.source = Pretrained(policy) if isinstance(policy, str) else policy
-        self.form = TrainingForm(adapter, tuple(freeze), gradient_checkpointing)
+        super().__init__(
+            source=Pretrained(policy) if isinstance(policy, str) else policy,
+            form=TrainingForm(adapter, tuple(freeze), gradient_checkpointing),
+            prompts=prompts,
+            max_prompt_tokens=max_prompt_tokens,
+            optimizer=optimizer,
+            schedule=schedule,
+            clip_norm=clip_norm,
+            guard=guard,
+        )
         self.engine = with_patience(engine, guard.engine_timeout)
         self.reference_source, self.rewards, self.judge = reference, rewards, judge
-        self.archive, self.loss, self.optimizer, self.schedule = archive, loss, optimizer, schedule
-        self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
+        self.archive, self.loss = archive, loss
         self.iterations, self.updates, self.epochs = iterations, updates, epochs
-        self.token_budget, self.layout, self.clip_norm = token_budget, layout, clip_norm
+        self.total_updates = iterations * updates * epochs
+        self.token_budget, self.layout = token_budget, layout
         if resample < 0:
             raise UserError(f"model.resample is {resample}, must be at least 0")
         self.resample, self.drop_flat = resample, drop_flat
-        self.guard = StepGuard(guard.patience)
         self.iteration = 0
         self.halt: Callable[[], None] = lambda: None
         self.before: tuple[dict, dict] | None = None
-        self.policy, self._replica = None, None
         self.figures = HeldOutFigures()
 
-    def configure_model(self) -> None:
-        if self.policy is not None:
-            return
-        self.policy, self.processor = self.source.load()
-        self.form.shape(self.policy.eval())
-        self.encoder = QueryEncoder(
-            self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
-        )
-        self.reference = self.reference_source.load(self.policy)
-        strategy = self.trainer.strategy if self._trainer else None
-        if isinstance(strategy, FSDP2):
-            self._replica = strategy.split(self.policy, self.reference)
-
-    def rollout_policy(self) -> PreTrainedModel:
-        """The policy with whole weights; where they are split, all ranks must call it."""
-        return self._replica.fill() if self._replica else self.policy
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer.create(self.policy)
-        self.scheduler = self.schedule.create(optimizer, self.iterations * self.updates * self.epochs)
-        return optimizer
+    def load_reference(self) -> Reference:
+        return self.reference_source.load(self.policy)
 
     def configure_callbacks(self) -> list[L.Callback]:
         return [IterationBar(), Board(), RolloutRecord(), BeforeAfter()]
@@ -150,14 +131,14 @@ class IVGR(L.LightningModule):
             policy=self.policy,
             reference=self.reference,
             loss=self.loss,
-            stepper=ModuleStepper(self, self.guard, self._replica),
+            stepper=self.create_stepper(),
             temperature=self.engine.temperature,
             updates=self.updates,
             epochs=self.epochs,
             token_budget=self.token_budget,
             layout=self.layout,
             guard=self.guard,
-            level=Leveller(self.policy, self.encoder) if self._replica else None,
+            level=self.level,
         )
         self.loop = Iteration(
             policy=self.policy,
@@ -217,10 +198,6 @@ class IVGR(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         for stream, figures in self.figures.compute().items():
             self.log_dict({f"val/{stream}/{name}": value for name, value in figures.items()})
-
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        """Queries stay on the host; packing and decoding move what they need."""
-        return batch
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["ivgr"] = {"iteration": self.iteration, "archive": self.archive.state_dict()}

@@ -7,7 +7,6 @@ metrics of getting there.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -15,15 +14,13 @@ from transformers import PreTrainedModel
 from ivgr.distributed.level import Level
 from ivgr.distributed.ranks import gather_lists
 from ivgr.distributed.shard import letting_go, outlasting, run_pass
-from ivgr.guards import StepGuard, halve_budget, out_of_memory_together, split_pack
+from ivgr.guards import StepGuard, run_within_memory
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
 from ivgr.policy.reference import Reference
 from ivgr.query import Query, places_of
 from ivgr.tree import Layout, Pack, pack_queries
 from ivgr.watch.metrics import UpdateMetrics
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -95,7 +92,7 @@ class Update:
                 setattr(pack, name, run_pass(model, lambda: self._statistics(model, pack, kl=None).logp))
 
         for packs in mini_batches:
-            self._within_memory(packs, infer)
+            run_within_memory(self, packs, infer)
 
     def run(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
         """The optimizer steps, a mini-batch each; returns their metrics."""
@@ -107,7 +104,7 @@ class Update:
                 tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
                 if not tokens:
                     continue
-                found = self._within_memory(packs, partial(self._differentiate, tokens))
+                found = run_within_memory(self, packs, partial(self._differentiate, tokens))
                 for pack, (statistics, loss) in zip(packs, found, strict=True):
                     self.guard.watch(statistics)
                     old = statistics.logp if pack.old_logp is None else pack.old_logp
@@ -122,29 +119,6 @@ class Update:
         statistics, loss = run_pass(self.policy, lambda: self._policy_statistics(pack, *reference))
         self.stepper.backward(statistics.loss / tokens)
         return statistics._replace(loss=statistics.loss.detach()), loss
-
-    def _within_memory(self, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
-        """`work` of every pack. Where memory runs out, the budget is halved for the rest of the
-        run, the packs are split in place, and all gradients are made anew: a backward pass that
-        broke off has left some. Not where weights are split over ranks: there a pass is a collective,
-        which a rank can neither repeat nor make two of alone; UserError."""
-        while True:
-            done, failed = [], None
-            for pack in packs:
-                try:
-                    done.append(work(pack))
-                except torch.OutOfMemoryError:
-                    failed = pack
-                    break
-            if failed is None:
-                return done
-            del done
-            if self.level is not None:
-                raise out_of_memory_together(failed)
-            self.policy.zero_grad()
-            self.token_budget = halve_budget(self.token_budget, failed)
-            packs[:] = [part for pack in packs for part in split_pack(self.policy, pack, self.token_budget)]
-            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def _reference_hidden(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:

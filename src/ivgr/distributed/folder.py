@@ -57,7 +57,7 @@ def read_folder(path: Path, module: nn.Module, optimizer: Optimizer | None) -> d
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The whole weights of a sharded checkpoint by the policy's own names, in one process."""
+    """The whole weights of a sharded checkpoint by name, in one process; of tied ones one name."""
     reader = HuggingFaceStorageReader(str(path))
     stored = reader.read_metadata().state_dict_metadata
     tensors = {
@@ -66,7 +66,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if name.startswith(f"{WEIGHT}.")
     }
     dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(f"{WEIGHT}.policy."): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(f"{WEIGHT}."): tensor for name, tensor in tensors.items()}
 
 
 def _moments(module: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, object]]:

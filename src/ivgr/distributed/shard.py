@@ -89,6 +89,15 @@ class Replica:
             self.filled = True
         return self.model
 
+    @torch.no_grad()
+    def take_home(self, keep: bool) -> PreTrainedModel:
+        """The copy in main memory, as exact as the policy, where `keep`; all ranks must call it.
+        It is the copy's last use."""
+        for weight, split in zip(self.model.parameters(), self.policy.parameters(), strict=True):
+            whole = split.full_tensor()
+            weight.data = whole.cpu() if keep else whole.new_empty(0)
+        return self.model
+
     def expire(self) -> None:
         """Frees the copy, because the policy is about to change."""
         if self.filled:

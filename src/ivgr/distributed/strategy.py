@@ -42,16 +42,19 @@ class FSDP2(ModelParallelStrategy):
 
     def setup(self, trainer) -> None:
         if not any(isinstance(weight, DTensor) for weight in self.model.parameters()):
-            raise UserError("trainer.strategy fsdp2 is for ivgr.IVGR alone; use ddp with other models")
+            raise UserError(
+                "trainer.strategy fsdp2 is for ivgr.IVGR and ivgr.sft.SFT; use ddp with other models"
+            )
         super().setup(trainer)
 
-    def split(self, policy: PreTrainedModel, reference: Reference) -> Replica:
+    def split(self, policy: PreTrainedModel, reference: Reference | None) -> Replica:
         """Splits both over the ranks; returns what rolls out. UserError if the reference cannot be."""
         replica = Replica(policy, self.param_dtype)
         precision = MixedPrecisionPolicy(self.param_dtype, self.reduce_dtype)
         split = partial(shard, mesh=self.device_mesh["data_parallel"], precision=precision)
         split(policy)
-        reference.split_own(split)
+        if reference is not None:
+            reference.split_own(split)
         return replica
 
     def lightning_module_state_dict(self) -> dict:
