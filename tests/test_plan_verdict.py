@@ -64,7 +64,9 @@ def test_what_the_recipes_need_is_what_is_advised_without_it(changes, mend):
 @pytest.mark.parametrize("changes", [{}, {"checkpointing": True}, {"token_budget": 60_000}])
 def test_following_the_advice_leads_to_a_run_that_fits(changes):
     """From any limit above the bare weights: each mend removes its complaint or the next comes."""
-    run = replace(read_run(CONFIGS / "qwen2vl_2b_lora.yaml", 1, Typical()), **{"checkpointing": False} | changes)
+    run = replace(
+        read_run(CONFIGS / "qwen2vl_2b_lora.yaml", 1, Typical()), **{"checkpointing": False} | changes
+    )
     limit, seen = 20e9, []
     while complaint := find_misfit(run, limit):
         assert complaint not in seen
