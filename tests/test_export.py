@@ -68,7 +68,7 @@ def export(capsys, *words):
 
 def test_a_full_policy_comes_out_bit_for_bit_and_training_goes_on_from_it(policy, tmp_path, capsys):
     checkpoint, out = fit_small(policy, tmp_path / "run"), tmp_path / "out"
-    assert "after iteration 3" in export(capsys, checkpoint, out)
+    assert "after 3 optimizer updates" in export(capsys, checkpoint, out)
     stock, own = AutoModelForImageTextToText.from_pretrained(out).eval(), trained(policy, checkpoint)
     assert torch.equal(stock_logits(stock), stock_logits(own))
     assert torch.equal(tree_logits(own), tree_logits(Pretrained(str(out)).load()[0]))

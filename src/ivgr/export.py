@@ -57,7 +57,7 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
         merge_adapters(model)
     model.save_pretrained(dst)
     processor.save_pretrained(dst)
-    print(f"the policy after iteration {checkpoint['ivgr']['iteration']} is in {dst}")
+    print(f"the policy after {checkpoint['global_step']} optimizer updates is in {dst}")
 
 
 def _read_own(path: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _read_own(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"export: {path} is no checkpoint that can be read weights-only") from error
     if not isinstance(checkpoint, dict) or "policy" not in checkpoint.get("ivgr", {}):
-        raise UserError(f"export: {path} was not made by `ivgr fit` with an ivgr.IVGR model")
+        raise UserError(f"export: {path} was not made by `ivgr fit`")
     return checkpoint
 
 

@@ -13,7 +13,6 @@ from ivgr.data.prompts import Prompts
 from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
-from ivgr.export import describe_policy
 from ivgr.guards import Guard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
@@ -21,7 +20,7 @@ from ivgr.loss import PolicyLoss
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import Adapter
 from ivgr.policy.form import Part, TrainingForm
-from ivgr.policy.load import Pretrained, refuse_other_policy, shapes_of
+from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import FrozenReference, Reference
 from ivgr.policy_module import PolicyModule
 from ivgr.rewards.total import Rewards
@@ -200,15 +199,12 @@ class IVGR(PolicyModule):
             self.log_dict({f"val/{stream}/{name}": value for name, value in figures.items()})
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["ivgr"] = {"iteration": self.iteration, "archive": self.archive.state_dict()}
-        checkpoint["ivgr"]["policy"] = describe_policy(self.source, self.form)
-        checkpoint["ivgr"]["skipped"] = self.guard.skipped
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ivgr"] |= {"iteration": self.iteration, "archive": self.archive.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if "ivgr" not in checkpoint:
+        if "archive" not in checkpoint.get("ivgr", {}):
             raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.IVGR model")
-        if not self._replica:  # or else the strategy has loaded and checked the weights
-            refuse_other_policy(shapes_of(self.state_dict()), shapes_of(checkpoint["state_dict"]))
+        super().on_load_checkpoint(checkpoint)
         self.iteration = checkpoint["ivgr"]["iteration"]
-        self.guard.skipped = checkpoint["ivgr"]["skipped"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])

@@ -12,11 +12,12 @@ from ivgr.data.prompts import Prompts
 from ivgr.distributed.level import Level, Leveller
 from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
+from ivgr.export import describe_policy
 from ivgr.guards import Guard, StepGuard
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import is_adapted, merge_adapters
 from ivgr.policy.form import TrainingForm
-from ivgr.policy.load import Pretrained
+from ivgr.policy.load import Pretrained, refuse_other_policy, shapes_of
 from ivgr.policy.reference import Reference
 from ivgr.policy.scratch import TinyScratch
 from ivgr.stepper import ModuleStepper
@@ -96,6 +97,17 @@ class PolicyModule(L.LightningModule):
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """Queries stay on the host; packing and decoding move what they need."""
         return batch
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        made = describe_policy(self.source, self.form)
+        checkpoint["ivgr"] = {"policy": made, "skipped": self.guard.skipped}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if "ivgr" not in checkpoint:
+            raise UserError("checkpoint: it was not made by `ivgr fit`")
+        if not self._replica:  # or else the strategy has loaded and checked the weights
+            refuse_other_policy(shapes_of(self.state_dict()), shapes_of(checkpoint["state_dict"]))
+        self.guard.skipped = checkpoint["ivgr"]["skipped"]
 
     def save_policy(self, folder: Path) -> None:
         """The policy as a HF directory, adapters merged, by rank 0; all ranks must call it, and none
