@@ -25,6 +25,7 @@ from ivgr.evaluation.options import match_option
 from ivgr.evaluation.run import Examination, Reply, instruction_of, respond, respond_to_each
 from ivgr.journal import Journal
 from ivgr.policy.load import Pretrained
+from ivgr.policy.patches import use_linear_patches
 from ivgr.rewards.boxes import iou, parse_boxes
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.world.write import World, draw_samples
@@ -260,6 +261,16 @@ def test_a_rejected_row_stands_in_the_table(tmp_path):
     Examination(BENCHMARKS["vstar"], refuse, "").fill(journal, File(), "")
     (row,) = journal.rows
     assert row["verdict"] is False and row["why"] == "rejected: sample 0: no image"
+
+
+def test_patches_embedded_by_a_product_are_those_of_the_convolution():
+    model, _ = Pretrained("tiny").load()
+    embed, names = model.model.visual.patch_embed, set(model.state_dict())
+    patches = torch.randn(50, 3 * 2 * 14 * 14)
+    expected = embed(patches)
+    use_linear_patches(model)
+    assert not isinstance(embed.proj, torch.nn.Conv3d) and set(model.state_dict()) == names
+    torch.testing.assert_close(embed(patches), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_instruction_of_a_mode():

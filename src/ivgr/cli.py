@@ -43,6 +43,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
   ivgr bench data               time decoding and processing beside plain PIL and the HF processor
+  ivgr bench evaluate           time answering rows of a benchmark beside stock `generate`
 
 Any setting of the config can be overridden on the command line, for example
   ivgr fit --config configs/tiny.yaml --model.optimizer.lr 5e-5 --seed_everything 1

@@ -24,6 +24,7 @@ from ivgr.evaluation.tables import Column, Figure, figures_of, lines_of, notes_o
 from ivgr.journal import Journal
 from ivgr.judge import Judge
 from ivgr.policy.load import Pretrained
+from ivgr.policy.patches import use_linear_patches
 from ivgr.rollout.engine import TransformersEngine
 
 SCORES = ".scores.json"
@@ -131,6 +132,7 @@ class Policy:
     def __init__(self, source: str, settings: Settings) -> None:
         self.source, self.settings, self.ask = source, settings, None
 
+    @torch.inference_mode()
     def __call__(self, samples: list, mode: str) -> list:
         if self.ask is None:
             self.ask = self._load()
@@ -140,6 +142,7 @@ class Policy:
         settings = self.settings
         model, processor = Pretrained(self.source, settings.dtype).load()
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        use_linear_patches(model)
         kind = model.config.model_type
         encoder = QueryEncoder(processor, kind, settings.prompts, settings.max_prompt_tokens)
         engine = TransformersEngine(max_new_tokens=settings.max_new_tokens, batch_queries=settings.batch)
@@ -165,7 +168,7 @@ def examine(policy: Policy, mode: str, name: str, file: RowFile, journal: Journa
 
 def summarise(journal: Journal, folder: Path, name: str, export: str | None) -> None:
     """BENCHMARK.scores.json, and the predictions for VLMEvalKit."""
-    figures = [asdict(figure) for figure in figures_of(journal.rows, name)]
+    figures = [asdict(figure) for figure in figures_of(journal.rows, name, folder.name != "text")]
     report = {"notes": notes_of(journal.rows), "figures": figures}
     (folder / f"{name}{SCORES}").write_text(json.dumps(report, indent=1))
     if export:

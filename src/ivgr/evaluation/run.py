@@ -103,7 +103,7 @@ class Examination:
 
     def _decide(self, verdicts: list[Verdict], samples: list[Sample], replies: list) -> list[Verdict]:
         """The judge's word where no rule decided and something was answered; wrong without a judge."""
-        answers = [read_reply(r.text)[0] if isinstance(r, Reply) else "" for r in replies]
+        answers = ["" if isinstance(r, RejectedSample) else read_reply(r.text)[0] for r in replies]
         doubtful = [n for n, v in enumerate(verdicts) if v.right is None and answers[n] and self.judge]
         said = self.judge.agree([Agreement(samples[n], answers[n]) for n in doubtful]) if doubtful else []
         judged = {
@@ -125,17 +125,17 @@ def respond_to_each(respond: Respond, samples: list[Sample]) -> list[Reply | Rej
 
 def _record(row: Row, prompt: str, reply: Reply | RejectedSample, verdict: Verdict) -> dict:
     """The journal line; verdict is null where the judge gave none."""
-    reply = Reply("") if isinstance(reply, RejectedSample) else reply
-    answer, source = read_reply(reply.text)
-    boxes = [[round(c, 2) for c in box] for box in reply.boxes]
+    said = {} if isinstance(reply, RejectedSample) else vars(reply)
+    text, written = said.get("text", ""), said.get("boxes", [])
+    answer, source = read_reply(text)
     return {
         "index": row.index,
         "prompt": prompt,
-        "reply": reply.text,
-        "reasoning": read_think(reply.text).strip(),
+        "reply": text,
+        "reasoning": read_think(text).strip(),
         "answer": answer,
         "answer_from": source,
-        "boxes": boxes,
+        "boxes": [[round(c, 2) for c in box] for box in written],
         "verdict": verdict.right,
         "predicted": verdict.predicted,
         "why": verdict.why,
@@ -144,9 +144,9 @@ def _record(row: Row, prompt: str, reply: Reply | RejectedSample, verdict: Verdi
         "options": row.options,
         "groups": row.groups,
         "gold_boxes": row.boxes,
-        "iou": mean_best_iou(reply.boxes, row.boxes) if row.boxes else None,
-        "tokens": reply.tokens,
-        "crops": len(reply.crops),
+        "iou": mean_best_iou(written, row.boxes) if row.boxes else None,
+        "tokens": said.get("tokens", 0),
+        "crops": len(said.get("crops", ())),
     }
 
 

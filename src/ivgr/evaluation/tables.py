@@ -56,8 +56,9 @@ def read_rows(path: Path) -> list[dict]:
         return list(map(json.loads, file))
 
 
-def figures_of(rows: Sequence[dict], name: str) -> list[Figure]:
-    """The score of benchmark `name`, of each of its categories, and its further figures."""
+def figures_of(rows: Sequence[dict], name: str, boxes: bool = True) -> list[Figure]:
+    """The score of benchmark `name`, of each of its categories, and its further figures: mIoU only
+    where there are gold boxes and `boxes` were asked for."""
     benchmark, title = BENCHMARKS[name], BENCHMARKS[name].title
     figures = [_score(rows, benchmark, title, "")]
     for column in benchmark.categories:
@@ -67,7 +68,7 @@ def figures_of(rows: Sequence[dict], name: str) -> list[Figure]:
     if benchmark.rule == "yes or no":
         figures += _yes_figures(rows, title)
     boxed = [row for row in rows if row["iou"] is not None]
-    if any(row["boxes"] for row in boxed):
+    if boxed and boxes:
         overlaps = [row["iou"] for row in boxed]
         figures.append(
             _figure(tabulate(boxed, Benchmark("", ()), overlaps), mean_of_groups, title, "mIoU", len(boxed))
