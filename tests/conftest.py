@@ -1,7 +1,9 @@
 """Hand-made samples, rollouts, queries and judges that the tests share."""
 
+import interpreter  # noqa: F401  before all that imports Triton
+
+# isort: split
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,14 +11,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from ivgr.data.family import Frame
 from ivgr.data.sample import Sample
+from ivgr.families.frame import Frame
 from ivgr.judge import Agreement, Comparison
 from ivgr.query import Group, Query, Rollout
-
-# Without a GPU, Triton's kernels run in its interpreter, which it must know when it is imported.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # A busy machine is no reason to fail.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -187,6 +187,5 @@ def test_synth_draws_once_and_refuses_to_mix(capsys, tmp_path):
 def test_help_names_every_command(capsys):
     main(["--help"])
     text = capsys.readouterr().out
-    assert all(
-        f"ivgr {command}" in text for command in ("fit", "validate", "synth", "archive", "pack", "inspect")
-    )
+    commands = ("fit", "validate", "ask", "plan", "scratch", "synth", "archive", "pack", "inspect", "export")
+    assert all(f"ivgr {command}" in text for command in commands)

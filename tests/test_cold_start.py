@@ -1,15 +1,26 @@
 """Demonstrations from shards: every text, at the shards' own ratio, in an order of the seed alone."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import make_sample
 from torch.utils.data import DataLoader
+from transformers import AutoModelForImageTextToText
 
-from ivgr.data.cold_start import DemonstrationStream
+from ivgr.cli import main
+from ivgr.data.cold_start import ColdStart, DemonstrationStream
+from ivgr.data.demonstration import move_boxes
 from ivgr.data.shards import write_shards
+from ivgr.families.frame import RELATIVE, Frame
+from ivgr.policy.load import TINY
+from ivgr.world.write import World, draw_samples
 
+CONFIG = Path(__file__).parents[1] / "configs" / "distill_sft.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
@@ -64,3 +75,41 @@ def test_workers_do_not_change_the_order(shards, workers):
         stream, batch_size=None, num_workers=workers, multiprocessing_context="fork", collate_fn=names
     )
     assert list(islice(loader, 20)) == steps(shards)[2:]
+
+
+def test_boxes_of_demonstrations_move_into_the_models_frame():
+    text = "the bag <box>[100,200,500,1000]</box> is red <box>[0,0,10,10]</box>"
+    moved = move_boxes(text, RELATIVE, Frame(280, 140))
+    assert moved == "the bag <box>[28,28,140,140]</box> is red <box>[0,0,3,1]</box>"
+    assert move_boxes("<box>[28,28,140,140]</box>", Frame(280, 140), RELATIVE) == (
+        "<box>[100,200,500,1000]</box>"
+    )
+    assert move_boxes(text, RELATIVE, RELATIVE) is text
+
+
+def test_steps_by_epochs(tmp_path):
+    """Ten demonstrations, four a step: two passes are five steps."""
+    samples = [replace(s, reasoning={"textual": "so"}) for s in draw_samples(World("train", 10, seed=4))]
+    folder = write_shards(tmp_path / "train", "train", samples, 5)[0].parent
+    data = ColdStart(str(folder), str(folder), epochs=2, batch=4)
+    data.trainer = SimpleNamespace(world_size=1)
+    data._check_train()
+    assert data.total_steps == 5
+
+
+def test_a_cold_start_with_adapters_leaves_a_plain_model(tmp_path):
+    samples = list(draw_samples(World("train", 30, seed=4)))
+    folder = str(write_shards(tmp_path / "train", "train", samples, 10)[0].parent)
+    main([
+        "fit", "--config", str(CONFIG), "--trainer.default_root_dir", str(tmp_path / "run"),
+        "--data.train", folder, "--data.val", folder, "--data.val_queries", "2", "--data.steps", "2",
+        "--data.batch", "4", "--model.adapter.rank", "4", "--model.gradient_checkpointing", "true",
+        "--model.engine.max_new_tokens", "4",
+    ])  # fmt: skip
+    plain, trained = (
+        dict(AutoModelForImageTextToText.from_pretrained(path).named_parameters())
+        for path in (TINY, tmp_path / "run" / "model")
+    )
+    assert plain.keys() == trained.keys()
+    changed = {name for name in plain if not torch.equal(plain[name], trained[name])}
+    assert changed and all("language_model.layers" in name and "proj" in name for name in changed)

@@ -7,12 +7,12 @@ from conftest import RELATIVE, RecordingJudge, make_sample, response
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivgr.data.family import Frame
 from ivgr.distill.balance import parse_ratio, plan_demonstrations
 from ivgr.distill.collect import Candidate
 from ivgr.distill.keep import judge_rewrites
 from ivgr.distill.rewrite import ChatRewriter, RuleRewriter, read_reply
 from ivgr.errors import UserError
+from ivgr.families.frame import Frame
 from ivgr.judge import RuleJudge
 from ivgr.world.claims import read_claims
 

@@ -8,7 +8,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.evaluation import HeldOutFigures, names_places
 from ivgr.judge import RuleJudge
-from ivgr.policy.scratch import build_processor
+from ivgr.policy.vocabulary import build_processor
 from ivgr.query import Rollout
 from ivgr.world.write import World, draw_samples
 

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivgr.data.family import Frame, frame_of
 from ivgr.errors import UserError
+from ivgr.families.frame import Frame
+from ivgr.families.registry import find_family
 from ivgr.rewards.boxes import iou
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -15,6 +16,10 @@ pixel_boxes = st.builds(lambda x, y: (x[0], y[0], x[1], y[1]), spans, spans)
 cells = st.lists(st.integers(0, 50), min_size=2, max_size=2, unique=True).map(sorted)
 whole_boxes = st.builds(lambda x, y: (x[0], y[0], x[1], y[1]), cells, cells)
 families = st.sampled_from(FAMILIES)
+
+
+def frame_of(family: str, resized: tuple[int, int]) -> Frame:
+    return find_family(family).frame(resized)
 
 
 @pytest.mark.parametrize("family", RELATIVE_FAMILIES)

@@ -24,8 +24,9 @@ from ivgr.cli import main
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.data.shards import write_shards
-from ivgr.pack.sheet import COLORS, TILE, make_tile
+from ivgr.pack.sheet import make_tile
 from ivgr.pack.survey import Histogram, survey_shards, upright_size
+from ivgr.picture import COLORS, TILE
 from ivgr.policy.load import TINY as POLICY
 
 GREEN = tuple(bytes.fromhex(COLORS[0][1:]))

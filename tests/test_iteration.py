@@ -19,7 +19,7 @@ from ivgr.query import rollouts_of
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.update import Stepper, Update
-from ivgr.watch.board import completions_table, draw_boxes
+from ivgr.watch.board import completions_table, draw_queries
 from ivgr.watch.record import rollout_rows
 from ivgr.world.write import World, draw_samples
 
@@ -99,8 +99,9 @@ def test_exact_kl_and_k3_start_from_the_same_gradient(tiny, run):
 @pytest.mark.parametrize("kl", ["k3", "exact"])
 def test_triton_kernels_give_the_same_update(run, monkeypatch, kl):
     reference = FrozenReference().load(run.policy)
-    for parameter in reference.parameters():
-        parameter.mul_(1.01)
+    with reference.serving() as model:
+        for parameter in model.parameters():
+            parameter.mul_(1.02)
     update = replace(run.iteration.update, reference=reference, loss=PolicyLoss(kl=kl))
     found = {}
     for implementation in ("torch", "triton"):
@@ -118,6 +119,31 @@ def test_later_updates_leave_the_reference(tiny):
     assert several.metrics["policy/ratio_max"] > 1.0
     assert several.metrics["policy/kl"] > 0
     assert several.metrics["rollout/logp_mismatch"] < 1e-4
+
+
+def test_importance_weighs_each_token_by_what_the_engine_recorded(run):
+    """Rollouts recorded as twice as likely as they are count half, under a cap of 2."""
+    update = run.iteration.update
+    corrected = replace(update, loss=PolicyLoss(importance_cap=2.0))
+
+    def step(update):
+        return update.run(update.pack(run.queries[:2])), run.gradients.pop()
+
+    plain = step(update)
+    for rollout in rollouts_of(run.queries[:2]):
+        rollout.logp += math.log(2)
+    try:
+        untouched = step(update)
+        halved = step(corrected)
+    finally:
+        for rollout in rollouts_of(run.queries[:2]):
+            rollout.logp -= math.log(2)
+    assert torch.equal(untouched[1], plain[1]) and untouched[0]["optim/loss"] == plain[0]["optim/loss"]
+    assert "policy/importance_mean" not in untouched[0]
+    assert (2 * halved[1] - plain[1]).norm() < 1e-4 * plain[1].norm()
+    assert halved[0]["policy/importance_mean"] == pytest.approx(0.5, abs=1e-4)
+    assert halved[0]["policy/importance_capped"] == 0
+    assert halved[0]["rollout/logp_mismatch"] == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_mini_batches_differ_by_at_most_one_query(tiny, run):
@@ -172,7 +198,7 @@ def test_completions_table_escapes_what_the_model_wrote(run):
 
 def test_drawn_boxes_show_the_gold_box(run):
     queries = [query for query in run.queries if len(query.groups) == 2]
-    picture = draw_boxes(queries[:2])
+    picture = draw_queries(queries[:2])
     assert picture.shape == (280, 560, 3)
     assert (picture == (20, 160, 60)).all(-1).any()
 

@@ -81,8 +81,9 @@ class WaitingJudge(RuleJudge):
 def test_both_batches_are_judged_beside_the_models_passes(tiny):
     judge = WaitingJudge()
     run, plain = Run(tiny, judge), Run(tiny, RuleJudge())
-    for name, event in judge.begun.items():
-        model = getattr(run.iteration.update, name)
+    update = run.iteration.update
+    for name, model in (("reference", update.reference.model), ("policy", update.policy)):
+        event = judge.begun[name]
         model.model.register_forward_hook(lambda *_, event=event: event.set())
     metrics, expected = (each.iteration.run(each.queries, seed=4) for each in (run, plain))
     assert run.steps == 2 and metrics["time/judge_wait"] >= 0

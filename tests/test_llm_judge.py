@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from judge_server import JudgeServer
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from ivgr.data.family import Frame
 from ivgr.errors import UserError
+from ivgr.families.frame import Frame
 from ivgr.judge import CONSISTENCY_SCORES, Agreement, Comparison, LLMJudge, LocalJudge, RuleJudge
 from ivgr.judge.client import read_reply
 from ivgr.judge.rubric import (

@@ -49,6 +49,30 @@ def test_loss_is_the_definition(ratio, advantage):
     assert one_token(ratio, advantage)[0] == pytest.approx(expected, abs=1e-9)
 
 
+def test_importance_is_the_closed_form_and_carries_no_gradient():
+    old = torch.tensor([-1.0, -1.0, -1.0], dtype=torch.float64)
+    rollout = old - torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64).log()
+    logp = (old + math.log(1.1)).requires_grad_()
+    advantage, kl = torch.tensor([2.0, 2.0, -1.0], dtype=torch.float64), torch.ones_like(old)
+    settings = PolicyLoss(importance_cap=1.5, kl_weight=0.5)
+    result = policy_loss(logp, old, advantage, kl, settings, rollout)
+    result.loss.sum().backward()
+    expected = [0.5 * (-2.2 + 0.5), 1.5 * (-2.2 + 0.5), 1.0 * (1.1 + 0.5)]
+    assert result.loss.tolist() == pytest.approx(expected)
+    assert logp.grad.tolist() == pytest.approx([0.5 * -2.2, 1.5 * -2.2, 1.1])
+    assert result.importance.tolist() == pytest.approx([0.5, 1.5, 1.0])
+    assert result.importance_capped.tolist() == [False, True, False]
+
+
+@given(st.lists(st.tuples(*[st.floats(-9, 0)] * 4), min_size=1, max_size=20))
+def test_without_a_cap_the_rollout_log_probs_change_no_bit(rows):
+    logp, old, advantage, rollout = torch.tensor(rows).T
+    with_them = policy_loss(logp, old, advantage, old * 0.1, PolicyLoss(), rollout)
+    without = policy_loss(logp, old, advantage, old * 0.1, PolicyLoss())
+    assert all(torch.equal(a, b) for a, b in zip(with_them[:4], without[:4], strict=True))
+    assert with_them[4:] == without[4:] == (None, None)
+
+
 def test_log_ratio_is_clamped_only_when_switched_on():
     assert one_token(math.exp(30), 1.0, clip_high=1e30)[0] == pytest.approx(-math.exp(30))
     assert one_token(math.exp(30), 1.0, clip_high=1e30, log_ratio_limit=20.0)[0] == pytest.approx(
@@ -56,7 +80,7 @@ def test_log_ratio_is_clamped_only_when_switched_on():
     )
 
 
-@pytest.mark.parametrize("settings", [{"kl": "k4"}, {"dual_clip": 0.5}])
+@pytest.mark.parametrize("settings", [{"kl": "k4"}, {"dual_clip": 0.5}, {"importance_cap": 0.0}])
 def test_bad_settings_name_their_key(settings):
     with pytest.raises(UserError, match=f"model.loss.{next(iter(settings))}"):
         PolicyLoss(**settings)

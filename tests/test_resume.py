@@ -1,6 +1,7 @@
 """A run that is killed and resumed continues exactly as the unbroken run."""
 
 import gzip
+import re
 import signal
 import subprocess
 import sys
@@ -64,13 +65,22 @@ def runs(tmp_path_factory):
 
 
 def test_tokens_rewards_and_advantages_are_identical(runs):
+    same_rollouts(*runs)
+
+
+def same_rollouts(*runs):
     for iteration in range(1, 5):
         whole, broken = (gunzip(run / "rollouts" / f"{iteration:06d}.jsonl.gz") for run in runs)
         assert whole == broken and len(whole) > 100
 
 
 def test_weights_optimizer_and_archive_are_identical(runs):
+    same_state(*runs)
+
+
+def same_state(*runs):
     whole, broken = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in runs)
+    assert whole["TinyWorld"] == broken["TinyWorld"]
     assert whole["ivgr"] == broken["ivgr"] and whole["ivgr"]["iteration"] == 4
     assert whole["global_step"] == broken["global_step"] == 8
     for name, tensor in whole["state_dict"].items():
@@ -78,6 +88,45 @@ def test_weights_optimizer_and_archive_are_identical(runs):
     whole_state, broken_state = (run["optimizer_states"][0]["state"] for run in (whole, broken))
     for index, moments in whole_state.items():
         assert torch.equal(moments["exp_avg_sq"], broken_state[index]["exp_avg_sq"])
+
+
+@pytest.fixture(scope="module")
+def terminated(tmp_path_factory):
+    """The folder of a run that gets SIGTERM in its second iteration, and what it says."""
+    root = tmp_path_factory.mktemp("terminated")
+    process = start(root, "--checkpoint_every", "100", "--checkpoint_keep", "2")
+    wait_for(root / "rollouts" / "000001.jsonl.gz", process)
+    process.send_signal(signal.SIGTERM)
+    return root, *finish(process)
+
+
+def test_sigterm_leaves_a_checkpoint_that_resumes_exactly(runs, terminated):
+    root, code, error = terminated
+    assert code == 128 + signal.SIGTERM and error.count("\n") == 1
+    done = int(re.fullmatch(r"ivgr: .*SIGTERM; stopped after iteration (\d); .*--ckpt_path last\n", error)[1])
+    assert 1 <= done < 4 and not (root / "summary.json").exists()
+    assert [path.name for path in (root / "checkpoints").glob("iteration*")] == [
+        f"iteration-00000{done}.ckpt"
+    ]
+    extra = ("--checkpoint_every", "4", "--checkpoint_keep", "2")  # updates: saves after 2 and 4 iterations
+    assert finish(start(root, *extra, "--ckpt_path", "auto"))[0] == 0
+    same_rollouts(runs[0], root)
+    same_state(runs[0], root)
+    kept = sorted(path.name for path in (root / "checkpoints").iterdir())
+    before = {"iteration-000002.ckpt" if done < 3 else "iteration-000003.ckpt"}
+    assert set(kept) == before | {"iteration-000004.ckpt", "last.ckpt", "best.ckpt"}
+
+
+def test_the_best_is_kept_and_resumes_exactly(runs, tmp_path):
+    """Validation after every second iteration; the first sets the record, an equal one does not."""
+    extra = ("--trainer.val_check_interval", "2", "--checkpoint_best", "val/textual/format")
+    assert finish(start(tmp_path, *extra))[0] == 0
+    same_rollouts(runs[0], tmp_path)
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["ivgr"]["iteration"] == 2
+    assert finish(start(tmp_path, *extra, "--ckpt_path", "best"))[0] == 0
+    same_rollouts(runs[0], tmp_path)
+    same_state(runs[0], tmp_path)
 
 
 def test_checkpoints_hold_no_reference_weights(runs):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivgr.archive import Archive
-from ivgr.data.family import Frame
+from ivgr.families.frame import Frame
 from ivgr.judge import RuleJudge
 from ivgr.query import Query, Rollout
 from ivgr.rewards.total import Rewards, Term, ask_once, enter_verdicts

@@ -3,7 +3,7 @@ from conftest import RELATIVE, make_sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivgr.data.family import Frame
+from ivgr.families.frame import Frame
 from ivgr.judge import CONSISTENCY_SCORES, Agreement, Comparison, RuleJudge
 
 SAMPLE = make_sample()

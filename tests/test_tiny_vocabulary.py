@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ivgr.data.prompts import GROUNDED, SINGLE, STREAMS, TEXTUAL, Prompts, streams_of
-from ivgr.policy.scratch import SPECIAL, build_processor
+from ivgr.policy.vocabulary import SPECIAL, build_processor
 from ivgr.world.scene import SIDES, sample_scene
 from ivgr.world.tasks import TASKS
 

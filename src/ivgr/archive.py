@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch.distributed as dist
-
-from ivgr.query import Query
+from ivgr.distributed.ranks import gather_lists
+from ivgr.query import Query, places_of
 from ivgr.rewards.format import read_think
 
 
@@ -54,8 +53,9 @@ class Archive:
         """Enters the scored grounded rollouts of `queries`, those of all ranks alike."""
         if not self.persistent:
             self.entries = {}
-        found = [pair for query in queries if (pair := self._best(query)) is not None]
-        for sample_id, entry in _of_all_ranks(found):
+        best = zip(places_of(queries), map(self._best, queries), strict=True)
+        found = [(place, *pair) for place, pair in best if pair is not None]
+        for _, sample_id, entry in sorted(gather_lists(found), key=lambda one: one[0]):
             kept = self.entries.get(sample_id)
             if kept is None or entry.box_reward > kept.box_reward:
                 self.entries[sample_id] = entry
@@ -78,12 +78,3 @@ class Archive:
 
     def load_state_dict(self, state: dict[str, list]) -> None:
         self.entries = {sample_id: Entry(*entry) for sample_id, entry in state.items()}
-
-
-def _of_all_ranks(found: list) -> list:
-    """The findings of all ranks in rank order, so that every rank keeps the same."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return found
-    gathered: list[list] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, found)
-    return [pair for part in gathered for pair in part]

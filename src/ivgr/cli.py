@@ -7,60 +7,45 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from jsonargparse import auto_cli
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
+from ivgr.compose import compose_words
 from ivgr.errors import UserError
+from ivgr.help import HELP
+from ivgr.plan.command import plan
 from ivgr.tools import TOOLS
+from ivgr.watch.checkpoints import LAST, Checkpoints
+from ivgr.watch.preempt import Preempted, Preemption
 from ivgr.watch.record import RunRecord
 from ivgr.watch.rescue import Rescue
-
-HELP = """\
-ivgr: train vision-language models to reason in plain text with the localization skill of
-explicit boxes (iVGR, arXiv 2605.31096).
-
-  ivgr fit --config FILE        train; try configs/tiny.yaml, which needs no GPU and no data
-  ivgr fit --config FILE --ckpt_path last
-                                continue a run that was stopped
-  ivgr validate --config FILE   held-out figures of a policy, both streams, greedy
-  ivgr synth DIR --split train --count N
-                                draw shards of the tiny world
-  ivgr pack SRC DST             turn parquet, JSON, JSONL, COCO or CSV rows and their images into shards
-  ivgr inspect SHARDS           count them, and draw their boxes and questions on a contact sheet
-  ivgr archive show CKPT        print the rollout archive of a checkpoint
-  ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
-                                rewritten without boxes
-  ivgr filter SHARDS DST        keep the samples that a policy answers neither always nor never
-  ivgr evaluate --benchmark NAME --data DIR --model MODEL --mode text grounded
-                                score models on V*, HRBench, POPE, … from files you have, with intervals
-  ivgr compare RUN_A RUN_B      is the difference real? paired, with McNemar's test
-  ivgr analyse OUT/MODEL        what the modes differ in, cost, and accuracy by IoU of the boxes
-  ivgr bench update             time a phase with the prefix shared and without; also rollout, step
-  ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
-  ivgr bench data               time decoding and processing beside plain PIL and the HF processor
-  ivgr bench evaluate           time answering rows of a benchmark beside stock `generate`
-
-Any setting of the config can be overridden on the command line, for example
-  ivgr fit --config configs/tiny.yaml --model.optimizer.lr 5e-5 --seed_everything 1
-and `--print_config` prints the outcome. `ivgr COMMAND --help` lists every setting.
-"""
 
 
 class Parser(LightningArgumentParser):
     """Says in one line what is wrong with a config: of the messages of nested parsers the
-    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`."""
+    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`; its
+    argument `words` is a list of all that are given: `a.png b.png`."""
 
     messages: list[str] = []
 
     def add_argument(self, *args, **kwargs):
         if kwargs.get("type") is bool:
             kwargs |= {"nargs": "?", "const": True}
+        if args == ("words",):
+            kwargs = {"nargs": "+", "help": kwargs["help"]}
         return super().add_argument(*args, **kwargs)
+
+    def parse_args(self, args: list[str] | None = None, **options):
+        if args is not None:
+            switches = {name for a in self._actions if a.const is True for name in a.option_strings}
+            followed = zip(args, [*args[1:], ""], strict=False)
+            args = [f"{w}=true" if w in switches and n not in ("true", "false") else w for w, n in followed]
+        return super().parse_args(args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         self.messages.append(" ".join(str(message).split()))
@@ -96,22 +81,28 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=25, help="Optimizer updates between two checkpoints."
         )
+        parser.add_argument(
+            "--checkpoint_keep", type=int, default=1, help="Latest checkpoints to keep, beside the best."
+        )
+        parser.add_argument(
+            "--checkpoint_best",
+            default="val/textual/accuracy",
+            help="Validation figure whose highest value makes best.ckpt (see trainer.val_check_interval).",
+        )
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir or "runs/default")
-        checkpoint = ModelCheckpoint(
-            dirpath=root / "checkpoints",
-            every_n_train_steps=config.checkpoint_every,
-            save_last=True,
-            save_top_k=0,
-            enable_version_counter=False,
-        )
+        every, keep = config.checkpoint_every, config.checkpoint_keep
+        if every < 1 or keep < 1:
+            raise UserError(f"checkpoint_every is {every}, checkpoint_keep {keep}: both must be at least 1")
+        checkpoints = Checkpoints(root / "checkpoints", every, keep, config.checkpoint_best)
         kwargs["logger"] = TensorBoardLogger(root, name="", version="")
         kwargs["default_root_dir"] = str(root)
         self.trainer_defaults["callbacks"] = [
-            checkpoint,
-            Rescue(root / "checkpoints"),
+            checkpoints,
+            Preemption(),
+            Rescue(checkpoints),
             RunRecord(self.parser.dump(self.config, skip_none=False)),
         ]
         return super().instantiate_trainer(**kwargs)
@@ -123,11 +114,14 @@ class CLI(LightningCLI):
         self._find_last()
 
     def _find_last(self) -> None:
-        """`--ckpt_path last` is the run's own last checkpoint, and there must be one."""
+        """`--ckpt_path last` is the run's own last checkpoint, and there must be one; so is `best`;
+        `auto` is the last, if there is one."""
         config = self.config_init[self.subcommand]
-        last = Path(self.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        if config.ckpt_path == "last":
-            config.ckpt_path = last
+        folder = Path(self.trainer.default_root_dir) / "checkpoints"
+        if config.ckpt_path == "auto":
+            config.ckpt_path = folder / LAST if (folder / LAST).exists() else None
+        elif config.ckpt_path in ("last", "best"):
+            config.ckpt_path = folder / f"{config.ckpt_path}.ckpt"
         if config.ckpt_path and not Path(config.ckpt_path).exists():
             raise UserError(f"--ckpt_path: no checkpoint at {config.ckpt_path}; leave it out to start afresh")
 
@@ -140,7 +134,7 @@ def user_error_behind(error: BaseException | None) -> UserError | None:
     return error
 
 
-def last_line_of(error: UserError) -> str:
+def last_line_of(error: Exception) -> str:
     """The message with its notes, also where a reader process has put its traceback before it."""
     message = str(error).strip().splitlines()[-1].removeprefix("ivgr.errors.UserError: ")
     return "; ".join([message, *getattr(error, "__notes__", ())])
@@ -155,10 +149,12 @@ def main(args: list[str] | None = None) -> None:
         if not words or words[0] in ("-h", "--help", "help"):
             print(HELP)
         elif words[0] in TOOLS:
-            tool, prog = TOOLS[words[0]], f"ivgr {words[0]}"
-            auto_cli(tool, args=words[1:], prog=prog, parser_class=ToolParser, description=None)
+            run_tool(words[0], words[1:])
         else:
-            run_lightning(args)
+            run_lightning(compose_words(words))
+    except Preempted as stopped:
+        print(f"ivgr: {last_line_of(stopped)}", file=sys.stderr)
+        raise SystemExit(stopped.code) from None
     except Exception as error:
         mendable = user_error_behind(error)
         if mendable is None:
@@ -167,8 +163,36 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def run_lightning(args: list[str] | None) -> None:
-    CLI(
+def run_tool(name: str, words: list[str]) -> None:
+    """`plan` has a --config of its own, which auto_cli would take for a file of options."""
+    if TOOLS[name] is not plan:
+        auto_cli(TOOLS[name], args=words, prog=f"ivgr {name}", parser_class=ToolParser, description=None)
+        return
+    parser = Parser(prog=f"ivgr {name}", description=None)
+    parser.add_function_arguments(plan)
+    plan(**parser.instantiate(parser.parse_args(words)).as_dict())
+
+
+class ParseOnly(CLI):
+    """Reads a config and stops: nothing is instantiated."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def parse_fit(config: Path) -> dict[str, Any]:
+    """Every setting of `ivgr fit --config CONFIG`, as plain mappings."""
+    if not config.is_file():
+        raise UserError(f"--config: no file at {config}")
+    parsed = run_lightning(compose_words(["fit", "--config", str(config)]), ParseOnly)
+    return parsed.config["fit"].as_dict()
+
+
+def run_lightning(args: list[str], cli: type[CLI] = CLI) -> CLI:
+    return cli(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,
         subclass_mode_model=True,

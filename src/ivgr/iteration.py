@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.advantage import group_advantages
 from ivgr.archive import Archive
+from ivgr.background import in_background
+from ivgr.distributed.ranks import gather_queries
 from ivgr.errors import UserError
-from ivgr.judge.background import in_background
 from ivgr.judge.protocol import Judge
 from ivgr.query import Query
 from ivgr.rewards.total import Open, Rewards, ask_once, enter_verdicts
@@ -34,7 +35,8 @@ class Iteration:
     """The phases and what they need.
 
     Groups whose rewards are all equal are rolled out again up to resample times, and those
-    left leave the update with drop_flat.
+    left leave the update with drop_flat. halt is called, on all ranks, before phases that may be
+    given up, and raises to do so. After `run`, everyone holds the queries of all ranks.
     """
 
     policy: PreTrainedModel
@@ -46,16 +48,20 @@ class Iteration:
     update: Update
     resample: int = 0
     drop_flat: bool = False
+    halt: Callable[[], None] = lambda: None
     seconds: Counter = field(default_factory=Counter)
     verdicts: list = field(default_factory=list)
+    everyone: list[Query] = field(default_factory=list)
 
     def run(self, queries: list[Query], seed: int) -> dict[str, float]:
-        """Trains on `queries` once; returns the iteration's metrics by TensorBoard name.
+        """Trains on `queries` once; returns the iteration's metrics by TensorBoard name, which are
+        those of all ranks together, but for the times.
         UserError, on all ranks alike and before any update, if the judge gives it up."""
         self.seconds, self.verdicts = Counter(rollout=0.0, reward=0.0, judge_wait=0.0, update=0.0), []
         settled = not (self.resample or self.drop_flat)
         with self._timed("rollout"):
             self._roll_out(queries, seed)
+        self.halt()
         with self._timed("update"):
             mini_batches = self.update.pack(queries if settled else [])
         with self._timed("reward"):
@@ -63,12 +69,14 @@ class Iteration:
         with self._timed("resample"), self.archive.held():
             resampled = self._resample_flat(queries, seed)
         assign_advantages(queries)
+        self.halt()
         with self._timed("update"):
             if not settled:
                 mini_batches = self.update.pack(without_flat(queries) if self.drop_flat else queries)
             statistics = self.update.run(mini_batches)
         times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
-        figures = batch_metrics(queries, self.archive, self.seconds["rollout"])
+        self.everyone = gather_queries(queries)
+        figures = batch_metrics(self.everyone, self.archive, self.seconds["rollout"])
         return figures | judge_metrics(self.judge, self.verdicts) | resampled | statistics | times
 
     def _roll_out(self, queries: list[Query], seed: int) -> None:

@@ -1,8 +1,10 @@
 """The token loss: PPO-clip with asymmetric bounds and a dual clip, plus a KL penalty.
 
 Sources: PPO (arXiv 1707.06347), dual clip (arXiv 1912.09729), clip-higher (DAPO, arXiv
-2503.14476), iVGR (arXiv 2605.31096). Pure functions; every tensor has shape (N,), one
-entry a response token of either stream.
+2503.14476), iVGR (arXiv 2605.31096); truncated importance sampling between rollout engine and
+trainer (Yao, Liu et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+Training"). Pure functions; every tensor has shape (N,), one entry a response token of either
+stream.
 """
 
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ class PolicyLoss:
         kl_weight: β, the weight of the KL to the reference.
         kl: "k1", "k2", "k3" or "exact".
         log_ratio_limit: Clamp of the log-ratio to ± this; null leaves it alone.
+        importance_cap: Each token's loss, KL included, is multiplied by the probability that the
+            trainer gave it before the updates over the one that the rollout engine recorded, at
+            most this; null leaves it alone.
     """
 
     clip_low: float = 0.2
@@ -33,21 +38,28 @@ class PolicyLoss:
     kl_weight: float = 1e-2
     kl: str = "k3"
     log_ratio_limit: float | None = None
+    importance_cap: float | None = None
 
     def __post_init__(self) -> None:
         if self.kl not in (*KL_ESTIMATORS, "exact"):
             raise UserError(f"model.loss.kl is {self.kl!r}, must be one of {', '.join(KL_ESTIMATORS)}, exact")
         if self.dual_clip <= 1:
             raise UserError(f"model.loss.dual_clip is {self.dual_clip}, must be greater than 1")
+        if self.importance_cap is not None and self.importance_cap <= 0:
+            raise UserError(f"model.loss.importance_cap is {self.importance_cap}, must be greater than 0")
 
 
 class TokenLoss(NamedTuple):
-    """loss, ratio fp32 (N,); clipped_low, clipped_high bool (N,): where a clip was active."""
+    """loss, ratio fp32 (N,); clipped_low, clipped_high bool (N,): where a clip was active.
+    With importance_cap also importance fp32 (N,), the factor of each token's loss, and
+    importance_capped bool (N,)."""
 
     loss: torch.Tensor
     ratio: torch.Tensor
     clipped_low: torch.Tensor
     clipped_high: torch.Tensor
+    importance: torch.Tensor | None = None
+    importance_capped: torch.Tensor | None = None
 
 
 def policy_loss(
@@ -56,8 +68,10 @@ def policy_loss(
     advantage: torch.Tensor,
     kl: torch.Tensor,
     settings: PolicyLoss,
+    rollout_logp: torch.Tensor | None = None,
 ) -> TokenLoss:
-    """Loss of each token; its mean over all valid tokens is what training minimises."""
+    """Loss of each token; its mean over all valid tokens is what training minimises.
+    rollout_logp, the rollout engine's own log-probs, is needed for importance_cap alone."""
     log_ratio = logp - old_logp
     if settings.log_ratio_limit is not None:
         log_ratio = log_ratio.clamp(-settings.log_ratio_limit, settings.log_ratio_limit)
@@ -65,9 +79,18 @@ def policy_loss(
     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     surrogate = torch.maximum(-advantage * ratio, -advantage * clipped)
     bounded = torch.where(advantage < 0, surrogate.clamp(max=-settings.dual_clip * advantage), surrogate)
-    return TokenLoss(
+    result = TokenLoss(
         loss=bounded + settings.kl_weight * kl,
         ratio=ratio.detach(),
         clipped_low=(ratio < 1 - settings.clip_low) & (advantage < 0),
         clipped_high=(ratio > 1 + settings.clip_high) & (advantage > 0),
     )
+    if settings.importance_cap is None:
+        return result
+    return _correct_importance(result, (old_logp - rollout_logp).detach().exp(), settings.importance_cap)
+
+
+def _correct_importance(result: TokenLoss, importance: torch.Tensor, cap: float) -> TokenLoss:
+    """`result` as an expectation over the trainer's tokens, though the rollout engine drew them."""
+    capped = importance.clamp(max=cap)
+    return result._replace(loss=capped * result.loss, importance=capped, importance_capped=importance > cap)

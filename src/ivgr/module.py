@@ -2,26 +2,32 @@
 parts, and one `training_step` is one iteration (manual optimisation)."""
 
 import time
+from collections.abc import Callable, Sequence
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from jsonargparse import lazy_instance
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ivgr.archive import Archive
 from ivgr.data.encode import Batch, QueryEncoder
 from ivgr.data.prompts import Prompts
-from ivgr.data.rejection import Rejection
+from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
+from ivgr.export import describe_policy, refuse_other_policy
+from ivgr.guards import Guard, StepGuard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
 from ivgr.loss import PolicyLoss
 from ivgr.optim import Optimizer, Schedule, sum_gradients
+from ivgr.policy.adapter import Adapter
+from ivgr.policy.form import Part, TrainingForm
 from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import FrozenReference
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
+from ivgr.rollout.patient import with_patience
 from ivgr.seeding import derive_seed, run_seed
 from ivgr.tree import Layout
 from ivgr.update import Stepper, Update
@@ -36,6 +42,9 @@ class IVGR(L.LightningModule):
 
     Args:
         policy: HF directory, hub id or "tiny"; or a class with `load() -> (model, processor)`.
+        adapter: Low-rank adapters to train instead of the weights; null trains the weights.
+        freeze: Parts that are not trained: "vision" (with its merger), "embeddings" (with a tied head).
+        gradient_checkpointing: Keeps only the layers' inputs for the backward pass: slower, smaller.
         reference: Where the frozen reference comes from.
         engine: Rollout engine: group size, temperature, top-p, response length.
         rewards: Reward terms and weights.
@@ -55,11 +64,15 @@ class IVGR(L.LightningModule):
         drop_flat: Leaves groups whose rewards stay equal out of the update, KL included.
         clip_norm: Largest gradient norm.
         max_prompt_tokens: Longest prompt, images included.
+        guard: When a run that goes wrong is stopped.
     """
 
     def __init__(
         self,
         policy: Pretrained | str = "tiny",
+        adapter: Adapter | None = None,
+        freeze: Sequence[Part] = (),
+        gradient_checkpointing: bool = False,
         reference: FrozenReference = lazy_instance(FrozenReference),  # noqa: B008
         engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
         rewards: Rewards = lazy_instance(Rewards),  # noqa: B008
@@ -78,11 +91,14 @@ class IVGR(L.LightningModule):
         drop_flat: bool = False,
         clip_norm: float = 1.0,
         max_prompt_tokens: int = 8192,
+        guard: Guard = Guard(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.source = Pretrained(policy) if isinstance(policy, str) else policy
-        self.reference_source, self.engine, self.rewards, self.judge = reference, engine, rewards, judge
+        self.form = TrainingForm(adapter, tuple(freeze), gradient_checkpointing)
+        self.engine = with_patience(engine, guard.engine_timeout)
+        self.reference_source, self.rewards, self.judge = reference, rewards, judge
         self.archive, self.loss, self.optimizer, self.schedule = archive, loss, optimizer, schedule
         self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
         self.iterations, self.updates, self.epochs = iterations, updates, epochs
@@ -90,7 +106,10 @@ class IVGR(L.LightningModule):
         if resample < 0:
             raise UserError(f"model.resample is {resample}, must be at least 0")
         self.resample, self.drop_flat = resample, drop_flat
+        self.guard = StepGuard(guard.patience)
         self.iteration = 0
+        self.halt: Callable[[], None] = lambda: None
+        self.before: tuple[dict, dict] | None = None
         self.policy = None
         self.figures = HeldOutFigures()
 
@@ -98,16 +117,11 @@ class IVGR(L.LightningModule):
         if self.policy is not None:
             return
         self.policy, self.processor = self.source.load()
-        self.policy.eval()
+        self.form.shape(self.policy.eval())
         self.encoder = QueryEncoder(
             self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
         )
-        # In a tuple, so that the reference is no submodule and stays out of checkpoints.
-        self._reference = (self.reference_source.load(self.policy),)
-
-    @property
-    def reference(self):
-        return self._reference[0]
+        self.reference = self.reference_source.load(self.policy)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer.create(self.policy)
@@ -122,7 +136,6 @@ class IVGR(L.LightningModule):
             raise UserError(
                 f"the run is complete at iteration {self.iteration}; raise model.iterations to go on"
             )
-        self.reference.to(self.device)
         update = Update(
             policy=self.policy,
             reference=self.reference,
@@ -133,6 +146,7 @@ class IVGR(L.LightningModule):
             epochs=self.epochs,
             token_budget=self.token_budget,
             layout=self.layout,
+            guard=self.guard,
         )
         self.loop = Iteration(
             policy=self.policy,
@@ -144,6 +158,7 @@ class IVGR(L.LightningModule):
             update=update,
             resample=self.resample,
             drop_flat=self.drop_flat,
+            halt=lambda: self.halt(),
         )
 
     def on_train_start(self) -> None:
@@ -151,39 +166,34 @@ class IVGR(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.metrics = {"time/data_wait": time.perf_counter() - self.idle_since}
+        self.before = self.archive.state_dict(), self.trainer.datamodule.quarantine.state_dict()
         self._quarantine(batch)
 
     def training_step(self, batch: Batch, _: int) -> None:
-        """One iteration; without a query for every rank, only the data moves on."""
-        seed = derive_seed(run_seed(), "rollout", self.iteration, self.global_rank)
-        if self._everyone_has_work(batch):
+        """One iteration; without any query, only the data moves on."""
+        seed, self.everyone = derive_seed(run_seed(), "rollout", self.iteration, 0), []
+        if self._sum_ranks(float(len(batch.queries))):
             self.metrics |= self.loop.run(batch.queries, seed)
+            self.everyone = self.loop.everyone
         self.metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
-        self.iteration += 1
+        self.iteration, self.before = self.iteration + 1, None
         if self.iteration >= self.iterations:
             self.trainer.should_stop = True
+
+    def roll_back(self) -> None:
+        """Forgets what an iteration that was given up before its update has found."""
+        if self.before is not None:
+            archive, quarantine = self.before
+            self.archive.load_state_dict(archive)
+            self.trainer.datamodule.quarantine.load_state_dict(quarantine)
 
     def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
         self.idle_since = time.perf_counter()
 
-    def _everyone_has_work(self, batch: Batch) -> bool:
-        """Ranks must step alike, so each needs as many queries as there are updates."""
-        ranks = self.trainer.world_size
-        needed = 1 if ranks == 1 else min(self.updates, batch.seen)
-        return self._sum_ranks(float(len(batch.queries) >= needed)) == ranks
-
     def _quarantine(self, batch: Batch) -> None:
         """Counts what all ranks have rejected; UserError if it is too much."""
-        quarantine = self.trainer.datamodule.quarantine
-        quarantine.add(*self._gather_rejected(batch))
-        self.metrics |= quarantine.metrics()
-
-    def _gather_rejected(self, batch: Batch) -> tuple[list[Rejection], int]:
-        found = [(batch.rejected, batch.seen)]
-        if self.trainer.world_size > 1:
-            found *= self.trainer.world_size
-            dist.all_gather_object(found, (batch.rejected, batch.seen))
-        return [one for rejected, _ in found for one in rejected], sum(seen for _, seen in found)
+        self.trainer.datamodule.quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
+        self.metrics |= self.trainer.datamodule.quarantine.metrics()
 
     def validation_step(self, batch: Batch, _: int) -> None:
         if batch.queries:
@@ -210,13 +220,16 @@ class IVGR(L.LightningModule):
 
     def _step(self) -> float:
         """Sums gradients over ranks (the loss is already divided by all ranks' tokens),
-        clips, steps optimizer and schedule; returns the norm before clipping."""
+        clips, steps optimizer and schedule, unless the guard skips the former; returns the norm
+        before clipping."""
         if self.trainer.world_size > 1:
             sum_gradients(list(self.policy.parameters()))
         optimizer = self.optimizers()
-        self.scheduler.step(self.trainer.global_step)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm)
-        optimizer.step()
+        self.scheduler.step(self.trainer.global_step + self.guard.skipped)
+        norm = get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
+        if self.guard.admits(norm.item(), self.policy, optimizer.param_groups[0]["lr"], self._sum_ranks):
+            clip_grads_with_norm_(self.policy.parameters(), self.clip_norm, norm)
+            optimizer.step()
         optimizer.zero_grad()
         return norm.item()
 
@@ -225,17 +238,13 @@ class IVGR(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["ivgr"] = {"iteration": self.iteration, "archive": self.archive.state_dict()}
+        checkpoint["ivgr"]["policy"] = describe_policy(self.source, self.form)
+        checkpoint["ivgr"]["skipped"] = self.guard.skipped
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "ivgr" not in checkpoint:
             raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.IVGR model")
-        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        if own != saved:
-            odd = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
-            raise UserError(
-                f"checkpoint: its policy differs from model.policy (first at {odd[0]}); "
-                "resume with the policy it was made with"
-            )
+        refuse_other_policy(self.state_dict(), checkpoint["state_dict"])
         self.iteration = checkpoint["ivgr"]["iteration"]
+        self.guard.skipped = checkpoint["ivgr"]["skipped"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])

@@ -1,14 +1,18 @@
-"""Optimizer and schedule by name, from timm's factories: any of theirs is one word."""
+"""Optimizer and schedule by name, from timm's factories (any of theirs is one word) and torchao's."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
+
+from ivgr.errors import UserError
+from ivgr.low_bit import PREFIX, create_low_bit, find_class
+from ivgr.master import keep_master
 
 
 @dataclass
@@ -16,21 +20,35 @@ class Optimizer:
     """Settings of `timm.optim.create_optimizer_v2`.
 
     Args:
-        name: Any name of `timm.optim.list_optimizers()`.
+        name: Any name of `timm.optim.list_optimizers()`; or one of torchao.optim, such as
+            "torchao.AdamW8bit".
         lr: Peak learning rate.
         weight_decay: Weight decay; biases and norms have none.
+        master: Keeps fp32 copies of weights that are of lower precision, and steps those.
         options: Further arguments of that optimizer.
     """
 
     name: str = "adamw"
     lr: float = 1e-6
     weight_decay: float = 1e-2
+    master: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.name.startswith(PREFIX):
+            find_class(self.name)
+        elif self.name not in list_optimizers():
+            raise UserError(f"model.optimizer.name is {self.name!r}, and timm has no such optimizer")
+
     def create(self, model: nn.Module) -> torch.optim.Optimizer:
-        return create_optimizer_v2(
-            model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.options
-        )
+        """Over the parameters of `model` that are trained."""
+        if self.name.startswith(PREFIX):
+            optimizer = create_low_bit(self.name, model, self.lr, self.weight_decay, self.options)
+        else:
+            optimizer = create_optimizer_v2(
+                model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.options
+            )
+        return keep_master(optimizer) if self.master else optimizer
 
 
 @dataclass

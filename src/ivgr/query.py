@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ivgr.data.family import Frame
 from ivgr.data.sample import Sample
+from ivgr.families.frame import Frame
 
 
 @dataclass
@@ -18,8 +18,9 @@ class Rollout:
 
     logp and sampling_logp are fp32 of shape (T,): the first under softmax(logits /
     temperature) over the full vocabulary, the second under the distribution that was
-    sampled from (after top-p and bans). terms holds each reward term before weighting, but
-    for one whose verdict is missing; reward is None then, and until it is scored.
+    sampled from (after top-p and bans), NaN if the engine does not tell. terms holds each
+    reward term before weighting, but for one whose verdict is missing; reward is None then,
+    and until it is scored.
     """
 
     tokens: torch.Tensor
@@ -48,7 +49,8 @@ class Query:
     """A sample made ready for the policy.
 
     prefix is (P,) token ids shared by all streams; pixel_values (patches, C·t·p·p) and
-    image_grid_thw (images, 3) are None for text only; boxes are gold, in `frame`.
+    image_grid_thw (images, 3) are None for text only; boxes are gold, in `frame`; place is its
+    index among all ranks' samples of the iteration, None where nobody counts.
     """
 
     sample: Sample
@@ -58,6 +60,7 @@ class Query:
     frame: Frame = Frame(1000.0, 1000.0)
     pixel_values: torch.Tensor | None = None
     image_grid_thw: torch.Tensor | None = None
+    place: int | None = None
 
     def group(self, stream: str) -> Group | None:
         return next((group for group in self.groups if group.stream == stream), None)
@@ -66,6 +69,11 @@ class Query:
 def rollouts_of(queries: list[Query]) -> list[Rollout]:
     """All rollouts in tree order: query by query, stream by stream."""
     return [rollout for query in queries for group in query.groups for rollout in group.rollouts]
+
+
+def places_of(queries: list[Query]) -> list[int]:
+    """Each query's place in the iteration; its index where nobody counts."""
+    return [index if query.place is None else query.place for index, query in enumerate(queries)]
 
 
 def separate(query: Query) -> list[Query]:

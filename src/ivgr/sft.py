@@ -1,6 +1,7 @@
 """The cold start: supervised training on reasoning of both streams (automatic
 optimisation, Lightning's own loop); at the end an ordinary HF directory is written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -12,6 +13,8 @@ from ivgr.data.prompts import Prompts
 from ivgr.judge import Judge, RuleJudge
 from ivgr.kernels import fused_logprob_kl
 from ivgr.optim import Optimizer, Schedule
+from ivgr.policy.adapter import Adapter, is_adapted, merge_adapters
+from ivgr.policy.form import Part, TrainingForm
 from ivgr.policy.load import Pretrained
 from ivgr.policy.scratch import TinyScratch
 from ivgr.query import Query
@@ -25,6 +28,9 @@ class SFT(L.LightningModule):
 
     Args:
         policy: Where the weights come from: pretrained, or from scratch.
+        adapter: Low-rank adapters to train instead of the weights, merged at the end.
+        freeze: Parts that are not trained: "vision" (with its merger), "embeddings" (with a tied head).
+        gradient_checkpointing: Keep layers' inputs only for the backward pass, which computes the rest again.
         optimizer: Optimizer by timm name.
         schedule: Learning-rate schedule by timm name, over `data.steps` steps.
         prompts: Instructions of the two streams.
@@ -38,6 +44,9 @@ class SFT(L.LightningModule):
     def __init__(
         self,
         policy: Pretrained | TinyScratch = lazy_instance(TinyScratch),  # noqa: B008
+        adapter: Adapter | None = None,
+        freeze: Sequence[Part] = (),
+        gradient_checkpointing: bool = False,
         optimizer: Optimizer = Optimizer(lr=1e-3),  # noqa: B008
         schedule: Schedule = Schedule("cosine"),  # noqa: B008
         prompts: Prompts = Prompts(),  # noqa: B008
@@ -49,6 +58,7 @@ class SFT(L.LightningModule):
     ) -> None:
         super().__init__()
         self.source, self.optimizer, self.schedule, self.prompts = policy, optimizer, schedule, prompts
+        self.form = TrainingForm(adapter, tuple(freeze), gradient_checkpointing)
         self.engine, self.judge, self.export = engine, judge, export
         self.token_budget, self.max_prompt_tokens = token_budget, max_prompt_tokens
         self.policy = None
@@ -57,6 +67,7 @@ class SFT(L.LightningModule):
         if self.policy is not None:
             return
         self.policy, self.processor = self.source.load()
+        self.form.shape(self.policy.eval())
         self.encoder = QueryEncoder(
             self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
         )
@@ -85,6 +96,8 @@ class SFT(L.LightningModule):
 
     def on_train_end(self) -> None:
         print_figures(evaluate(self.trainer, self))
+        if is_adapted(self.policy):
+            merge_adapters(self.policy)
         folder = Path(self.trainer.default_root_dir) / self.export
         self.policy.save_pretrained(folder)
         self.processor.save_pretrained(folder)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -12,8 +11,13 @@ from ivgr.distill.command import distill
 from ivgr.errors import UserError
 from ivgr.evaluation.command import evaluate
 from ivgr.evaluation.differences import analyse, compare
+from ivgr.export import export
+from ivgr.inference.command import ask
 from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
+from ivgr.plan.command import plan
+from ivgr.policy.checkpoint import scratch
+from ivgr.watch.checkpoints import read_checkpoint
 from ivgr.world.quiz import write_quiz
 from ivgr.world.write import World, write_world
 
@@ -57,7 +61,7 @@ def show(checkpoint: Path) -> None:
     """
     if not checkpoint.exists():
         raise UserError(f"archive show: no checkpoint at {checkpoint}")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = read_checkpoint(checkpoint)
     if "ivgr" not in state or "archive" not in state["ivgr"]:
         raise UserError(f"archive show: {checkpoint} holds no rollout archive")
     table = Table("id", "box reward", "reference reasoning")
@@ -68,6 +72,7 @@ def show(checkpoint: Path) -> None:
 
 
 TOOLS = {
+    "ask": ask,
     "synth": synth,
     "pack": pack,
     "inspect": inspect,
@@ -76,6 +81,9 @@ TOOLS = {
     "evaluate": evaluate,
     "compare": compare,
     "analyse": analyse,
+    "scratch": scratch,
+    "plan": plan,
     "archive": {"show": show},
+    "export": export,
     "bench": BENCH,
 }

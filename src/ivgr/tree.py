@@ -26,8 +26,8 @@ class Pack:
     ids (B, L); positions (3, B, L); reach (B, L): the column where the subtree of a token's
     node ends (see `ivgr.policy.attention`); fork_row, fork_column (G,): the last token of
     each group's instruction; row, column (R,): where the logits that score response token
-    r stand; targets (R,): that token; ref_logp and old_logp (R,) are filled by the scoring
-    pass.
+    r stand; targets (R,): that token; pixel_values stay on the host until a pass needs
+    them (an iteration's are gigabytes); ref_logp and old_logp (R,) are filled by the scoring pass.
     """
 
     queries: list[Query]
@@ -68,9 +68,8 @@ class Pack:
     def hidden(self, model: PreTrainedModel, **options) -> torch.Tensor:
         """Last hidden states (B, L, H) of every token."""
         mask = tree_mask(self.reach, model.dtype)
-        return hidden_states(
-            model, self.ids, self.positions, mask, self.pixel_values, self.image_grid_thw, **options
-        )
+        pixels = None if self.pixel_values is None else self.pixel_values.to(self.ids.device)
+        return hidden_states(model, self.ids, self.positions, mask, pixels, self.image_grid_thw, **options)
 
     def response_hidden(self, model: PreTrainedModel) -> torch.Tensor:
         """Hidden states (R, H) from which each response token is predicted."""
@@ -194,7 +193,7 @@ def _pad(queries: list[Query], trees: list[_Tree], device: torch.device) -> Pack
         row=_row_of([tree.columns for tree in trees]).to(device),
         column=torch.cat([tree.columns for tree in trees]).to(device),
         targets=torch.cat([tree.targets for tree in trees]).to(device),
-        pixel_values=torch.cat(pixels).to(device) if pixels else None,
+        pixel_values=torch.cat(pixels) if pixels else None,
         image_grid_thw=torch.cat(grids).to(device) if grids else None,
     )
 

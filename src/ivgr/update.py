@@ -5,16 +5,23 @@ metrics of getting there.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
+from ivgr.distributed.ranks import gather_lists
+from ivgr.guards import StepGuard, halve_budget, split_pack
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
-from ivgr.query import Query
+from ivgr.policy.reference import Reference
+from ivgr.query import Query, places_of
 from ivgr.tree import Layout, Pack, pack_queries
 from ivgr.watch.metrics import UpdateMetrics
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -32,12 +39,12 @@ class Update:
     """How an iteration's rollouts become optimizer steps.
 
     temperature is that of all log-probs; updates mini-batches an epoch, epochs passes over
-    the iteration's rollouts, token_budget padded tokens a micro-batch, layout "rows" shares
-    no prefix.
+    the iteration's rollouts, token_budget padded tokens a micro-batch (halved whenever memory
+    runs out), layout "rows" shares no prefix.
     """
 
     policy: PreTrainedModel
-    reference: PreTrainedModel
+    reference: Reference
     loss: PolicyLoss
     stepper: Stepper
     temperature: float
@@ -45,28 +52,44 @@ class Update:
     epochs: int
     token_budget: int
     layout: Layout = "tree"
+    guard: StepGuard = field(default_factory=StepGuard)
 
     def pack(self, queries: list[Query]) -> list[list[Pack]]:
-        """The mini-batches, each in packs: whole queries dealt out in turn, so that sizes differ
-        by at most one query."""
-        dealt = [queries[i :: self.updates] for i in range(self.updates)]
+        """The mini-batches, each in packs: the whole queries of all ranks dealt out in turn, so that
+        sizes differ by at most one query."""
+        places = places_of(queries)
+        turns = {place: turn for turn, place in enumerate(sorted(gather_lists(places)))}
+        placed = list(zip(places, queries, strict=True))
+        dealt = [
+            [query for place, query in placed if turns[place] % self.updates == i]
+            for i in range(self.updates)
+        ]
         return [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
 
     @torch.no_grad()
     def infer_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
         """The reference's log-probs of every token that are not there yet (exact KL has its own
         pass)."""
-        for pack in (pack for packs in mini_batches for pack in packs):
-            if self.loss.kl != "exact" and pack.ref_logp is None:
-                pack.ref_logp = self._statistics(self.reference, pack, kl=None).logp
+        missing = any(pack.ref_logp is None for packs in mini_batches for pack in packs)
+        if self.loss.kl == "exact" or not missing:
+            return
+        with self.reference.serving() as reference:
+            self._infer(mini_batches, reference, "ref_logp")
 
     @torch.no_grad()
     def infer_policy(self, mini_batches: Sequence[list[Pack]]) -> None:
         """With several updates, the policy's log-probs before the first, where they are not there
         yet (with one update, they are its own, detached)."""
-        for pack in (pack for packs in mini_batches for pack in packs):
-            if len(mini_batches) * self.epochs > 1 and pack.old_logp is None:
-                pack.old_logp = self._statistics(self.policy, pack, kl=None).logp
+        if len(mini_batches) * self.epochs > 1:
+            self._infer(mini_batches, self.policy, "old_logp")
+
+    def _infer(self, mini_batches: Sequence[list[Pack]], model: PreTrainedModel, name: str) -> None:
+        def infer(pack: Pack) -> None:
+            if getattr(pack, name) is None:
+                setattr(pack, name, self._statistics(model, pack, kl=None).logp)
+
+        for packs in mini_batches:
+            self._within_memory(packs, infer)
 
     def run(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
         """The optimizer steps, a mini-batch each; returns their metrics."""
@@ -78,32 +101,60 @@ class Update:
                 tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
                 if not tokens:
                     continue
-                for pack in packs:
-                    statistics, loss = self._policy_statistics(pack)
-                    self.stepper.backward(statistics.loss / tokens)
+                found = self._within_memory(packs, partial(self._differentiate, tokens))
+                for pack, (statistics, loss) in zip(packs, found, strict=True):
+                    self.guard.watch(statistics)
                     old = statistics.logp if pack.old_logp is None else pack.old_logp
                     metrics.add(pack, statistics, loss, old if epoch == 0 else None)
                 metrics.grad_norms.append(self.stepper.step())
-        return metrics.compute()
+        guards = {"skipped": self.guard.skipped, "token_budget": self.token_budget}
+        return metrics.compute() | {f"guard/{name}": float(value) for name, value in guards.items()}
+
+    def _differentiate(self, tokens: float, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
+        """Adds the gradients of the pack's share of the mean loss over `tokens`."""
+        statistics, loss = self._policy_statistics(pack)
+        self.stepper.backward(statistics.loss / tokens)
+        return statistics._replace(loss=statistics.loss.detach()), loss
+
+    def _within_memory(self, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
+        """`work` of every pack. Where memory runs out, the budget is halved for the rest of the
+        run, the packs are split in place, and all gradients are made anew: a backward pass that
+        broke off has left some."""
+        while True:
+            done, failed = [], None
+            for pack in packs:
+                try:
+                    done.append(work(pack))
+                except torch.OutOfMemoryError:
+                    failed = pack
+                    break
+            if failed is None:
+                return done
+            del done
+            self.policy.zero_grad()
+            self.token_budget = halve_budget(self.token_budget, failed)
+            packs[:] = [part for pack in packs for part in split_pack(self.policy, pack, self.token_budget)]
+            torch.cuda.empty_cache()
 
     def _policy_statistics(self, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
         """logp, kl, entropy (R,) and the summed loss, with gradients in the latter alone; and
         each token's loss, for its figures."""
-        advantage = pack.advantage
+        advantage, rollout_logp = pack.advantage, pack.rollout_logp
 
         def token_loss(logp, ref_logp, kl, entropy, rows=slice(None)) -> TokenLoss:
             old = logp.detach() if pack.old_logp is None else pack.old_logp[rows]
-            return policy_loss(logp, old, advantage[rows], kl, self.loss)
+            return policy_loss(logp, old, advantage[rows], kl, self.loss, rollout_logp[rows])
 
-        ref_hidden = None
+        ref_hidden = ref_weight = None
         if self.loss.kl == "exact":
-            with torch.no_grad():
-                ref_hidden = pack.response_hidden(self.reference)
+            with torch.no_grad(), self.reference.serving() as reference:
+                ref_hidden, ref_weight = pack.response_hidden(reference), reference.lm_head.weight.detach()
         statistics = self._statistics(
             self.policy,
             pack,
             kl=self.loss.kl,
             ref_hidden=ref_hidden,
+            ref_weight=ref_weight,
             entropy=True,
             token_loss=lambda *chunk: token_loss(*chunk).loss,
         )
@@ -115,6 +166,7 @@ class Update:
         pack: Pack,
         kl: str | None,
         ref_hidden: torch.Tensor | None = None,
+        ref_weight: torch.Tensor | None = None,
         **options,
     ) -> TokenStatistics:
         """Of each response token; the logits of all three passes are of one dtype, so that
@@ -123,7 +175,7 @@ class Update:
             pack.response_hidden(model),
             model.lm_head,
             ref_hidden,
-            self.reference.lm_head,
+            ref_weight,
             pack.targets,
             ref_logp=pack.ref_logp,
             temperature=self.temperature,

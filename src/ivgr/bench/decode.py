@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ivgr.bench.ceiling import copy_bandwidth
 from ivgr.bench.setting import Setting, build_queries
+from ivgr.families.registry import find_family
 from ivgr.tree import tree_length
 
 LARGE = 2**28  # bytes: beyond every cache
@@ -47,7 +48,7 @@ def decode_figures(setting: Setting, policy: PreTrainedModel, seconds: float) ->
 
 def weight_bytes(policy: PreTrainedModel) -> int:
     """Of the language model's layers and head: all that every token passes through."""
-    modules = (*policy.model.language_model.layers, policy.lm_head)
+    modules = (*find_family(policy.config.model_type).decoder_layers(policy), policy.lm_head)
     return sum(weight.nbytes for module in modules for weight in module.parameters())
 
 

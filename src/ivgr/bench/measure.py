@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from ivgr.families.registry import find_family
 from ivgr.kernels.dispatch import PYTHON_OPERATORS
 
 
@@ -67,7 +68,8 @@ class Clock:
 
     @contextmanager
     def _memory(self) -> Iterator[None]:
-        hook = self.model.model.visual.register_forward_hook(self._count, with_kwargs=True)
+        tower = find_family(self.model.config.model_type).vision_tower(self.model)
+        hook = tower.register_forward_hook(self._count, with_kwargs=True)
         with hook, live_bytes(self.model.device) as peak:
             yield
         self.peak = peak()

@@ -4,20 +4,17 @@ random pixels and words. In: a `Setting`. Out: a model and its queries."""
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, PreTrainedModel, Qwen2VLForConditionalGeneration
 
 from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.errors import UserError
+from ivgr.families.qwen2_vl import QWEN2_VL
 from ivgr.policy.attention import use_tree_attention
+from ivgr.policy.form import checkpoint_layers
 from ivgr.policy.load import TINY, Pretrained
 from ivgr.query import Group, Query, Rollout
 
-# hidden size, feed-forward size, layers, heads, key-value heads, vocabulary, tied embeddings
-# https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct and -7B-Instruct, config.json
-SHAPES = {
-    "2b": (1536, 8960, 28, 12, 2, 151936, True),
-    "7b": (3584, 18944, 28, 28, 4, 152064, False),
-}
+SHAPES = [size for size in QWEN2_VL.sizes if size != "tiny"]
 WORDS = 1000
 SPECIAL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 # Our torch optimizer, and what the peer calls the same.
@@ -29,7 +26,7 @@ class Setting:
     """What is timed.
 
     Args:
-        shape: "tiny", or "2b" or "7b" of random weights.
+        shape: "tiny", or a size of Qwen2-VL with random weights: "2b", "7b", "72b".
         queries: Queries an iteration, of one image each.
         image_tokens: Tokens an image, after the 2 x 2 merge.
         question: Tokens of a question.
@@ -68,40 +65,23 @@ class Setting:
 
 
 def build_model(setting: Setting) -> PreTrainedModel:
-    """The policy on the setting's device, in eval mode unless it is to checkpoint."""
+    """The policy on the setting's device, in eval mode."""
     if setting.shape == "tiny":
         model = Pretrained("tiny", setting.dtype).load()[0].to(setting.device)
     else:
         model = _random_model(setting)
         use_tree_attention(model)
+    model.eval()
     if setting.checkpointing:
-        model.gradient_checkpointing_enable()
-    return model.train(setting.checkpointing)
+        checkpoint_layers(model)
+    return model
 
 
 def _random_model(setting: Setting) -> PreTrainedModel:
     """Random weights of a real shape; special tokens are the tiny model's, so that its
     tokenizer serves all shapes."""
     tiny = AutoConfig.from_pretrained(TINY)
-    hidden, feed, layers, heads, kv_heads, vocabulary, tied = SHAPES[setting.shape]
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": vocabulary,
-            "hidden_size": hidden,
-            "intermediate_size": feed,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1_000_000.0,
-                "mrope_section": [16, 24, 24],
-            },
-        },
-        vision_config={"hidden_size": hidden},
-        tie_word_embeddings=tied,
-        **{name: getattr(tiny, name) for name in SPECIAL},
-    )
+    config = QWEN2_VL.config(setting.shape, **{name: getattr(tiny, name) for name in SPECIAL})
     torch.manual_seed(0)
     with torch.device(setting.device):
         return Qwen2VLForConditionalGeneration._from_config(

@@ -24,7 +24,8 @@ class ColdStart(ShardDataModule):
     Args:
         train: Shards of samples with "reasoning": a glob, a folder or a brace range.
         val: Held-out shards, the same way.
-        steps: Optimizer steps; the shards are gone through as often as that takes.
+        steps: Optimizer steps; null goes through the shards `epochs` times.
+        epochs: Passes over the demonstrations, without `steps`.
         batch: Demonstrations a step, over all ranks.
         shuffle: Demonstrations in the shuffle buffer (undecoded bytes).
         workers: Processes a rank that decode and encode; 0 does so in the training process.
@@ -36,7 +37,8 @@ class ColdStart(ShardDataModule):
         self,
         train: str,
         val: str,
-        steps: int = 500,
+        steps: int | None = None,
+        epochs: int = 1,
         batch: int = 32,
         shuffle: int = 1000,
         workers: int = 0,
@@ -45,7 +47,7 @@ class ColdStart(ShardDataModule):
     ) -> None:
         super().__init__(train, val, shuffle=shuffle, workers=workers)
         self.val_queries, self.val_batch = val_queries, val_batch
-        self.total_steps, self.batch = steps, batch
+        self.total_steps, self.epochs, self.batch = steps, epochs, batch
 
     def _check_train(self) -> None:
         if self.batch % self.trainer.world_size:
@@ -54,10 +56,14 @@ class ColdStart(ShardDataModule):
             )
         shards = self._find(self.train)
         take_stock(shards)
-        if not any(read_sample(entry).reasoning for entry in read_shards(shards)):
+        counts = (len(read_sample(entry).reasoning) for entry in read_shards(shards))
+        count = sum(counts) if self.total_steps is None else any(counts)
+        if not count:
             raise UserError(
                 f'data.train: no sample of {self.train!r} has "reasoning"; write some with `ivgr distill`'
             )
+        if self.total_steps is None:
+            self.total_steps = max(self.epochs * count // self.batch, 1)
 
     def train_dataloader(self) -> DataLoader:
         dataset = DemonstrationStream(
@@ -74,7 +80,7 @@ class ColdStart(ShardDataModule):
 
     def _order(self) -> dict:
         order = super()._order() | {"data.batch": self.batch}
-        apart = ("data.prompts", "data.paired_ratio", "data.workers", "ranks")
+        apart = ("data.prompts", "data.paired_ratio", "data.workers", "data.shards_by_rank", "ranks")
         return {name: value for name, value in order.items() if name not in apart}
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader, IterableDataset
 
-from ivgr.data.datamodule import HeldOut
 from ivgr.data.demonstration import Demonstration, encode_demonstrations
 from ivgr.data.encode import encode_batch
+from ivgr.data.held_out import HeldOut
 from ivgr.data.prompts import GROUNDED, SINGLE, TEXTUAL
 from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import find_shards, read_shards

@@ -1,9 +1,8 @@
 """Shards → queries, as a LightningDataModule whose progress is saved in checkpoints."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import lightning as L
@@ -11,11 +10,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ivgr.data.encode import Batch, QueryEncoder, encode_batch
+from ivgr.data.held_out import HeldOut
 from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.data.quarantine import Quarantine
 from ivgr.data.rejection import Rejection
 from ivgr.data.sample import KINDS
-from ivgr.data.shards import Located, find_shards, read_samples, take_stock
+from ivgr.data.shards import Located, find_shards, take_stock
+from ivgr.data.spread import Spread
 from ivgr.data.stream import Feed, Mix, SampleStream
 from ivgr.errors import UserError
 from ivgr.seeding import run_seed
@@ -42,10 +43,15 @@ class ShardDataModule(L.LightningDataModule):
         train: Training shards: a glob, a folder, a brace range or a URL (http(s)://, s3://); or
             several sources, a list of {path, weight}.
         val: Held-out shards: one path, or a list of such.
-        prompts: Prompts an iteration over all ranks; a paired query counts two.
+        prompts: Prompts an iteration, over all ranks; a paired query counts two.
         paired_ratio: Share of prompts that belong to paired queries.
         shuffle: Samples in each reader's shuffle buffer (undecoded bytes).
         workers: Reader processes a rank; 0 reads in the training process.
+        shards_by_rank: Each rank reads its own part of the shards, where otherwise every rank reads
+            all and decodes its part: less to read, but what an iteration draws then depends on
+            the number of ranks, a run resumes on as many only, and nothing balances them.
+        expected_response: Tokens of all responses that a query is expected to get in one stream, by
+            which queries are dealt to ranks.
         val_queries: Held-out paired queries to evaluate, null for all.
         val_batch: Queries decoded together in evaluation.
         max_rejected: Largest share of samples that may be broken before training stops.
@@ -60,6 +66,8 @@ class ShardDataModule(L.LightningDataModule):
         paired_ratio: float = 0.9,
         shuffle: int = 1000,
         workers: int = 0,
+        shards_by_rank: bool = False,
+        expected_response: int = 1500,
         val_queries: int | None = 512,
         val_batch: int = 64,
         max_rejected: float = 0.01,
@@ -70,6 +78,7 @@ class ShardDataModule(L.LightningDataModule):
             raise UserError(f"data.max_rejected is {max_rejected}, must lie in [0, 1]")
         self.train, self.val, self.prompts, self.paired_ratio = train, val, prompts, paired_ratio
         self.shuffle, self.workers = shuffle, workers
+        self.shards_by_rank, self.expected_response = shards_by_rank, expected_response
         self.val_queries, self.val_batch = val_queries, val_batch
         self.max_rejected, self.allow_pipe = max_rejected, allow_pipe
         self.start = 0
@@ -86,9 +95,12 @@ class ShardDataModule(L.LightningDataModule):
             raise UserError(f"data.val: {self.val!r} holds no paired sample to evaluate on")
 
     def _check_train(self) -> None:
-        ranks = self.trainer.world_size
+        ranks = self._parts()[1]
         if self.prompts % ranks:
-            raise UserError(f"data.prompts is {self.prompts}, must be a multiple of the {ranks} ranks")
+            raise UserError(
+                f"data.prompts is {self.prompts}, must be a multiple of the {ranks} ranks with "
+                "data.shards_by_rank"
+            )
         self.mix = Mix.of(self.prompts // ranks, self.paired_ratio)
         readers = ranks * max(self.workers, 1)
         self.feeds = [self._take_in(source, readers) for source in self._sources()]
@@ -98,6 +110,10 @@ class ShardDataModule(L.LightningDataModule):
                     f"data.train: no {kind!r} sample, but data.paired_ratio {self.paired_ratio} asks for "
                     f"{wanted} an iteration; set it to {0.0 if kind == 'paired' else 1.0}"
                 )
+
+    def _parts(self) -> tuple[int, int]:
+        """Which part of the shards this rank reads, of how many."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.shards_by_rank else (0, 1)
 
     def _sources(self) -> list[Source]:
         sources = self.train if isinstance(self.train, list) else [Source(self.train)]
@@ -122,15 +138,17 @@ class ShardDataModule(L.LightningDataModule):
         if self.start == 0:
             self.quarantine.forget()
         stream = SampleStream(
-            self.feeds,
-            self.mix,
-            run_seed(),
-            self.shuffle,
+            self.feeds, self.mix, run_seed(), self.shuffle, *self._parts(), start=self.start
+        )
+        spread = Spread(
             self.trainer.global_rank,
             self.trainer.world_size,
-            self.start,
+            self.shards_by_rank,
+            self.trainer.lightning_module.updates,
+            self.expected_response,
         )
-        return make_loader(stream, partial(encode_batch, encoder=self._encoder()), self.workers)
+        encode = partial(encode_batch, encoder=self._encoder(), spread=spread)
+        return make_loader(stream, encode, self.workers)
 
     def val_dataloader(self) -> DataLoader:
         held_out = HeldOut(
@@ -158,10 +176,11 @@ class ShardDataModule(L.LightningDataModule):
         return {"iterations": done, "order": self._order(), "quarantine": self.quarantine.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        order = self._order()
         for name, saved in state["order"].items():
-            if self._order()[name] != saved:
+            if order[name] != saved:
                 raise UserError(
-                    f"checkpoint: it was made with {name} {saved!r}, this run has {self._order()[name]!r}; "
+                    f"checkpoint: it was made with {name} {saved!r}, this run has {order[name]!r}; "
                     "resume with the same setting or start a new run"
                 )
         self.start = state["iterations"]
@@ -179,7 +198,8 @@ class ShardDataModule(L.LightningDataModule):
                 Path(path).name for source in sources for path in self._find(source.path)
             ],
             "the weights of data.train": [source.weight for source in sources],
-            "ranks": self.trainer.world_size,
+            "data.shards_by_rank": self.shards_by_rank,
+            "ranks": self._parts()[1],
         }
 
 
@@ -210,20 +230,6 @@ class TinyWorld(ShardDataModule):
 
     def _folder(self) -> Path:
         return Path(self.trainer.default_root_dir) / "world"
-
-
-class HeldOut(IterableDataset):
-    """Batches of the first `limit` paired samples, in shard order, dealt out to ranks."""
-
-    def __init__(self, shards: list[str], limit: int | None, batch: int, rank: int, ranks: int) -> None:
-        self.shards, self.limit, self.batch = shards, limit, batch
-        self.rank, self.ranks = rank, ranks
-
-    def __iter__(self) -> Iterator[list[Located | Rejection]]:
-        paired = read_samples(self.shards, ("paired", ""))
-        mine = islice(islice(paired, self.limit), self.rank, None, self.ranks)
-        while batch := list(islice(mine, self.batch)):
-            yield batch
 
 
 def make_loader(dataset: IterableDataset, encode: Callable, workers: int) -> DataLoader:

@@ -1,5 +1,6 @@
 """Cold-start demonstrations: a sample's gold reasoning as if it had been rolled out."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,10 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
+from ivgr.families.frame import RELATIVE, Frame
 from ivgr.query import Query, Rollout
+
+_BOX = re.compile(r"<box>\[([0-9. ]+),([0-9. ]+),([0-9. ]+),([0-9. ]+)\]</box>")
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,26 @@ def encode_demonstration(demonstration: Demonstration, encoder: QueryEncoder) ->
     """A query of one stream whose only rollout is the demonstrated response."""
     sample, stream = demonstration.sample, demonstration.stream
     query = encoder(sample, (stream,))
-    text = write_response(_reasoning(sample, stream), sample.answer)
+    reasoning = move_boxes(_reasoning(sample, stream), RELATIVE, query.frame)
+    text = write_response(reasoning, sample.answer)
     tokenizer = encoder.processor.tokenizer
     ids = torch.tensor(tokenizer(text).input_ids + [tokenizer.eos_token_id])
     unknown = torch.zeros(len(ids))
     query.groups[0].rollouts.append(Rollout(ids, unknown, unknown, text, truncated=False))
     return query
+
+
+def move_boxes(text: str, source: Frame, target: Frame) -> str:
+    """`text` with the boxes that it has in `source` in whole coordinates of `target`."""
+    if source == target:
+        return text
+    x, y = target.width / source.width, target.height / source.height
+
+    def rewrite(box: re.Match) -> str:
+        scaled = [round(float(c) * scale) for c, scale in zip(box.groups(), (x, y, x, y), strict=True)]
+        return f"<box>[{','.join(map(str, scaled))}]</box>"
+
+    return _BOX.sub(rewrite, text)
 
 
 def encode_demonstrations(demonstrations: list[Demonstration], encoder: QueryEncoder) -> list[Query]:

@@ -2,18 +2,20 @@
 processed once, the streams' prompts split at the end of what they share."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from ivgr.data.family import RELATIVE, Frame, frame_of
 from ivgr.data.prompts import Prompts, streams_of
 from ivgr.data.rejection import RejectedSample, Rejection
 from ivgr.data.sample import Sample
 from ivgr.data.shards import Located
+from ivgr.data.spread import Spread
+from ivgr.families.frame import RELATIVE, Frame
+from ivgr.families.registry import find_family
 from ivgr.query import Group, Query
 
 
@@ -87,7 +89,7 @@ class QueryEncoder:
             if len(ids) > self.max_prompt_tokens:
                 raise RejectedSample(
                     f"sample {sample.id}: its {stream} prompt has {len(ids)} tokens, more than "
-                    f"max_prompt_tokens {self.max_prompt_tokens}; shrink its images or raise the limit",
+                    f"max_prompt_tokens {self.max_prompt_tokens}; lower model.policy.max_pixels or raise it",
                     "prompt: too long",
                 )
         return prompts
@@ -113,13 +115,13 @@ class QueryEncoder:
             return RELATIVE
         patch = self.processor.image_processor.patch_size
         _, height, width = grids[0]
-        return frame_of(self.model_type, (width * patch, height * patch))
+        return find_family(self.model_type).frame((width * patch, height * patch))
 
 
 @dataclass
 class Batch:
-    """What one iteration drew on this rank: `seen` samples, of which the rejected are left out
-    of the queries."""
+    """This rank's part of what one iteration drew: `seen` samples, of which the rejected are left
+    out of the queries."""
 
     queries: list[Query]
     rejected: list[Rejection]
@@ -127,16 +129,20 @@ class Batch:
 
 
 def encode_batch(
-    drawn: list[Located | Rejection], encoder: QueryEncoder, streams: tuple[str, ...] | None = None
+    drawn: list[Located | Rejection],
+    encoder: QueryEncoder,
+    streams: tuple[str, ...] | None = None,
+    spread: Spread = Spread(),  # noqa: B008
 ) -> Batch:
-    """Encodes what can be encoded."""
-    batch = Batch([], [], len(drawn))
-    for item in drawn:
+    """Encodes what can be encoded of this rank's part of `drawn`."""
+    mine = spread.take(drawn, encoder.processor)
+    batch = Batch([], [], len(mine))
+    for place, item in mine:
         if isinstance(item, Rejection):
             batch.rejected.append(item)
             continue
         try:
-            batch.queries.append(encoder(item.sample, streams))
+            batch.queries.append(replace(encoder(item.sample, streams), place=place))
         except RejectedSample as error:
             batch.rejected.append(Rejection.of(error, item.shard, item.key, item.sample.id))
     return batch

@@ -42,6 +42,14 @@ def open_image(data: bytes, where: str) -> Image.Image:
         ) from None
 
 
+def read_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that the header of `data` states; None if `open_image` will refuse it."""
+    try:
+        return _read_header(data).size
+    except Exception:  # as in `open_image`
+        return None
+
+
 def _read_header(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

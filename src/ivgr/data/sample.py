@@ -22,7 +22,8 @@ class Sample:
     """A question about zero or more images.
 
     boxes are gold boxes (x1, y1, x2, y2) in pixels of the first image, upright; labels
-    name them, one each or none at all; reasoning holds cold-start texts by stream.
+    name them, one each or none at all; reasoning holds cold-start texts by stream, their
+    boxes in thousandths of the image.
     """
 
     id: str

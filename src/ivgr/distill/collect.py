@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ivgr.data.family import Frame
 from ivgr.data.prompts import GROUNDED
 from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import find_shards, read_shards
 from ivgr.errors import UserError
+from ivgr.families.frame import Frame
 from ivgr.rewards.format import read_answer, read_think
 
 

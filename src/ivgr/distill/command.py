@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ivgr.data.demonstration import move_boxes
 from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.data.shards import find_shards
 from ivgr.distill.balance import draw_up, parse_ratio, plan_demonstrations
@@ -17,6 +18,7 @@ from ivgr.distill.collect import Candidate, Census, find_candidates, take_census
 from ivgr.distill.keep import KEPT, REASONS, judge_rewrites
 from ivgr.distill.rewrite import ChatRewriter, Rewriter, RuleRewriter
 from ivgr.errors import UserError
+from ivgr.families.frame import RELATIVE
 from ivgr.journal import Journal, refuse_overlap, replace_shards
 from ivgr.judge import Judge, RuleJudge
 from ivgr.rewards.format import read_think
@@ -81,7 +83,7 @@ def distill(
     journal = Journal(dst, "rewrites", settings)
     workshop.fill(journal, candidates)
     _print_census(census, journal, k)
-    grounded = [(candidate.sample.id, candidate.think) for candidate in candidates]
+    grounded = [(c.sample.id, move_boxes(c.think, c.frame, RELATIVE)) for c in candidates]
     plan = plan_demonstrations(grounded, _kept(journal), shares, seed)
     replace_shards(dst, draw_up(plan, find_shards(shards)), per_shard)
     written = Counter(stream for texts in plan.values() for reasoning in texts for stream in reasoning)

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
+from ivgr.background import in_background
 from ivgr.errors import UserError
-from ivgr.judge.background import in_background
 from ivgr.seeding import derive_seed
 
 T = TypeVar("T")

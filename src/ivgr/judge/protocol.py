@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ivgr.data.family import Frame
 from ivgr.data.sample import Sample
+from ivgr.families.frame import Frame
 
 CONSISTENCY_SCORES = (0.0, 0.3, 0.7, 1.0)
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ivgr.data.family import Frame
+from ivgr.families.frame import Frame
 from ivgr.judge.protocol import CONSISTENCY_SCORES, Agreement, Comparison
 from ivgr.rewards.boxes import parse_boxes
 from ivgr.world.claims import place_of

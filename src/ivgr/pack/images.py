@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from ivgr.pack.convert import Rejected
 
-FEWEST_PIXELS, MOST_PIXELS = 3_136, 3_211_264
+MOST_PIXELS = 3_211_264
 STEEPEST = 200
 KEPT = ("JPEG", "PNG", "WEBP")
 

@@ -10,8 +10,9 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.data.shards import find_shards
 from ivgr.errors import UserError
-from ivgr.pack.sheet import WRITERS, make_tile, write_sheet
+from ivgr.pack.sheet import make_tile
 from ivgr.pack.survey import TOKENS, Histogram, survey_shards
+from ivgr.picture import WRITERS, write_sheet
 from ivgr.policy.load import TINY
 
 ENCODED = 256

@@ -17,6 +17,8 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ivgr.families.registry import find_family
+
 NAME = "tree"
 
 
@@ -37,7 +39,7 @@ class LayerCache(Protocol):
 
 def use_tree_attention(model: PreTrainedModel) -> None:
     """Lets the language model (not the vision tower) attend by tree."""
-    model.model.language_model.set_attn_implementation(NAME)
+    find_family(model.config.model_type).language_model(model).set_attn_implementation(NAME)
 
 
 def uses_flex(device: torch.device) -> bool:

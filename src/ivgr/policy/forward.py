@@ -5,14 +5,14 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
+from ivgr.families.registry import find_family
+
 
 def prompt_positions(model: PreTrainedModel, ids: torch.Tensor, grid: torch.Tensor | None) -> torch.Tensor:
     """Rotary positions (3, P) of a prompt ids (P,) with images of `grid` (images, 3)."""
     if grid is None:
         return torch.arange(len(ids), device=ids.device).expand(3, -1)
-    image = (ids == model.config.image_token_id).int()
-    positions, _ = model.model.get_rope_index(ids[None], mm_token_type_ids=image[None], image_grid_thw=grid)
-    return positions[:, 0]
+    return find_family(model.config.model_type).positions(model, ids, grid)
 
 
 def hidden_states(

@@ -18,22 +18,49 @@ class Pretrained:
         path: Directory, hub id, or "tiny" for the model shipped with ivgr.
         dtype: Weight dtype, a torch name such as "float32" or "bfloat16".
         attn_implementation: HF attention backend of the vision tower.
+        min_pixels: Images of fewer pixels are enlarged; null leaves it to the model's processor.
+        max_pixels: Images of more pixels are shrunk; null leaves it to the model's processor.
     """
 
-    def __init__(self, path: str = "tiny", dtype: str = "float32", attn_implementation: str = "sdpa") -> None:
-        self.path = TINY if path == "tiny" else path
-        self.dtype, self.attn_implementation = dtype, attn_implementation
+    def __init__(
+        self,
+        path: str = "tiny",
+        dtype: str = "float32",
+        attn_implementation: str = "sdpa",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        self.path, self.dtype, self.attn_implementation = path, dtype, attn_implementation
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """The model and its processor; UserError if the checkpoint cannot be found or read."""
+        folder = TINY if self.path == "tiny" else self.path
         try:
             model = AutoModelForImageTextToText.from_pretrained(
-                self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
+                folder, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
             )
-            use_tree_attention(model)
-            return model, AutoProcessor.from_pretrained(self.path)
+            processor = AutoProcessor.from_pretrained(folder)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"model.policy: {str(self.path)!r} is no image-text-to-text model ({reason[:200]})"
             ) from error
+        use_tree_attention(model)
+        self._limit_pixels(processor)
+        return model, processor
+
+    def _limit_pixels(self, processor: ProcessorMixin) -> None:
+        """Puts the pixel budget into the image processor; UserError if it is none."""
+        if self.min_pixels is None and self.max_pixels is None:
+            return
+        images = processor.image_processor
+        fewest = images.size["shortest_edge"] if self.min_pixels is None else self.min_pixels
+        most = images.size["longest_edge"] if self.max_pixels is None else self.max_pixels
+        token = (images.patch_size * images.merge_size) ** 2
+        if not 0 < fewest <= most or most < token:
+            raise UserError(
+                f"model.policy: min_pixels {fewest} and max_pixels {most} leave no image size; "
+                f"an image token covers {token} pixels"
+            )
+        images.size = {"shortest_edge": fewest, "longest_edge": most}

@@ -1,23 +1,93 @@
-"""The frozen reference of the KL penalty."""
+"""The frozen reference of the KL penalty: a model of its own, or the policy without its
+adapters. In: the policy. Out: a `Reference`, which lends a model for forward passes."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, Protocol
 
+import torch
 from transformers import PreTrainedModel
 
+from ivgr.errors import UserError
+from ivgr.policy.adapter import adapters_off, is_adapted
 from ivgr.policy.load import Pretrained
 
 
+class Reference(Protocol):
+    """The policy as it was before training, or another; never trained, never saved."""
+
+    def serving(self) -> AbstractContextManager[PreTrainedModel]:
+        """Lends the reference, on the policy's device, for passes without gradient; none of the
+        policy may run in the body."""
+
+
 class FrozenReference:
-    """Makes the reference model.
+    """Makes the reference.
 
     Args:
-        path: Directory or hub id; null takes a copy of the policy as first loaded.
+        path: Directory or hub id; null takes the policy as first loaded: a copy, or with
+            model.adapter the policy itself, its adapters switched off.
+        device: "policy" keeps it beside the policy; "cpu" keeps it in main memory and brings it
+            over once a scoring phase (with exact KL once a micro-batch).
     """
 
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | None = None, device: Literal["policy", "cpu"] = "policy") -> None:
+        self.path, self.device = path, device
 
-    def load(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """A model in eval mode without gradients, never shared with `policy`."""
-        model = copy.deepcopy(policy) if self.path is None else Pretrained(self.path).load()[0]
-        return model.eval().requires_grad_(False)
+    def load(self, policy: PreTrainedModel) -> Reference:
+        """The reference of a policy that is in its training form."""
+        if self.path is None and is_adapted(policy):
+            if self.device == "cpu":
+                raise UserError(
+                    "model.reference.device is cpu, but with model.adapter the reference is the policy "
+                    "itself and takes no memory; leave it out"
+                )
+            return UnadaptedPolicy(policy)
+        if self.path is None:
+            model = copy.deepcopy(policy)
+        else:
+            model = Pretrained(self.path, str(policy.dtype).removeprefix("torch.")).load()[0]
+        return OwnModel(model.eval().requires_grad_(False), policy, offload=self.device == "cpu")
+
+
+class UnadaptedPolicy:
+    """The policy with its adapters off: the same memory, and the base model's very bits."""
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        self.policy = policy
+
+    def serving(self) -> AbstractContextManager[PreTrainedModel]:
+        return adapters_off(self.policy)
+
+
+class OwnModel:
+    """Weights of its own, shared with nobody; with `offload` they live on the CPU."""
+
+    def __init__(self, model: PreTrainedModel, policy: PreTrainedModel, offload: bool = False) -> None:
+        self.model, self.policy, self.offload = model, policy, offload
+
+    def serving(self) -> AbstractContextManager[PreTrainedModel]:
+        if self.offload:
+            return visiting(self.model, self.policy.device)
+        return nullcontext(self.model.to(self.policy.device))
+
+
+@contextmanager
+def visiting(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
+    """In the body copies of the model's weights lie on `device`; those at home never move."""
+    home = [
+        (tensors, name, tensor)
+        for module in model.modules()
+        for tensors in (module._parameters, module._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    ]
+    copies = {id(tensor): tensor.to(device) for *_, tensor in home}
+    for tensors, name, tensor in home:
+        tensors[name] = copies[id(tensor)]
+    try:
+        yield model
+    finally:
+        for tensors, name, tensor in home:
+            tensors[name] = tensor

@@ -1,52 +1,24 @@
-"""A tiny Qwen2-VL from nothing: configuration, seeded weights, tokenizer, processor.
+"""A tiny Qwen2-VL from nothing: configuration, seeded weights, the tiny world's processor.
 
 Out: an ordinary HF model and processor (real `Qwen2VLForConditionalGeneration`), sized for
 the tiny world. What matters for learning to localise at this size: initial weights of
 std 1/sqrt(width), a small `rope_theta` (M-RoPE gives image columns the lowest
-frequencies, which are blind on a small grid) and one token per word and integer.
+frequencies, which are blind on a small grid) and one token per word and integer
+(`ivgr.policy.vocabulary`).
 """
 
-import string
-
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerFast,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
 )
 
-from ivgr.data.prompts import Prompts
 from ivgr.policy.attention import use_tree_attention
-
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-PIECES = (
-    r" ?<box>\[|\]</box>| ?</?(?:think|answer|box)>"
-    r"|[xy][12]| ?[A-Za-z]+|[0-9]+| ?[^\sA-Za-z0-9]|\s"
-)
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from ivgr.policy.vocabulary import build_processor, special_ids
 
 
 class TinyScratch:
@@ -82,14 +54,13 @@ class TinyScratch:
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
         return model, processor
 
-    def _config(self, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
-        def ident(token: str) -> int:
-            return tokenizer.convert_tokens_to_ids(token)
-
+    def _config(self, tokenizer: PreTrainedTokenizerBase) -> Qwen2VLConfig:
         head_dim = self.width // self.heads
         section = [head_dim // 8, head_dim * 3 // 16, head_dim * 3 // 16]
+        special = special_ids(tokenizer)
         return Qwen2VLConfig(
-            text_config={
+            text_config=special.pop("text_config")
+            | {
                 "vocab_size": len(tokenizer),
                 "hidden_size": self.width,
                 "intermediate_size": self.width * 3,
@@ -102,9 +73,6 @@ class TinyScratch:
                     "rope_theta": self.rope_theta,
                     "mrope_section": section,
                 },
-                "bos_token_id": ident("<|endoftext|>"),
-                "eos_token_id": ident("<|im_end|>"),
-                "pad_token_id": ident("<|endoftext|>"),
             },
             vision_config={
                 "depth": self.vision_layers,
@@ -113,71 +81,9 @@ class TinyScratch:
                 "num_heads": self.heads,
                 "mlp_ratio": 3,
             },
-            image_token_id=ident("<|image_pad|>"),
-            video_token_id=ident("<|video_pad|>"),
-            vision_start_token_id=ident("<|vision_start|>"),
-            vision_end_token_id=ident("<|vision_end|>"),
             tie_word_embeddings=True,
+            **special,
         )
-
-
-def build_processor() -> Qwen2VLProcessor:
-    """Qwen2-VL's own processor around a word-level vocabulary of the tiny world; text
-    outside the vocabulary falls back to bytes, so that any question can be asked."""
-    tokenizer = _build_tokenizer()
-    budget = {"shortest_edge": 56 * 56, "longest_edge": 448 * 448}
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=budget),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=budget),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def _build_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    words = [piece for text in _lexicon() for piece, _ in pieces.pre_tokenize_str(text)]
-    vocabulary = dict.fromkeys(alphabet + words)
-    bpe = models.BPE(
-        vocab={word: index for index, word in enumerate(vocabulary)}, merges=[], ignore_merges=True
-    )
-    tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer = pieces
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        model_max_length=8192,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _lexicon() -> list[str]:
-    """Text that holds every word and number of the tiny world and of the prompts."""
-    prompts = Prompts()
-    colors = "red green blue yellow purple black orange white gray brown pink"
-    shapes = "circle square triangle cross star circles squares triangles crosses stars"
-    places = "upper middle lower left center right above below top bottom"
-    words = (
-        "The the is are in at of or and a an it there What How many color shape size small large "
-        "Is Are Which Where Describe every each object objects no yes not one two three four five six "
-        f"system user assistant {colors} {shapes} {places}"
-    )
-    spaced = " " + words
-    bare = words.replace(" ", "\n")
-    numbers = "\n".join(str(n) for n in range(1001))
-    punctuation = "\n".join(string.punctuation) + " " + " ".join(string.punctuation)
-    tags = "<think> </think> <answer> </answer> <box> </box> <box>[ ]</box>"
-    tags += "\n" + tags.replace(" ", "\n")
-    return [tags, prompts.grounded, prompts.textual, spaced, bare, punctuation, numbers]
 
 
 def _initialise(model: nn.Module, seed: int) -> None:

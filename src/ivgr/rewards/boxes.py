@@ -1,7 +1,7 @@
 """Boxes written in text: reading them, comparing them, and the two rewards on them.
 
 Coordinates are compared as given: bring gold boxes into the model's frame first
-(`ivgr.data.family`). Source: R_box and R_valid of iVGR (arXiv 2605.31096).
+(`ivgr.families.frame`). Source: R_box and R_valid of iVGR (arXiv 2605.31096).
 """
 
 import math

@@ -5,6 +5,7 @@ of all queries decode together on that, and those that have ended leave the batc
 """
 
 import sys
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,15 +13,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
 from ivgr.policy.forward import banned_ids, hidden_states, stop_ids
-from ivgr.query import Query, Rollout
+from ivgr.query import Query, Rollout, places_of
 from ivgr.rollout.kv import TreeCache
 from ivgr.rollout.replay import Replay
-from ivgr.rollout.sampling import Sampling
+from ivgr.rollout.sampling import Sampling, draw_noise
 from ivgr.tree import pack_queries
 
 # Ended branches leave the batch together, once no more than this share is still decoding:
 # leaving copies the cache.
 KEEP = 0.75
+
+# Hears every step as it is decoded: branches (A,) still being answered, numbered within the batch
+# in tree order, and the token (A,) chosen for each.
+Listener = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class RolloutEngine(Protocol):
@@ -31,7 +36,8 @@ class RolloutEngine(Protocol):
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
     ) -> None:
-        """Appends the configured number of sampled rollouts to each group."""
+        """Appends the configured number of sampled rollouts to each group. What is drawn for a
+        query depends on `seed` and its place, not on the other queries."""
 
     def answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]
@@ -61,12 +67,7 @@ class TransformersEngine:
         batch_queries: int = 64,
         cuda_graphs: bool = False,
     ) -> None:
-        if group_size < 2:
-            raise UserError(
-                f"model.engine.group_size is {group_size}: an advantage needs at least 2 rollouts"
-            )
-        if temperature <= 0 or not 0 < top_p <= 1:
-            raise UserError("model.engine: temperature must be > 0 and top_p in (0, 1]")
+        check_sampling(group_size, temperature, top_p)
         self.group_size, self.temperature, self.top_p = group_size, temperature, top_p
         self.max_new_tokens, self.batch_queries = max_new_tokens, batch_queries
         self.cuda_graphs = cuda_graphs
@@ -91,18 +92,31 @@ class TransformersEngine:
         sampling: Sampling,
         copies: int,
         seed: int,
+        listener: Listener | None = None,
     ) -> None:
         """Appends `copies` rollouts to each group."""
-        generator = torch.Generator(model.device).manual_seed(seed)
+        places = places_of(queries)
         for start in range(0, len(queries), self.batch_queries):
             batch = queries[start : start + self.batch_queries]
             branches = _Branches(model, self.max_new_tokens, self.cuda_graphs)
             branches.prefill(batch, copies)
-            responses = branches.decode(sampling, generator)
+            noise = None
+            if sampling.temperature:
+                counts = [copies * len(query.groups) for query in batch]
+                noise = draw_noise(places[start:][: len(batch)], counts, self.max_new_tokens, seed)
+            responses = branches.decode(sampling, noise, listener)
             groups = [group for query in batch for group in query.groups for _ in range(copies)]
             for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
                 group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
+
+
+def check_sampling(group_size: int, temperature: float, top_p: float) -> None:
+    """UserError for settings that no engine can sample with."""
+    if group_size < 2:
+        raise UserError(f"model.engine.group_size is {group_size}: an advantage needs at least 2 rollouts")
+    if temperature <= 0 or not 0 < top_p <= 1:
+        raise UserError("model.engine: temperature must be > 0 and top_p in (0, 1]")
 
 
 class _Branches:
@@ -125,9 +139,13 @@ class _Branches:
         owner, sees = stems.fork_row, stems.fork_sees
         self.cache.fork(owner.repeat_interleave(copies), sees.repeat_interleave(copies, 0), self.limit)
 
-    def decode(self, sampling: Sampling, generator: torch.Generator) -> list[tuple]:
-        """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU."""
+    def decode(
+        self, sampling: Sampling, noise: torch.Tensor | None, listener: Listener | None = None
+    ) -> list[tuple]:
+        """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU; noise (R,
+        limit) is what chance decides by, None if it is not asked."""
         device = self.model.device
+        noise = None if noise is None else noise.to(device)
         rows = torch.arange(len(self.logits), device=device)
         alive = torch.ones(len(rows), dtype=torch.bool, device=device)
         stops = torch.tensor(stop_ids(self.model), device=device)
@@ -135,9 +153,11 @@ class _Branches:
         length = torch.zeros(len(rows), dtype=torch.long, device=device)
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         for step in range(self.limit):
-            chosen = sampling.choose(self.logits, generator)
+            chosen = sampling.choose(self.logits, None if noise is None else noise[rows, step])
             record[:, rows[alive], step] = torch.stack([part.double() for part in chosen])[:, alive]
             length[rows[alive]] += 1
+            if listener is not None:
+                listener(rows[alive], chosen[0][alive])
             stopped = torch.isin(chosen[0], stops) & alive
             ended[rows[stopped]] = True
             alive = alive & ~stopped

@@ -8,6 +8,7 @@ variance is DAPO's, arXiv 2503.14476).
 from collections.abc import Callable
 from dataclasses import replace
 
+from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.query import Group, Query
 from ivgr.seeding import derive_seed
 
@@ -22,8 +23,9 @@ def flat_groups(queries: list[Query]) -> list[Group]:
 
 
 def flat_share(queries: list[Query]) -> float:
-    """Flat groups among all groups, in [0, 1]."""
-    return len(flat_groups(queries)) / sum(len(query.groups) for query in queries)
+    """Flat groups among the groups of all ranks, in [0, 1]."""
+    flat = gather_lists([is_flat(group) for query in queries for group in query.groups])
+    return sum(flat) / len(flat)
 
 
 def resample_flat(
@@ -36,7 +38,8 @@ def resample_flat(
 ) -> dict[str, float]:
     """Rolls flat groups out again, each time from a seed of its own, and scores them, up to
     `rounds` times or until no rank has a flat group; the rollouts they had are replaced.
-    Returns the flat share before and after, and how many groups were rolled out again."""
+    Returns, over all ranks, the flat share before and after, and how many groups were rolled out
+    again."""
     before, resampled = flat_share(queries), 0
     for number in range(1, rounds + 1):
         # All ranks or none: scoring gathers the archive's findings of all of them.
@@ -49,7 +52,7 @@ def resample_flat(
     return {
         "advantage/flat_share_before": before,
         "advantage/flat_share_after": flat_share(queries),
-        "rollout/resampled": float(resampled),
+        "rollout/resampled": float(sum(gather(resampled))),
     }
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ivgr.seeding import derive_seed
+
 # Tokens sorted at first; the whole vocabulary only where they do not hold top_p.
 HEAD = 64
 
@@ -17,10 +19,10 @@ class Sampling:
     top_p: float = 1.0
     banned: tuple[int, ...] = ()
 
-    def choose(self, logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """From logits (B, V): token (B,), its logp (B,) under the full vocabulary and its
-        sampling_logp (B,) under the truncated, renormalised distribution; fp32. One random
-        number a row."""
+    def choose(self, logits: torch.Tensor, draw: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """From logits (B, V) and draw (B,), fp64 in [0, 1), which greedy choice needs not: token
+        (B,), its logp (B,) under the full vocabulary and its sampling_logp (B,) under the
+        truncated, renormalised distribution; fp32."""
         scaled = logits.float() / (self.temperature or 1.0)
         full = torch.log_softmax(scaled, -1)
         allowed = scaled.index_fill(-1, torch.tensor(self.banned, device=logits.device).long(), -torch.inf)
@@ -29,8 +31,7 @@ class Sampling:
             return token, full.gather(1, token[:, None])[:, 0], torch.zeros_like(full[:, 0])
         kept, order = self._nucleus(allowed.softmax(-1))
         total = kept.cumsum(-1)
-        draw = torch.rand(len(kept), 1, generator=generator, device=kept.device, dtype=total.dtype)
-        index = (total <= draw * total[:, -1:]).sum(-1, keepdim=True)
+        index = (total <= draw[:, None] * total[:, -1:]).sum(-1, keepdim=True)
         index = torch.minimum(index, (kept > 0).sum(-1, keepdim=True) - 1)
         token = order.gather(1, index)
         sampling_logp = (kept.gather(1, index) / total[:, -1:]).log().float()
@@ -45,3 +46,13 @@ class Sampling:
         head = head.double()
         before = head.cumsum(-1) - head
         return head.masked_fill(before >= self.top_p, 0.0), order
+
+
+def draw_noise(places: list[int], branches: list[int], limit: int, seed: int) -> torch.Tensor:
+    """Random numbers (R, limit), fp64 in [0, 1), for each query's branches in turn. Those of a
+    query depend on `seed` and its place alone, not on what is decoded beside it or where."""
+    drawn = []
+    for place, count in zip(places, branches, strict=True):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "noise", place))
+        drawn.append(torch.rand(count, limit, generator=generator, dtype=torch.float64))
+    return torch.cat(drawn)

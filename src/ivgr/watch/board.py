@@ -5,15 +5,16 @@ import html
 
 import lightning as L
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from ivgr.data.encode import Batch
 from ivgr.data.prompts import GROUNDED
+from ivgr.picture import draw_boxes, shrink
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
 
-GOLD, PREDICTED = (20, 160, 60), (220, 40, 40)
+GOLD, PREDICTED = "#14a03c", "#dc2828"
 TILE = 280
 
 
@@ -40,7 +41,7 @@ class Board(L.Callback):
             writer.add_text("completions", completions_table(shown), step)
             if any(query.sample.images for query in shown):
                 writer.add_image(
-                    "boxes (green gold, red predicted)", draw_boxes(shown), step, dataformats="HWC"
+                    "boxes (green gold, red predicted)", draw_queries(shown), step, dataformats="HWC"
                 )
 
 
@@ -79,7 +80,7 @@ def _cell(text: str) -> str:
     return "".join(f"&#{ord(char)};" if char in "*_`[]#\\" else char for char in escaped)
 
 
-def draw_boxes(queries: list[Query]) -> np.ndarray:
+def draw_queries(queries: list[Query]) -> np.ndarray:
     """The queries' first images side by side with gold boxes and those of the best grounded
     rollout, (TILE, n·TILE, 3) uint8."""
     tiles = [_draw_query(query) for query in queries if query.sample.images]
@@ -90,14 +91,9 @@ def _draw_query(query: Query) -> Image.Image:
     image = query.sample.open_images()[0]
     group = query.group(GROUNDED)
     best = ranked_rollouts(group)[0]
-    tile = Image.new("RGB", (TILE, TILE), "white")
-    scale = TILE / max(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    tile.paste(image.resize(size))
-    pen = ImageDraw.Draw(tile)
+    tile, picture = Image.new("RGB", (TILE, TILE), "white"), shrink(image, TILE)
     for color, boxes in ((GOLD, query.boxes), (PREDICTED, parse_boxes(best.text))):
-        for box in boxes:
-            x1, y1, x2, y2 = query.frame.to_pixels(box, size)
-            if 0 <= x1 < x2 <= TILE and 0 <= y1 < y2 <= TILE:
-                pen.rectangle((x1, y1, x2, y2), outline=color, width=2)
+        pixels = [query.frame.to_pixels(box, picture.size) for box in boxes]
+        draw_boxes(picture, pixels, picture.size, colors=[color])
+    tile.paste(picture)
     return tile

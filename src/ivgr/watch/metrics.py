@@ -9,6 +9,7 @@ import torch
 
 from ivgr.archive import Archive
 from ivgr.data.prompts import STREAMS, TEXTUAL
+from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.judge.protocol import CONSISTENCY_SCORES, Judge
 from ivgr.kernels import TokenStatistics
 from ivgr.loss import TokenLoss
@@ -34,10 +35,14 @@ def batch_metrics(queries: list[Query], archive: Archive, rollout_seconds: float
 
 
 def judge_metrics(judge: Judge, verdicts: list) -> dict[str, float]:
-    """The share of `verdicts` that are missing (None), and what the judge itself reports."""
-    missing = _mean([verdict is None for verdict in verdicts])
-    report = judge.report() if hasattr(judge, "report") else {}
-    return {"judge/missing_share": missing, **{f"judge/{name}": value for name, value in report.items()}}
+    """The share of all ranks' `verdicts` that are missing (None), and the sums of what their judges
+    themselves report."""
+    missing = _mean(gather_lists([verdict is None for verdict in verdicts]))
+    reports = gather(judge.report() if hasattr(judge, "report") else {})
+    return {
+        "judge/missing_share": missing,
+        **{f"judge/{name}": value for name, value in add_up(reports).items()},
+    }
 
 
 def _reward_metrics(groups: list[Group]) -> dict[str, float]:
@@ -73,13 +78,13 @@ def _archive_metrics(queries: list[Query], archive: Archive) -> dict[str, float]
 
 @dataclass
 class UpdateMetrics:
-    """Token-weighted means over an iteration's updates; only the gradient norm where no token of
-    this rank took part."""
+    """Token-weighted means over an iteration's updates and all ranks; only the gradient norm where
+    no token took part."""
 
     sums: Counter = field(default_factory=Counter)
     tokens: int = 0
+    compared: int = 0
     ratio_max: float = 0.0
-    mismatch: list[torch.Tensor] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
 
     def add(
@@ -93,25 +98,35 @@ class UpdateMetrics:
             "policy/clip_high": loss.clipped_high,
             "optim/loss": loss.loss,
         }
+        if not len(pack.targets):
+            return
+        if loss.importance is not None:
+            columns["policy/importance_mean"] = loss.importance
+            columns["policy/importance_capped"] = loss.importance_capped
+        if old_logp is not None:
+            columns["rollout/logp_mismatch"] = (old_logp - pack.rollout_logp).abs()
+            self.compared += len(pack.targets)
         self.sums.update({name: value.detach().double().sum().item() for name, value in columns.items()})
         self.tokens += len(pack.targets)
         self.ratio_max = max(self.ratio_max, loss.ratio.max().item())
-        if old_logp is not None:
-            self.mismatch.append((old_logp - pack.rollout_logp).abs())
 
     def compute(self) -> dict[str, float]:
+        """All ranks must call it."""
         norm = {"optim/grad_norm": _mean(self.grad_norms)}
-        if not self.tokens:
+        parts = gather((dict(self.sums), self.tokens, self.compared, self.ratio_max))
+        sums, tokens, compared, ratios = zip(*parts, strict=True)
+        if not sum(tokens):
             return norm
-        means = {name: total / self.tokens for name, total in self.sums.items()}
-        return (
-            means
-            | norm
-            | {
-                "policy/ratio_max": self.ratio_max,
-                "rollout/logp_mismatch": torch.cat(self.mismatch).mean().item(),
-            }
-        )
+        counts = {"rollout/logp_mismatch": sum(compared)}
+        totals = add_up(sums)
+        means = {name: total / counts.get(name, sum(tokens)) for name, total in totals.items()}
+        return means | norm | {"policy/ratio_max": max(ratios)}
+
+
+def add_up(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The sums by name, where any part has it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
 def _mean(values: Sequence[float]) -> float:

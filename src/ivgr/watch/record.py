@@ -37,13 +37,14 @@ class RunRecord(L.Callback):
 
 
 class RolloutRecord(L.Callback):
-    """Writes the rollouts after every iteration (each rank its own file when there are
-    several); a repeated iteration replaces its file."""
+    """Writes the rollouts of all ranks after every iteration; a repeated iteration replaces its
+    file."""
 
     def on_train_batch_end(self, trainer, module, outputs, batch: Batch, batch_idx: int) -> None:
-        rank = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = Path(trainer.default_root_dir) / "rollouts" / f"{module.iteration:06d}{rank}.jsonl.gz"
-        lines = "".join(json.dumps(row) + "\n" for row in rollout_rows(batch.queries))
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "rollouts" / f"{module.iteration:06d}.jsonl.gz"
+        lines = "".join(json.dumps(row) + "\n" for row in rollout_rows(module.everyone))
         write_atomically(path, gzip.compress(lines.encode(), mtime=0))
 
 

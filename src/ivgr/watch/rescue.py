@@ -1,35 +1,40 @@
-"""A run that ends by a `UserError` leaves its last finished iteration as last.ckpt."""
-
-from pathlib import Path
+"""A run that is stopped, by a `UserError` or by SIGTERM, leaves its last finished iteration as
+last.ckpt."""
 
 import lightning as L
 
 from ivgr.errors import UserError
+from ivgr.watch.checkpoints import Checkpoints, done
+from ivgr.watch.preempt import Preempted
 
 
 class Rescue(L.Callback):
-    """Saves when a UserError stops training, and adds to its message how to go on.
+    """Saves when training is stopped, and adds to the message how to go on.
 
     Args:
-        folder: Where checkpoints lie.
+        checkpoints: What saves.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "last.ckpt"
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
         self.training = False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.training = True
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Without a barrier, as Trainer.save_checkpoint has it: the other ranks may not fail."""
-        if not (self.training and isinstance(exception, UserError)):
+        """Of a UserError without the other ranks, which may not have failed."""
+        if not (self.training and isinstance(exception, UserError | Preempted)):
             return
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        trainer.strategy.save_checkpoint(checkpoint, self.path)
-        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        if done == getattr(module, "iterations", None):
+        if hasattr(module, "roll_back"):
+            module.roll_back()
+        if isinstance(exception, Preempted):
+            self.checkpoints.save(trainer)
+        else:
+            self.checkpoints.save_alone(trainer)
+        finished = done(trainer)
+        if finished == getattr(module, "iterations", None):
             advice = "training is complete: ivgr validate --ckpt_path last gives its figures"
         else:
-            advice = f"stopped after iteration {done}; go on with --ckpt_path last"
+            advice = f"stopped after iteration {finished}; go on with --ckpt_path last"
         exception.add_note(advice)

@@ -1,0 +1,1 @@
+"""Several processes as one: what all ranks know, and weights split over them."""

@@ -1,0 +1,99 @@
+"""`ivgr export`: a checkpoint's policy as an ordinary HF directory, adapters merged in.
+
+In: a checkpoint of `ivgr fit`, read weights-only. Out: safetensors, configuration and
+processor, which stock transformers and vLLM load and `ivgr fit --model.policy` continues from.
+"""
+
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ivgr.errors import UserError
+from ivgr.policy.adapter import Adapter, is_adapted, merge_adapters
+from ivgr.policy.form import TrainingForm
+from ivgr.policy.load import Pretrained
+from ivgr.watch.checkpoints import read_checkpoint
+
+PREFIX = "policy."
+
+
+def describe_policy(source: object, form: TrainingForm) -> dict[str, Any]:
+    """What a checkpoint keeps of its policy's making: path (None where `source` is no
+    `Pretrained`), dtype, adapter (None or its settings)."""
+    adapter = None if form.adapter is None else asdict(form.adapter)
+    known = isinstance(source, Pretrained)
+    return {
+        "path": str(source.path) if known else None,
+        "dtype": source.dtype if known else None,
+        "adapter": adapter,
+    }
+
+
+def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
+    """Write the policy of a checkpoint as a HF directory.
+
+    Args:
+        ckpt: A checkpoint of `ivgr fit`.
+        dst: Where the model and its processor go; a new or empty folder.
+        policy: HF directory, hub id or "tiny" that the run began with, if it has moved since.
+    """
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise UserError(f"export: {dst} is there already; name a new folder")
+    checkpoint = _read_own(ckpt)
+    made = checkpoint["ivgr"]["policy"]
+    path = policy or made["path"]
+    if path is None:
+        raise UserError(f"export: {ckpt} does not know what its policy began with; name it by --policy")
+    model, processor = Pretrained(path, made["dtype"] or "float32").load()
+    if made["adapter"] is not None:
+        Adapter(**made["adapter"]).inject(model)
+    load_policy(model, checkpoint["state_dict"], f"export: {ckpt} does not fit {path}")
+    if is_adapted(model):
+        merge_adapters(model)
+    model.save_pretrained(dst)
+    processor.save_pretrained(dst)
+    print(f"the policy after iteration {checkpoint['ivgr']['iteration']} is in {dst}")
+
+
+def _read_own(path: Path) -> dict[str, Any]:
+    """UserError if `path` is no checkpoint of an ivgr.IVGR model."""
+    if not path.is_file():
+        raise UserError(f"export: no checkpoint at {path}")
+    try:
+        checkpoint = read_checkpoint(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"export: {path} is no checkpoint that can be read weights-only") from error
+    if not isinstance(checkpoint, dict) or "policy" not in checkpoint.get("ivgr", {}):
+        raise UserError(f"export: {path} was not made by `ivgr fit` with an ivgr.IVGR model")
+    return checkpoint
+
+
+def find_mismatch(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> str | None:
+    """The first name that only one of them has, or that has another shape there."""
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (own, saved)]
+    names = sorted(own.keys() | saved.keys())
+    return next((name for name in names if shapes[0].get(name) != shapes[1].get(name)), None)
+
+
+def refuse_other_policy(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
+    """UserError where a run's weights are not those of the checkpoint it is to go on from."""
+    odd = find_mismatch(own, saved)
+    if odd is not None:
+        raise UserError(
+            f"checkpoint: its policy differs from model.policy (first at {odd}); "
+            "resume with the policy and the adapter it was made with"
+        )
+
+
+def load_policy(model: PreTrainedModel, saved: dict[str, torch.Tensor], complaint: str) -> None:
+    """Fills `model` with the module's weights `saved`; UserError with `complaint` unless names
+    and shapes agree."""
+    weights = {name.removeprefix(PREFIX): value for name, value in saved.items() if name.startswith(PREFIX)}
+    odd = find_mismatch(model.state_dict(), weights)
+    if odd is not None:
+        raise UserError(f"{complaint} (first at {odd}); name the policy it was made from by --policy")
+    model.load_state_dict(weights)

@@ -1,0 +1,31 @@
+"""Fields of the language model's HF configuration that the families name alike."""
+
+from typing import Any
+
+
+def text_fields(
+    hidden: int,
+    feed: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    vocabulary: int,
+    length: int,
+    theta: float,
+    section: tuple[int, int, int],
+    **more: Any,
+) -> dict[str, Any]:
+    """Hidden and feed-forward size, layers, attention heads, key-value heads, words, longest
+    text in tokens, base of the rotary frequencies and their split over time, rows and columns."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": feed,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": length,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta, "mrope_section": list(section)},
+        **more,
+    }

@@ -1,0 +1,112 @@
+"""Guards of the update: numbers that are not finite, and memory that runs out.
+
+In: what an update is about to do. Out: leave to do it, or packs that fit; and one clear line
+when there is no going on.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ivgr.errors import UserError
+from ivgr.kernels import TokenStatistics
+from ivgr.tree import Pack, pack_queries
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When a run that goes wrong is stopped.
+
+    Args:
+        patience: Updates in a row that may be skipped, because the loss or a gradient is not
+            finite, before the run stops.
+        engine_timeout: Seconds after which a rollout engine that has not returned ends the run;
+            null waits for ever. It covers whatever lets go of Python's lock while it hangs: a
+            network, another process, a GPU.
+    """
+
+    patience: int = 3
+    engine_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise UserError(f"model.guard.patience is {self.patience}, must be at least 1")
+        if self.engine_timeout is not None and self.engine_timeout <= 0:
+            raise UserError(f"model.guard.engine_timeout is {self.engine_timeout}, must be > 0 or null")
+
+
+class StepGuard:
+    """Skips updates whose loss or gradient is not finite, on all ranks alike.
+
+    skipped counts those of the whole run; `patience` in a row raise UserError.
+    """
+
+    def __init__(self, patience: int = 3) -> None:
+        self.patience, self.skipped, self.in_a_row = patience, 0, 0
+        self.fault: str | None = None
+        self.norms: deque[float] = deque(maxlen=5)
+
+    def watch(self, statistics: TokenStatistics) -> None:
+        """Takes note of a micro-batch, before its backward pass."""
+        if self.fault is None and not statistics.logp.isfinite().all():
+            self.fault = "the policy's logits are"
+        elif self.fault is None and not statistics.loss.isfinite():
+            self.fault = "the loss is (the logits are finite)"
+
+    def admits(self, norm: float, policy: nn.Module, lr: float, sum_ranks: Callable[[float], float]) -> bool:
+        """Whether to step, given the gradient norm before clipping."""
+        fault, self.fault = self.fault, None
+        if fault is None and not math.isfinite(norm):
+            fault = "a gradient is (the loss is finite)"
+        if not sum_ranks(float(fault is not None)):
+            self.norms.append(norm)
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.patience:
+            raise UserError(self._diagnose(fault or "on another rank something is", policy, lr))
+        return False
+
+    def _diagnose(self, fault: str, policy: nn.Module, lr: float) -> str:
+        broken = (
+            name
+            for name, parameter in policy.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        )
+        norms = ", ".join(f"{norm:.3g}" for norm in self.norms) or "none"
+        return (
+            f"{self.in_a_row} updates in a row were skipped: {fault} not finite; first such gradient: "
+            f"{next(broken, 'none')}; learning rate {lr:.3g}; gradient norms before: {norms}. "
+            "Lower model.optimizer.lr, or use float32 weights"
+        )
+
+
+def halve_budget(budget: int, failed: Pack) -> int:
+    """The token budget under which `failed`, for which memory ran out, is split in two at least;
+    UserError if it is one tree, which cannot be."""
+    if len(failed.queries) == 1:
+        raise UserError(
+            f"memory ran out in a pass over one query of {failed.ids.numel()} tokens, which cannot be "
+            "split: set model.gradient_checkpointing true, or lower model.engine.group_size, "
+            "model.engine.max_new_tokens or model.max_prompt_tokens"
+        )
+    return min(budget, failed.ids.numel()) // 2
+
+
+def split_pack(model: PreTrainedModel, pack: Pack, budget: int) -> list[Pack]:
+    """The same trees in packs of at most `budget` padded tokens, with what is known of their
+    tokens already."""
+    if pack.ids.numel() <= budget or len(pack.queries) == 1:
+        return [pack]
+    parts = pack_queries(model, pack.queries, budget)
+    counts = [len(part.targets) for part in parts]
+    for name in ("ref_logp", "old_logp"):
+        if (known := getattr(pack, name)) is not None:
+            for part, own in zip(parts, known.split(counts), strict=True):
+                setattr(part, name, own)
+    return parts

@@ -1,0 +1,175 @@
+"""`ivgr ask`: one question about images, to one policy."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.image import open_image
+from ivgr.data.prompts import Prompts
+from ivgr.data.sample import Sample
+from ivgr.errors import UserError
+from ivgr.inference.crops import Cropping
+from ivgr.inference.draw import draw_reply, lay_out, name_crops
+from ivgr.inference.modes import Mode, Reply, respond
+from ivgr.inference.stream import Speaker
+from ivgr.picture import write_sheet
+from ivgr.policy.load import Pretrained
+from ivgr.rollout.engine import TransformersEngine
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+USAGE = 'ivgr ask IMAGE... "QUESTION"'
+
+
+def ask(
+    words: list[str],
+    model: str = "tiny",
+    mode: Mode = "text",
+    save: Path | None = None,
+    json: bool = False,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 1024,
+    max_prompt_tokens: int = 32768,
+    max_pixels: int | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    cropping: Cropping = Cropping(),  # noqa: B008
+    prompts: Prompts = Prompts(),  # noqa: B008
+) -> None:
+    """Ask a policy a question about one image or several; answers appear as they are written.
+
+    Args:
+        words: One image or more, then the question; options stand before or after them all.
+        model: HF directory, hub id or "tiny".
+        mode: "text": reasoning in plain words. "grounded": with a box for every object. "tool": a
+            grounded pass, then a textual one that also sees what the boxes hold.
+        save: A .png: the first image with the boxes; in tool mode all that was looked at.
+        json: Print one JSON object and nothing else.
+        temperature: Sampling temperature; 0 takes the likeliest token each time.
+        top_p: Nucleus kept when sampling.
+        seed: Seed of the sampling.
+        max_new_tokens: Longest response, in each pass.
+        max_prompt_tokens: Longest prompt, images and crops included.
+        max_pixels: The model sees larger images and crops shrunk to this; default: as its processor says.
+        dtype: Weight dtype.
+        cropping: How boxes become crops in tool mode.
+        prompts: Instructions of the two streams.
+    """
+    paths, question = split_words(words)
+    if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+        raise UserError("ask: --temperature must be ≥ 0, --top_p in (0, 1], --max_new_tokens ≥ 1")
+    if save is not None:
+        _prepare(save, paths)
+    sample = read_question(paths, question)
+    policy, encoder = load(model, dtype, prompts, max_prompt_tokens, max_pixels)
+    aloud = not json and sys.stdout.isatty()
+    engine = Speaker(TransformersEngine(max_new_tokens=max_new_tokens), temperature, top_p, seed, aloud)
+    start = time.perf_counter()
+    (reply,) = respond(policy, encoder, engine, [sample], mode, cropping)
+    seconds = round(time.perf_counter() - start, 3)
+    if json:
+        print(to_json(reply, mode, model, seconds))
+    else:
+        print_reply(reply, aloud)
+        print(f"{reply.tokens} tokens in {seconds:.1f} s")
+    if save is not None:
+        _save(save, sample, reply, mode)
+
+
+def split_words(words: list[str]) -> tuple[list[Path], str]:
+    """Image paths and the question, which stands last; UserError if there is no question."""
+    *paths, question = words
+    named = " " not in question and question.lower().endswith(IMAGES)
+    if named or os.path.isfile(question):
+        raise UserError(f"ask: the last word must be the question, but {question} is an image: {USAGE}")
+    if not paths or not question.strip():
+        raise UserError(f"ask: give one image or more, then the question: {USAGE}")
+    return list(map(Path, paths)), question
+
+
+def read_question(paths: list[Path], question: str) -> Sample:
+    """A sample of the images at `paths`; UserError names one that cannot be read."""
+    images = []
+    for path in paths:
+        try:
+            images.append(path.read_bytes())
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise UserError(f"ask: image {path} cannot be read ({reason}): {USAGE}") from error
+        open_image(images[-1], f"ask: image {path}")
+    return Sample(str(paths[0]), question, answer="", kind="single", images=tuple(images))
+
+
+def _prepare(save: Path, paths: list[Path]) -> None:
+    """Makes the folder; UserError, before anything is computed, if `save` will not do."""
+    if save.suffix != ".png" or save.is_dir():
+        raise UserError(f"ask --save: {save} must be a file that ends in .png")
+    if save.resolve() in [path.resolve() for path in paths]:
+        raise UserError(f"ask --save: {save} is the image that is asked about; choose another file")
+    try:
+        save.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"ask --save: there can be no folder {save.parent} ({error.strerror})") from error
+
+
+def load(
+    model: str, dtype: str, prompts: Prompts, max_prompt_tokens: int, max_pixels: int | None
+) -> tuple[PreTrainedModel, QueryEncoder]:
+    """The policy, on a GPU if there is one, and its encoder; UserError if either cannot be had."""
+    try:
+        policy, processor = Pretrained(model, dtype).load()
+    except UserError as error:
+        raise UserError(f"ask --model{str(error).removeprefix('model.policy')}") from error
+    if max_pixels is not None:
+        size = dict(processor.image_processor.size)
+        if max_pixels < size["shortest_edge"]:
+            raise UserError(f"ask --max_pixels: {max_pixels} is below the model's {size['shortest_edge']}")
+        processor.image_processor.size = size | {"longest_edge": max_pixels}
+    policy = policy.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return policy, QueryEncoder(processor, policy.config.model_type, prompts, max_prompt_tokens)
+
+
+def _save(path: Path, sample: Sample, reply: Reply, mode: Mode) -> None:
+    images = sample.open_images()
+    try:
+        if mode == "tool":
+            write_sheet(lay_out(images, sample.question, reply), path)
+        else:
+            draw_reply(images[0], reply.boxes).save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"ask --save: {path} cannot be written ({error.strerror})") from error
+
+
+def print_reply(reply: Reply, spoken: bool) -> None:
+    """The reply for people; its reasoning only if it was not `spoken` already."""
+    if not spoken:
+        print(f"reasoning: {reply.think or '(none)'}")
+    for number, box in enumerate(reply.boxes, 1):
+        print(f"box {number}: {_round(box)}")
+    for name, (rectangle, _) in zip(name_crops(reply), reply.crops, strict=True):
+        print(f"{name}: {list(rectangle)}")
+    for note in reply.notes:
+        print(f"note: {note}")
+    print(f"answer: {reply.answer}")
+
+
+def to_json(reply: Reply, mode: Mode, model: str, seconds: float) -> str:
+    """One line; boxes and crops in pixels of the first image, the last crop around all boxes."""
+    fields = {
+        "answer": reply.answer, "reasoning": reply.think, "boxes": list(map(_round, reply.boxes)),
+        "crops": [list(rectangle) for rectangle, _ in reply.crops], "notes": reply.notes,
+        "text": reply.text, "first_pass": reply.first_pass, "mode": mode, "model": model,
+        "tokens": reply.tokens, "seconds": seconds,
+    }  # fmt: skip
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def _round(box: tuple[float, ...]) -> list[float]:
+    return [round(c, 1) for c in box]

@@ -1,0 +1,133 @@
+"""One run on one, two and four processes is the same run."""
+
+import copy
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from launch import ITERATIONS, fit, rollouts, scalars, write_world
+
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.prompts import Prompts
+from ivgr.data.shards import find_shards
+from ivgr.data.spread import Spread, deal_by_cost, expected_tokens
+from ivgr.data.stream import Feed, Mix, SampleStream
+from ivgr.policy.load import Pretrained
+from ivgr.query import rollouts_of
+from ivgr.rollout.engine import TransformersEngine
+from ivgr.tree import tree_length
+from ivgr.world.write import World, draw_samples
+
+FIGURES = ("optim/loss", "optim/grad_norm", "policy/entropy", "policy/kl", "policy/ratio_max")
+costs = st.lists(st.integers(0, 5000), max_size=40)
+
+
+@given(costs, st.integers(1, 9), st.integers(1, 4))
+def test_every_query_goes_to_one_rank_in_order(costs, ranks, updates):
+    taken = deal_by_cost(costs, ranks, updates)
+    assert sorted(index for indices in taken for index in indices) == list(range(len(costs)))
+    assert len(taken) == ranks and all(indices == sorted(indices) for indices in taken)
+
+
+@given(costs, st.integers(1, 9), st.integers(1, 4))
+def test_in_every_mini_batch_no_rank_is_more_than_one_query_ahead(costs, ranks, updates):
+    """Greedy dealing: the fullest rank, less its last query, is no fuller than the emptiest."""
+    taken = deal_by_cost(costs, ranks, updates)
+    for turn in range(updates):
+        loads = [[costs[i] for i in indices if i % updates == turn] for indices in taken]
+        least = min(map(sum, loads))
+        assert all(sum(load) - min(load, default=0) <= least for load in loads)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model, processor = Pretrained("tiny").load()
+    return model.eval(), processor, QueryEncoder(processor, "qwen2_vl", Prompts())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+def draws(world, count):
+    stream = SampleStream([Feed(find_shards(str(world["data.train"])))], Mix(2, 4), 0, 1000)
+    return list(islice(iter(stream), count))
+
+
+def test_a_query_is_expected_to_take_what_its_tree_takes(tiny, world):
+    """But for the chat template's words, and the question's, at four characters a token."""
+    for item in draws(world, 1)[0]:
+        query = tiny[2](item.sample)
+        words = tree_length(query)
+        image = 0 if query.image_grid_thw is None else int(query.image_grid_thw.prod()) // 4
+        expected = expected_tokens(item, tiny[1], 100)
+        assert expected == image + len(item.sample.question) // 4 + 100 * len(query.groups)
+        assert image <= words <= expected + 80
+
+
+def test_a_rank_may_get_only_singles_without_images(tiny, world):
+    """What the runs below are to stand: of four ranks, two have no image in any iteration."""
+    for drawn in draws(world, ITERATIONS):
+        parts = [Spread(rank, 4, updates=2, response=1500).take(drawn, tiny[1]) for rank in range(4)]
+        kinds = [{item.kind for _, item in part} for part in parts]
+        assert kinds.count({"single"}) == 2
+        assert not any(item.sample.images for part in parts for _, item in part if item.kind == "single")
+
+
+def test_what_is_rolled_out_depends_on_the_seed_and_the_place_alone(tiny):
+    model, processor, encode = tiny
+    samples = list(draw_samples(World("train", 7, seed=5)))
+    queries = [encode(sample) for sample in samples]
+    for place, query in enumerate(queries):
+        query.place = place
+    together, alone = copy.deepcopy(queries), copy.deepcopy(queries[4:5])
+    apart = copy.deepcopy([queries[i] for i in (6, 1, 3)])
+    for batch, size in ((together, 64), (alone, 64), (apart, 2)):
+        engine = TransformersEngine(group_size=3, max_new_tokens=40, batch_queries=size)
+        engine.roll_out(model, processor.tokenizer, batch, seed=8)
+    for query in alone + apart:
+        texts = [rollout.text for rollout in rollouts_of([query])]
+        assert texts == [rollout.text for rollout in rollouts_of([together[query.place]])]
+    assert len({rollout.text for rollout in rollouts_of(together)}) > 20
+
+
+def test_the_same_sample_twice_is_rolled_out_apart(tiny):
+    model, processor, encode = tiny
+    sample = next(iter(draw_samples(World("train", 1, seed=5))))
+    queries = [encode(sample), encode(sample)]
+    TransformersEngine(group_size=4, max_new_tokens=40).roll_out(model, processor.tokenizer, queries, 8)
+    first, second = ([rollout.text for rollout in rollouts_of([query])] for query in queries)
+    assert first != second
+
+
+@pytest.fixture(scope="module")
+def one(world, tmp_path_factory):
+    return fit(1, tmp_path_factory.mktemp("one"), world)
+
+
+def compare(one, several):
+    assert len(rollouts(one)) == ITERATIONS and all(len(record) > 1000 for record in rollouts(one))
+    assert rollouts(several) == rollouts(one)
+    for name in FIGURES:
+        found, expected = scalars(several, name), scalars(one, name)
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-8), name
+        assert len(expected) == ITERATIONS and len(set(expected)) > 1
+
+
+def archive_and_weights(root):
+    checkpoint = torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint["ivgr"], checkpoint["state_dict"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ddp_gives_the_losses_of_one_process(world, one, tmp_path, ranks):
+    several = fit(ranks, tmp_path / "run", world)
+    compare(one, several)
+    (state, weights), (one_state, one_weights) = archive_and_weights(several), archive_and_weights(one)
+    assert state == one_state and state["archive"] and state["iteration"] == ITERATIONS
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, one_weights[name], rtol=0, atol=1e-5)
