@@ -16,11 +16,13 @@ from ivgr.data.prompts import Prompts
 from ivgr.evaluation.benchmarks import BENCHMARKS
 from ivgr.evaluation.find import open_rows
 from ivgr.evaluation.options import match_option
+from ivgr.inference.crops import Cropping
 from ivgr.policy.load import Pretrained
 from ivgr.rewards.boxes import iou, parse_boxes
 from ivgr.world.write import World, draw_samples
 
 COUNT = 40
+MODES = ("text", "grounded", "tool")
 OPTIONS = ["--openly", "--max_new_tokens", "60", "--batch", "8"]
 
 
@@ -49,7 +51,7 @@ def command(data, out, *modes):
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    main(command(data, out, "text", "grounded"))
+    main(command(data, out, *MODES))
     return out
 
 
@@ -58,7 +60,7 @@ def lines(path):
 
 
 def test_the_tsv_asks_the_worlds_questions(data):
-    rows = list(open_rows([data / "vstar.tsv"], BENCHMARKS["vstar"]).read())
+    rows = list(open_rows([data / "vstar.tsv"], BENCHMARKS["vstar"]).read(range(99)))
     samples = [s for s in draw_samples(World("val", COUNT * 5 // 4, seed=5)) if s.kind == "paired"]
     assert len(rows) == len(samples) == COUNT
     for row, sample in zip(rows, samples, strict=True):
@@ -76,18 +78,8 @@ def test_every_line_is_the_plain_models_reply_scored(data, runs):
         assert [row["index"] for row in found] == [str(n) for n in range(COUNT)]
         for row, sample in list(zip(found, samples, strict=True))[:6]:
             images = sample.open_images()
-            chat = Prompts().messages(sample.question, 1, stream)
-            prompt = processor.apply_chat_template([chat], tokenize=False, add_generation_prompt=True)
-            inputs = processor(images=images, text=prompt, return_tensors="pt")
-            with torch.no_grad():
-                output = model.generate(**inputs, do_sample=False, max_new_tokens=60)
-            text = processor.tokenizer.decode(
-                output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-            )
-            assert (
-                row["reply"] == text
-                and row["prompt"].splitlines() == chat[0]["content"][1]["text"].splitlines()
-            )
+            text, prompt = generate(model, processor, sample.question, images, stream)
+            assert row["reply"] == text and row["prompt"].splitlines() == prompt.splitlines()
             assert row["verdict"] == (match_option(row["answer"], row["options"]) == row["gold"])
             scale = [side / 1000 for side in images[0].size * 2]
             boxes = [[c * s for c, s in zip(box, scale, strict=True)] for box in parse_boxes(text)]
@@ -96,10 +88,39 @@ def test_every_line_is_the_plain_models_reply_scored(data, runs):
             assert row["iou"] == pytest.approx(sum(best) / len(best))
 
 
+def generate(model, processor, question, images, stream):
+    """The stock model's greedy reply, and what it was told after the images."""
+    chat = Prompts().messages(question, len(images), stream)
+    prompt = processor.apply_chat_template([chat], tokenize=False, add_generation_prompt=True)
+    inputs = processor(images=images, text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=60)
+    written = output[0, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(written, skip_special_tokens=True), chat[0]["content"][-1]["text"]
+
+
+def test_a_tool_row_is_the_grounded_pass_and_a_look_at_its_crops(data, runs):
+    model, processor = Pretrained("tiny").load()
+    samples = [s for s in draw_samples(World("val", COUNT * 5 // 4, seed=5)) if s.kind == "paired"]
+    tool, grounded = (lines(runs / "tiny" / mode / "vstar.jsonl") for mode in ("tool", "grounded"))
+    for row, first in zip(tool, grounded, strict=True):
+        assert row["first_pass"] == first["reply"] and first["first_pass"] == ""
+        assert row["boxes"] == first["boxes"] and row["iou"] == first["iou"]
+        assert (row["crops"] > 0) == (row["boxes"] != []) and row["tokens"] > first["tokens"]
+    for row, sample in list(zip(tool, samples, strict=True))[:5]:
+        image, cropping = sample.open_images()[0], Cropping()
+        around = cropping.union(row["boxes"], image.size)
+        cut = [crop for crop in cropping.crops(row["boxes"], image.size) if crop != around] + [around]
+        images = [image, *map(image.crop, cut)]
+        text, prompt = generate(model, processor, sample.question, images, "textual")
+        assert row["reply"] == text and row["crops"] == len(cut)
+        assert row["prompt"].splitlines() == prompt.splitlines()
+
+
 def test_tables_have_every_mode_with_intervals_and_an_average(runs):
     rows = list(csv.DictReader((runs / "scores.csv").open()))
     known = {(row["mode"], row["benchmark"], row["part"]): row for row in rows}
-    for mode in ("text", "grounded"):
+    for mode in MODES:
         verdicts = [row["verdict"] for row in lines(runs / "tiny" / mode / "vstar.jsonl")]
         whole = known[mode, "V*", ""]
         assert float(whole["value"]) == pytest.approx(100 * sum(verdicts) / COUNT) and whole["rows"] == str(
@@ -110,38 +131,36 @@ def test_tables_have_every_mode_with_intervals_and_an_average(runs):
         assert (mode, "V*", "relative_position") in known and float(whole["value"]) > 30
     assert ("grounded", "V*", "mIoU") in known and ("text", "V*", "mIoU") not in known
     markdown = (runs / "scores.md").read_text().splitlines()
-    assert markdown[0] == "| benchmark | tiny · text | tiny · grounded |" and markdown[-1].startswith(
-        "| Average |"
-    )
+    assert markdown[0] == "| benchmark | tiny · text | tiny · grounded | tiny · tool |"
+    assert markdown[-1].startswith("| Average |")
 
 
 def snapshot(out):
     return {p.relative_to(out): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("after", [9])
-def test_killed_and_called_again_it_ends_with_the_same_files(data, runs, tmp_path, after):
-    out, journal = tmp_path / "out", tmp_path / "out" / "tiny" / "text" / "vstar.jsonl"
+def test_killed_and_called_again_it_ends_with_the_same_files(data, runs, tmp_path, after=17):
+    out, journal = tmp_path / "out", tmp_path / "out" / "tiny" / "tool" / "vstar.jsonl"
     run = subprocess.Popen(
-        [sys.executable, "-m", "ivgr", *command(data, out, "text", "grounded")], start_new_session=True
+        [sys.executable, "-m", "ivgr", *command(data, out, *MODES)], start_new_session=True
     )
     while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= after):
         time.sleep(0.001)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     done = journal.read_bytes().count(b"\n")
-    assert done >= after and not (out / "scores.md").exists()
+    assert after <= done < COUNT and not (out / "scores.md").exists()
     with journal.open("ab") as file:
         file.write(b'{"index": "half a li')
-    main(command(data, out, "text", "grounded"))
+    main(command(data, out, *MODES))
     assert snapshot(out) == snapshot(runs)
 
 
 def test_what_is_done_is_not_asked_again(data, runs, monkeypatch, capsys):
     monkeypatch.setattr("ivgr.evaluation.command.respond", None)
     before = snapshot(runs)
-    main(command(data, runs, "grounded", "text"))
-    assert snapshot(runs) == before and capsys.readouterr().out.count("was done before") == 2
+    main(command(data, runs, *MODES[::-1]))
+    assert snapshot(runs) == before and capsys.readouterr().out.count("was done before") == 3
 
 
 def test_predictions_for_vlmevalkit(data, runs):
@@ -184,7 +203,8 @@ def test_compare_and_analyse_print_the_difference(runs, capsys):
 @pytest.mark.parametrize("args, message", [
     (["--benchmark", "vstar"], "--data are needed"), (["--data", "{data}"], "--benchmark (of vstar"),
     (["--benchmark", "coco", "--data", "{data}"], "must be among vstar, hrbench4k"),
-    (["--benchmark", "vstar", "--data", "{data}", "--mode", "tool"], "--mode tool"),
+    (["--benchmark", "vstar", "--data", "{data}", "--max_pixels", "9", "--out", "{out}"], "--max_pixels"),
+    (["--benchmark", "vstar", "--data", "{data}", "--cropping.most", "0"], "most"),
     (["--benchmark", "vstar", "--data", "{data}", "--mode", "loud"], "--mode is 'loud'"),
     (["--benchmark", "vstar", "--data", "{data}", "--export", "pdf"], "--export is 'pdf'"),
     (["--benchmark", "vstar", "pope", "--data", "{data}/vstar.tsv"], "is one file"),

@@ -1,6 +1,5 @@
 """Rows asked and scored, a judge for the doubtful ones, rows that cannot be asked."""
 
-import itertools
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,9 @@ from ivgr.data.prompts import Prompts
 from ivgr.data.rejection import RejectedSample
 from ivgr.evaluation.benchmarks import BENCHMARKS
 from ivgr.evaluation.fields import Row
-from ivgr.evaluation.run import Examination, Reply, instruction_of, respond, respond_to_each
+from ivgr.evaluation.run import Examination, respond_to_each
+from ivgr.inference.modes import Reply, respond
+from ivgr.inference.reading import read_parts
 from ivgr.journal import Journal
 from ivgr.policy.load import Pretrained
 from ivgr.policy.patches import use_linear_patches
@@ -20,15 +21,20 @@ from ivgr.rollout.engine import TransformersEngine
 
 def reply_with(answers):
     left = iter(answers)
-    return lambda samples: [Reply(next(left)) for _ in samples]
+    return lambda samples: [read(next(left)) for _ in samples]
+
+
+def read(text):
+    parts = read_parts(text)
+    return Reply(text, parts.think, parts.answer, parts.source)
 
 
 def examine(tmp_path, rows, answers, judge=None, name="vstar"):
     class File:
         total = len(rows)
 
-        def read(self, start=0):
-            return itertools.islice(rows, start, None)
+        def read(self, numbers):
+            return (row for number, row in enumerate(rows) if number in numbers)
 
     journal = Journal(tmp_path, name, {})
     Examination(BENCHMARKS[name], reply_with(answers), "Think.", judge, batch=2).fill(journal, File(), "")
@@ -81,7 +87,7 @@ def test_a_rejected_row_stands_in_the_table(tmp_path):
     class File:
         total = 1
 
-        def read(self, start=0):
+        def read(self, numbers):
             return iter([ROW])
 
     journal = Journal(tmp_path, "vstar", {})
@@ -98,12 +104,3 @@ def test_patches_embedded_by_a_product_are_those_of_the_convolution():
     use_linear_patches(model)
     assert not isinstance(embed.proj, torch.nn.Conv3d) and set(model.state_dict()) == names
     torch.testing.assert_close(embed(patches), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_instruction_of_a_mode():
-    prompts = Prompts("boxes!", "words!")
-    assert [instruction_of(mode, prompts) for mode in ("text", "grounded", "tool")] == [
-        "words!",
-        "boxes!",
-        "words!",
-    ]

@@ -22,7 +22,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
                                 rewritten without boxes
   ivgr filter SHARDS DST        keep the samples that a policy answers neither always nor never
-  ivgr evaluate --benchmark NAME --data DIR --model MODEL --mode text grounded
+  ivgr evaluate --benchmark NAME --data DIR --model MODEL --mode text tool
                                 score models on V*, HRBench, POPE, … from files you have, with intervals
   ivgr compare RUN_A RUN_B      is the difference real? paired, with McNemar's test
   ivgr analyse OUT/MODEL        what the modes differ in, cost, and accuracy by IoU of the boxes

@@ -22,7 +22,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import TEXTUAL, Prompts
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
-from ivgr.evaluation.run import respond
+from ivgr.inference.modes import respond
 from ivgr.policy.forward import banned_ids
 from ivgr.policy.load import Pretrained
 from ivgr.policy.patches import use_linear_patches

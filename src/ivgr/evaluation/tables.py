@@ -18,6 +18,9 @@ from rich.table import Table
 
 from ivgr.evaluation.benchmarks import BENCHMARKS, Benchmark
 from ivgr.evaluation.compare import Statistic, interval, mean_of_groups, resample, tabulate
+from ivgr.evaluation.run import REJECTED
+from ivgr.inference.modes import Mode
+from ivgr.inference.reading import BLOCK
 from ivgr.watch.record import write_atomically
 
 AVERAGE = "Average"
@@ -115,14 +118,15 @@ YES_FIGURES: dict[str, Statistic] = {
 }
 
 
-def notes_of(rows: Sequence[dict]) -> dict:
-    """What is to be known beside a score: rows, how many had no answer block, were not judged or
-    were rejected."""
+def notes_of(rows: Sequence[dict], mode: Mode) -> dict:
+    """What is to be known beside a score: rows, how many had no answer block, were not judged, did
+    without crops in tool mode, or were rejected."""
     return {
         "rows": len(rows),
-        "without_block": sum(row["answer_from"] != "answer block" for row in rows),
+        "without_block": sum(row["answer_from"] != BLOCK for row in rows),
         "unjudged": sum(row["verdict"] is None for row in rows),
-        "rejected": sum(row["why"].startswith("rejected") for row in rows),
+        "without_crops": sum(mode == "tool" and not row["crops"] for row in rows),
+        "rejected": sum(row["why"].startswith(REJECTED) for row in rows),
     }
 
 

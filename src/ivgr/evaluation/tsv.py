@@ -2,9 +2,8 @@
 another row, which is found by its offset in the file."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,10 +63,11 @@ class TsvRows(StockedRows):
             except (csv.Error, UnicodeDecodeError) as error:
                 raise UserError(f"{self.path}: no TSV from byte {lines.at} on ({error}); mend it") from error
 
-    def read(self, start: int = 0) -> Iterator[Row]:
+    def read(self, numbers: Container[int]) -> Iterator[Row]:
         own = ((where, values) for where, _, values in self._cells() if belongs(values, self.benchmark))
-        for number, (where, values) in islice(enumerate(own), start, None):
-            yield with_images(self.row(number, where, values), self._images(values))
+        for number, (where, values) in enumerate(own):
+            if number in numbers:
+                yield with_images(self.row(number, where, values), self._images(values))
 
     def _images(self, values: dict) -> tuple[bytes, ...]:
         image = values.get("image")
