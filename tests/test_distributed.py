@@ -1,26 +1,31 @@
 """One run on one, two and four processes is the same run."""
 
 import copy
+import signal
+import time
 from itertools import islice
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from launch import ITERATIONS, fit, rollouts, scalars, write_world
+from launch import ITERATIONS, finish, fit, rollouts, said, scalars, start, write_world
 
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.data.shards import find_shards
 from ivgr.data.spread import Spread, deal_by_cost, expected_tokens
 from ivgr.data.stream import Feed, Mix, SampleStream
+from ivgr.distributed.folder import read_weights
 from ivgr.policy.load import Pretrained
 from ivgr.query import rollouts_of
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.tree import tree_length
+from ivgr.watch.checkpoints import read_checkpoint
 from ivgr.world.write import World, draw_samples
 
 FIGURES = ("optim/loss", "optim/grad_norm", "policy/entropy", "policy/kl", "policy/ratio_max")
+FSDP2 = {"trainer.strategy": "fsdp2"}
 costs = st.lists(st.integers(0, 5000), max_size=40)
 
 
@@ -117,9 +122,21 @@ def compare(one, several):
         assert len(expected) == ITERATIONS and len(set(expected)) > 1
 
 
+def same_end(one, several):
+    """Archive, data position and, nearly, weights."""
+    (state, weights), (one_state, one_weights) = map(archive_and_weights, (several, one))
+    assert state == one_state and state["ivgr"]["archive"] and state["ivgr"]["iteration"] == ITERATIONS
+    assert weights.keys() <= one_weights.keys() and len(weights) > 60
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, one_weights[name], rtol=0, atol=1e-5)
+
+
 def archive_and_weights(root):
-    checkpoint = torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
-    return checkpoint["ivgr"], checkpoint["state_dict"]
+    path = root / "checkpoints" / "last.ckpt"
+    state = read_checkpoint(path)
+    weights = read_weights(path) if path.is_dir() else state["state_dict"]
+    weights = {name.removeprefix("policy."): weight for name, weight in weights.items()}
+    return {name: state[name] for name in ("ivgr", "ShardDataModule", "global_step")}, weights
 
 
 @pytest.mark.timeout(300)
@@ -127,7 +144,79 @@ def archive_and_weights(root):
 def test_ddp_gives_the_losses_of_one_process(world, one, tmp_path, ranks):
     several = fit(ranks, tmp_path / "run", world)
     compare(one, several)
-    (state, weights), (one_state, one_weights) = archive_and_weights(several), archive_and_weights(one)
-    assert state == one_state and state["archive"] and state["iteration"] == ITERATIONS
-    for name, weight in weights.items():
-        torch.testing.assert_close(weight, one_weights[name], rtol=0, atol=1e-5)
+    same_end(one, several)
+
+
+@pytest.fixture(scope="module")
+def sharded(world, tmp_path_factory):
+    return fit(2, tmp_path_factory.mktemp("sharded"), world | FSDP2)
+
+
+@pytest.mark.timeout(300)
+def test_fsdp_gives_the_losses_of_one_process(one, sharded):
+    compare(one, sharded)
+    same_end(one, sharded)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_four_sharded_processes_resume_on_two(world, one, tmp_path):
+    """They stop after three iterations; half as many go on from there."""
+    fit(4, tmp_path / "run", world | FSDP2)
+    compare(one, tmp_path / "run")
+    same_end(one, tmp_path / "run")
+    stopped = fit(4, tmp_path / "broken", world | FSDP2 | {"model.iterations": 3})
+    assert len(list((stopped / "checkpoints" / "last.ckpt").glob("*.safetensors"))) == 4
+    fit(2, stopped, world | FSDP2, "--ckpt_path", "last")
+    compare(one, stopped)
+    same_end(one, stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_sigterm_to_one_rank_stops_all_and_resumes_exactly(world, one, tmp_path, strategy):
+    settings = world | {"trainer.strategy": strategy}
+    processes = start(2, tmp_path, settings)
+    while not (tmp_path / "rollouts" / "000001.jsonl.gz").exists():
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.05)
+    processes[1].terminate()
+    assert finish(processes) == [128 + signal.SIGTERM] * 2
+    assert "SIGTERM; stopped after iteration" in said(tmp_path, 0)
+    assert not (tmp_path / "summary.json").exists()
+    fit(2, tmp_path, settings, "--ckpt_path", "last")
+    compare(one, tmp_path)
+    same_end(one, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_exact_kl_reads_the_references_head_while_it_is_gathered(world, tmp_path):
+    settings = world | {"model.loss.kl": "exact", "model.iterations": 2}
+    whole = fit(1, tmp_path / "whole", settings)
+    split = fit(2, tmp_path / "split", settings | FSDP2)
+    for name in ("optim/loss", "policy/kl", "optim/grad_norm"):
+        assert scalars(split, name) == pytest.approx(scalars(whole, name), rel=1e-5, abs=1e-8)
+
+
+def test_a_sharded_checkpoint_holds_no_pickled_code(sharded):
+    """meta.pt is read weights-only, everything else is safetensors."""
+    folder = sharded / "checkpoints" / "last.ckpt"
+    assert {path.suffix for path in folder.iterdir()} == {".pt", ".safetensors"}
+    assert read_checkpoint(folder)["ivgr"]["iteration"] == ITERATIONS
+
+
+@pytest.mark.parametrize(
+    ("strategy", "checkpoint", "named"),
+    [("auto", "sharded", "fsdp2"), ("fsdp2", "one", "not sharded"), ("fsdp", None, "fsdp2")],
+)
+def test_a_checkpoint_of_the_other_kind_is_refused(
+    world, request, capfd, tmp_path, strategy, checkpoint, named
+):
+    words = ["--trainer.strategy", strategy]
+    if checkpoint:
+        words += ["--ckpt_path", str(request.getfixturevalue(checkpoint) / "checkpoints" / "last.ckpt")]
+    assert finish(start(1, tmp_path, world | {"model.iterations": 9}, *words)) == [2]
+    error = said(tmp_path, 0)
+    assert error.count("\n") == 1 and named in error

@@ -37,7 +37,7 @@ def gunzip(path):
 
 
 def finish(process):
-    error = process.communicate(timeout=200)[1]
+    error = process.communicate(timeout=400)[1]
     return process.returncode, error
 
 

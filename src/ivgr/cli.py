@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
 from ivgr.compose import compose_words
+from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
 from ivgr.help import HELP
 from ivgr.plan.command import plan
@@ -92,6 +93,8 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config[self.subcommand]
+        if str(config.trainer.strategy).startswith("fsdp") and config.trainer.strategy != "fsdp2":
+            raise UserError(f"trainer.strategy is {config.trainer.strategy}, the old sharding; use fsdp2")
         root = Path(config.trainer.default_root_dir or "runs/default")
         every, keep = config.checkpoint_every, config.checkpoint_keep
         if every < 1 or keep < 1:
@@ -122,8 +125,11 @@ class CLI(LightningCLI):
             config.ckpt_path = folder / LAST if (folder / LAST).exists() else None
         elif config.ckpt_path in ("last", "best"):
             config.ckpt_path = folder / f"{config.ckpt_path}.ckpt"
+        sharded = isinstance(self.trainer.strategy, FSDP2)
         if config.ckpt_path and not Path(config.ckpt_path).exists():
             raise UserError(f"--ckpt_path: no checkpoint at {config.ckpt_path}; leave it out to start afresh")
+        if config.ckpt_path and Path(config.ckpt_path).is_dir() and not sharded:
+            raise UserError(f"--ckpt_path: {config.ckpt_path} is sharded; add --trainer.strategy fsdp2")
 
 
 def user_error_behind(error: BaseException | None) -> UserError | None:

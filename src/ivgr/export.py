@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ivgr.distributed.folder import read_weights
 from ivgr.errors import UserError
 from ivgr.policy.adapter import Adapter, is_adapted, merge_adapters
 from ivgr.policy.form import TrainingForm
-from ivgr.policy.load import Pretrained
+from ivgr.policy.load import Pretrained, find_mismatch, shapes_of
 from ivgr.watch.checkpoints import read_checkpoint
 
 PREFIX = "policy."
@@ -61,39 +62,33 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
 
 def _read_own(path: Path) -> dict[str, Any]:
     """UserError if `path` is no checkpoint of an ivgr.IVGR model."""
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"export: no checkpoint at {path}")
     try:
         checkpoint = read_checkpoint(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        if path.is_dir():
+            checkpoint["state_dict"] = read_weights(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"export: {path} is no checkpoint that can be read weights-only") from error
     if not isinstance(checkpoint, dict) or "policy" not in checkpoint.get("ivgr", {}):
         raise UserError(f"export: {path} was not made by `ivgr fit` with an ivgr.IVGR model")
     return checkpoint
 
 
-def find_mismatch(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> str | None:
-    """The first name that only one of them has, or that has another shape there."""
-    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (own, saved)]
-    names = sorted(own.keys() | saved.keys())
-    return next((name for name in names if shapes[0].get(name) != shapes[1].get(name)), None)
-
-
-def refuse_other_policy(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
-    """UserError where a run's weights are not those of the checkpoint it is to go on from."""
-    odd = find_mismatch(own, saved)
-    if odd is not None:
-        raise UserError(
-            f"checkpoint: its policy differs from model.policy (first at {odd}); "
-            "resume with the policy and the adapter it was made with"
-        )
-
-
 def load_policy(model: PreTrainedModel, saved: dict[str, torch.Tensor], complaint: str) -> None:
     """Fills `model` with the module's weights `saved`; UserError with `complaint` unless names
     and shapes agree."""
     weights = {name.removeprefix(PREFIX): value for name, value in saved.items() if name.startswith(PREFIX)}
-    odd = find_mismatch(model.state_dict(), weights)
+    weights |= _tied(model, weights)
+    odd = find_mismatch(shapes_of(model.state_dict()), shapes_of(weights))
     if odd is not None:
         raise UserError(f"{complaint} (first at {odd}); name the policy it was made from by --policy")
     model.load_state_dict(weights)
+
+
+def _tied(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights that are missing because another name of the same parameter is there."""
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    missing = {name: first[parameter] for name, parameter in every if name not in weights}
+    return {name: weights[other] for name, other in missing.items() if other in weights}

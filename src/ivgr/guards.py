@@ -1,20 +1,25 @@
 """Guards of the update: numbers that are not finite, and memory that runs out.
 
-In: what an update is about to do. Out: leave to do it, or packs that fit; and one clear line
-when there is no going on.
+In: what an update is about to do. Out: leave to do it, or passes over packs that fit; and one clear
+line when there is no going on.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ivgr.errors import UserError
 from ivgr.kernels import TokenStatistics
 from ivgr.tree import Pack, pack_queries
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class StepGuard:
             self.fault = "the loss is (the logits are finite)"
 
     def admits(self, norm: float, policy: nn.Module, lr: float, sum_ranks: Callable[[float], float]) -> bool:
-        """Whether to step, given the gradient norm before clipping."""
+        """Whether to step, given the gradient norm before clipping; all ranks must call it."""
         fault, self.fault = self.fault, None
         if fault is None and not math.isfinite(norm):
             fault = "a gradient is (the loss is finite)"
@@ -69,14 +74,15 @@ class StepGuard:
         self.skipped += 1
         self.in_a_row += 1
         if self.in_a_row >= self.patience:
-            raise UserError(self._diagnose(fault or "on another rank something is", policy, lr))
+            raise UserError(self._diagnose(fault or "on another rank something is", policy, lr, sum_ranks))
         return False
 
-    def _diagnose(self, fault: str, policy: nn.Module, lr: float) -> str:
+    def _diagnose(self, fault: str, policy: nn.Module, lr: float, sum_ranks: Callable) -> str:
+        """All ranks must call it: of a split gradient each sees its own part."""
         broken = (
             name
             for name, parameter in policy.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
+            if parameter.grad is not None and sum_ranks(float(not _is_finite(parameter.grad)))
         )
         norms = ", ".join(f"{norm:.3g}" for norm in self.norms) or "none"
         return (
@@ -86,7 +92,46 @@ class StepGuard:
         )
 
 
-def halve_budget(budget: int, failed: Pack) -> int:
+def _is_finite(gradient: torch.Tensor) -> bool:
+    """Of a split gradient, this rank's part."""
+    own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    return bool(own.isfinite().all())
+
+
+class Budgeted(Protocol):
+    """What passes over packs are made for: token_budget padded tokens a pack; level is set where
+    weights are split over ranks."""
+
+    policy: PreTrainedModel
+    token_budget: int
+    level: Callable | None
+
+
+def run_within_memory(owner: Budgeted, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
+    """`work` of every pack. Where memory runs out, the owner's budget is halved for the rest of the
+    run, the packs are split in place, and all gradients are made anew: a backward pass that
+    broke off has left some. Not where weights are split over ranks: there a pass is a collective,
+    which a rank can neither repeat nor make two of alone; UserError."""
+    while True:
+        done, failed = [], None
+        for pack in packs:
+            try:
+                done.append(work(pack))
+            except torch.OutOfMemoryError:
+                failed = pack
+                break
+        if failed is None:
+            return done
+        del done
+        if owner.level is not None:
+            raise _out_of_memory_together(failed)
+        owner.policy.zero_grad()
+        owner.token_budget = _halve_budget(owner.token_budget, failed)
+        packs[:] = [part for pack in packs for part in _split_pack(owner.policy, pack, owner.token_budget)]
+        torch.cuda.empty_cache()
+
+
+def _halve_budget(budget: int, failed: Pack) -> int:
     """The token budget under which `failed`, for which memory ran out, is split in two at least;
     UserError if it is one tree, which cannot be."""
     if len(failed.queries) == 1:
@@ -98,7 +143,16 @@ def halve_budget(budget: int, failed: Pack) -> int:
     return min(budget, failed.ids.numel()) // 2
 
 
-def split_pack(model: PreTrainedModel, pack: Pack, budget: int) -> list[Pack]:
+def _out_of_memory_together(failed: Pack) -> UserError:
+    """Of a pass that all ranks were making together, so that none can split its packs alone."""
+    return UserError(
+        f"memory ran out in a pass over {failed.ids.numel()} tokens, which with trainer.strategy fsdp2 one "
+        "rank cannot split alone: lower model.token_budget below that, or set "
+        "model.gradient_checkpointing true"
+    )
+
+
+def _split_pack(model: PreTrainedModel, pack: Pack, budget: int) -> list[Pack]:
     """The same trees in packs of at most `budget` padded tokens, with what is known of their
     tokens already."""
     if pack.ids.numel() <= budget or len(pack.queries) == 1:

@@ -35,7 +35,8 @@ class Iteration:
     """The phases and what they need.
 
     Groups whose rewards are all equal are rolled out again up to resample times, and those
-    left leave the update with drop_flat. halt is called, on all ranks, before phases that may be
+    left leave the update with drop_flat. rollout_policy gives what rolls out, where that is not the
+    policy itself. halt is called, on all ranks, before phases that may be
     given up, and raises to do so. After `run`, everyone holds the queries of all ranks.
     """
 
@@ -48,6 +49,7 @@ class Iteration:
     update: Update
     resample: int = 0
     drop_flat: bool = False
+    rollout_policy: Callable[[], PreTrainedModel] | None = None
     halt: Callable[[], None] = lambda: None
     seconds: Counter = field(default_factory=Counter)
     verdicts: list = field(default_factory=list)
@@ -80,7 +82,8 @@ class Iteration:
         return figures | judge_metrics(self.judge, self.verdicts) | resampled | statistics | times
 
     def _roll_out(self, queries: list[Query], seed: int) -> None:
-        self.engine.roll_out(self.policy, self.tokenizer, queries, seed)
+        policy = self.rollout_policy() if self.rollout_policy else self.policy
+        self.engine.roll_out(policy, self.tokenizer, queries, seed)
 
     def _score(self, queries: list[Query], mini_batches: Sequence[list[Pack]] = ()) -> None:
         """Rewards: rules, the judge on answers, the archive, the judge on reasoning, sums; the

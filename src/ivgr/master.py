@@ -19,14 +19,12 @@ KEY = "master"
 
 def keep_master(optimizer: Optimizer) -> Optimizer:
     """Lets `optimizer` see fp32 parameters and gradients while it steps, and fp32 parameters
-    while its state is loaded, which is cast to theirs. A step uses the gradients up.
-
-    UserError if the parameters are sharded: a DTensor cannot change its dtype in place.
-    """
+    while its state is loaded, which is cast to theirs. A step uses the gradients up. UserError if
+    the parameters are split over ranks."""
     if any(isinstance(parameter, DTensor) for parameter in _low_precision(optimizer)):
         raise UserError(
-            "model.optimizer.master does not go with sharded bf16 weights: load the policy as float32 "
-            "and let the strategy compute in bf16, which keeps fp32 weights by itself"
+            "model.optimizer.master keeps copies of whole weights; with trainer.strategy fsdp2 load "
+            "model.policy in float32 and set the strategy's param_dtype to bfloat16, which is the same"
         )
     low: dict[nn.Parameter, torch.Tensor] = {}
 

@@ -1,43 +1,42 @@
-"""The LightningModule: owns the policy and the frozen reference, hands the iteration its
-parts, and one `training_step` is one iteration (manual optimisation)."""
+"""The LightningModule of reinforcement learning: owns the policy and the frozen reference, hands the
+iteration its parts, and one `training_step` is one iteration."""
 
 import time
 from collections.abc import Callable, Sequence
 
 import lightning as L
-import torch
 from jsonargparse import lazy_instance
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ivgr.archive import Archive
-from ivgr.data.encode import Batch, QueryEncoder
+from ivgr.data.encode import Batch
 from ivgr.data.prompts import Prompts
 from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
-from ivgr.export import describe_policy, refuse_other_policy
-from ivgr.guards import Guard, StepGuard
+from ivgr.export import describe_policy
+from ivgr.guards import Guard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge, RuleJudge
 from ivgr.loss import PolicyLoss
-from ivgr.optim import Optimizer, Schedule, sum_gradients
+from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import Adapter
 from ivgr.policy.form import Part, TrainingForm
-from ivgr.policy.load import Pretrained
-from ivgr.policy.reference import FrozenReference
+from ivgr.policy.load import Pretrained, refuse_other_policy, shapes_of
+from ivgr.policy.reference import FrozenReference, Reference
+from ivgr.policy_module import PolicyModule
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
 from ivgr.rollout.patient import with_patience
 from ivgr.seeding import derive_seed, run_seed
 from ivgr.tree import Layout
-from ivgr.update import Stepper, Update
+from ivgr.update import Update
 from ivgr.watch.before_after import BeforeAfter
 from ivgr.watch.board import Board
 from ivgr.watch.progress import IterationBar
 from ivgr.watch.record import RolloutRecord
 
 
-class IVGR(L.LightningModule):
+class IVGR(PolicyModule):
     """Dual-stream GRPO with a consistency reward and a rollout archive.
 
     Args:
@@ -93,40 +92,32 @@ class IVGR(L.LightningModule):
         max_prompt_tokens: int = 8192,
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.source = Pretrained(policy) if isinstance(policy, str) else policy
-        self.form = TrainingForm(adapter, tuple(freeze), gradient_checkpointing)
+        super().__init__(
+            source=Pretrained(policy) if isinstance(policy, str) else policy,
+            form=TrainingForm(adapter, tuple(freeze), gradient_checkpointing),
+            prompts=prompts,
+            max_prompt_tokens=max_prompt_tokens,
+            optimizer=optimizer,
+            schedule=schedule,
+            clip_norm=clip_norm,
+            guard=guard,
+        )
         self.engine = with_patience(engine, guard.engine_timeout)
         self.reference_source, self.rewards, self.judge = reference, rewards, judge
-        self.archive, self.loss, self.optimizer, self.schedule = archive, loss, optimizer, schedule
-        self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
+        self.archive, self.loss = archive, loss
         self.iterations, self.updates, self.epochs = iterations, updates, epochs
-        self.token_budget, self.layout, self.clip_norm = token_budget, layout, clip_norm
+        self.total_updates = iterations * updates * epochs
+        self.token_budget, self.layout = token_budget, layout
         if resample < 0:
             raise UserError(f"model.resample is {resample}, must be at least 0")
         self.resample, self.drop_flat = resample, drop_flat
-        self.guard = StepGuard(guard.patience)
         self.iteration = 0
         self.halt: Callable[[], None] = lambda: None
         self.before: tuple[dict, dict] | None = None
-        self.policy = None
         self.figures = HeldOutFigures()
 
-    def configure_model(self) -> None:
-        if self.policy is not None:
-            return
-        self.policy, self.processor = self.source.load()
-        self.form.shape(self.policy.eval())
-        self.encoder = QueryEncoder(
-            self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
-        )
-        self.reference = self.reference_source.load(self.policy)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer.create(self.policy)
-        self.scheduler = self.schedule.create(optimizer, self.iterations * self.updates * self.epochs)
-        return optimizer
+    def load_reference(self) -> Reference:
+        return self.reference_source.load(self.policy)
 
     def configure_callbacks(self) -> list[L.Callback]:
         return [IterationBar(), Board(), RolloutRecord(), BeforeAfter()]
@@ -140,13 +131,14 @@ class IVGR(L.LightningModule):
             policy=self.policy,
             reference=self.reference,
             loss=self.loss,
-            stepper=Stepper(self._backward, self._step, self._sum_ranks),
+            stepper=self.create_stepper(),
             temperature=self.engine.temperature,
             updates=self.updates,
             epochs=self.epochs,
             token_budget=self.token_budget,
             layout=self.layout,
             guard=self.guard,
+            level=self.level,
         )
         self.loop = Iteration(
             policy=self.policy,
@@ -158,6 +150,7 @@ class IVGR(L.LightningModule):
             update=update,
             resample=self.resample,
             drop_flat=self.drop_flat,
+            rollout_policy=self.rollout_policy,
             halt=lambda: self.halt(),
         )
 
@@ -165,14 +158,17 @@ class IVGR(L.LightningModule):
         self.idle_since = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Counts what all ranks have rejected; UserError if it is too much."""
         self.metrics = {"time/data_wait": time.perf_counter() - self.idle_since}
         self.before = self.archive.state_dict(), self.trainer.datamodule.quarantine.state_dict()
-        self._quarantine(batch)
+        quarantine = self.trainer.datamodule.quarantine
+        quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
+        self.metrics |= quarantine.metrics()
 
     def training_step(self, batch: Batch, _: int) -> None:
         """One iteration; without any query, only the data moves on."""
         seed, self.everyone = derive_seed(run_seed(), "rollout", self.iteration, 0), []
-        if self._sum_ranks(float(len(batch.queries))):
+        if self.loop.update.stepper.sum_ranks(float(len(batch.queries))):
             self.metrics |= self.loop.run(batch.queries, seed)
             self.everyone = self.loop.everyone
         self.metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
@@ -190,51 +186,18 @@ class IVGR(L.LightningModule):
     def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
         self.idle_since = time.perf_counter()
 
-    def _quarantine(self, batch: Batch) -> None:
-        """Counts what all ranks have rejected; UserError if it is too much."""
-        self.trainer.datamodule.quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
-        self.metrics |= self.trainer.datamodule.quarantine.metrics()
-
     def validation_step(self, batch: Batch, _: int) -> None:
         if batch.queries:
-            self.engine.answer(self.policy, self.processor.tokenizer, batch.queries)
+            self.engine.answer(self.rollout_policy(), self.processor.tokenizer, batch.queries)
             self.figures.update(batch.queries, self.judge)
 
     def on_validation_epoch_start(self) -> None:
+        self.rollout_policy()
         self.figures = HeldOutFigures().to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         for stream, figures in self.figures.compute().items():
             self.log_dict({f"val/{stream}/{name}": value for name, value in figures.items()})
-
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        """Queries stay on the host; packing and decoding move what they need."""
-        return batch
-
-    def _backward(self, loss: torch.Tensor) -> None:
-        if self.trainer.world_size == 1:
-            self.manual_backward(loss)
-        else:
-            with self.trainer.strategy.model.no_sync():
-                self.manual_backward(loss)
-
-    def _step(self) -> float:
-        """Sums gradients over ranks (the loss is already divided by all ranks' tokens),
-        clips, steps optimizer and schedule, unless the guard skips the former; returns the norm
-        before clipping."""
-        if self.trainer.world_size > 1:
-            sum_gradients(list(self.policy.parameters()))
-        optimizer = self.optimizers()
-        self.scheduler.step(self.trainer.global_step + self.guard.skipped)
-        norm = get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
-        if self.guard.admits(norm.item(), self.policy, optimizer.param_groups[0]["lr"], self._sum_ranks):
-            clip_grads_with_norm_(self.policy.parameters(), self.clip_norm, norm)
-            optimizer.step()
-        optimizer.zero_grad()
-        return norm.item()
-
-    def _sum_ranks(self, value: float) -> float:
-        return self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="sum").item()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["ivgr"] = {"iteration": self.iteration, "archive": self.archive.state_dict()}
@@ -244,7 +207,8 @@ class IVGR(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "ivgr" not in checkpoint:
             raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.IVGR model")
-        refuse_other_policy(self.state_dict(), checkpoint["state_dict"])
+        if not self._replica:  # or else the strategy has loaded and checked the weights
+            refuse_other_policy(shapes_of(self.state_dict()), shapes_of(checkpoint["state_dict"]))
         self.iteration = checkpoint["ivgr"]["iteration"]
         self.guard.skipped = checkpoint["ivgr"]["skipped"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])

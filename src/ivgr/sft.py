@@ -1,29 +1,31 @@
-"""The cold start: supervised training on reasoning of both streams (automatic
-optimisation, Lightning's own loop); at the end an ordinary HF directory is written."""
+"""The cold start: supervised training on reasoning of both streams; at the end an ordinary HF
+directory is written."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import lightning as L
 import torch
 from jsonargparse import lazy_instance
 
-from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
+from ivgr.distributed.shard import run_pass
+from ivgr.guards import Guard, run_within_memory
 from ivgr.judge import Judge, RuleJudge
-from ivgr.kernels import fused_logprob_kl
+from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.optim import Optimizer, Schedule
-from ivgr.policy.adapter import Adapter, is_adapted, merge_adapters
+from ivgr.policy.adapter import Adapter
 from ivgr.policy.form import Part, TrainingForm
 from ivgr.policy.load import Pretrained
 from ivgr.policy.scratch import TinyScratch
+from ivgr.policy_module import PolicyModule
 from ivgr.query import Query
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
 from ivgr.tree import Pack, pack_queries, tree_length
 from ivgr.watch.before_after import evaluate, print_figures
 
 
-class SFT(L.LightningModule):
+class SFT(PolicyModule):
     """Imitates `<think>reasoning</think><answer>answer</answer>` token by token.
 
     Args:
@@ -38,7 +40,9 @@ class SFT(L.LightningModule):
         judge: Scores them.
         export: Folder under trainer.default_root_dir for the trained HF model.
         token_budget: Padded tokens a micro-batch.
+        clip_norm: Largest gradient norm.
         max_prompt_tokens: Longest prompt, images included.
+        guard: When a run that goes wrong is stopped.
     """
 
     def __init__(
@@ -54,55 +58,69 @@ class SFT(L.LightningModule):
         judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
         export: str = "model",
         token_budget: int = 4096,
+        clip_norm: float = 1.0,
         max_prompt_tokens: int = 8192,
+        guard: Guard = Guard(),  # noqa: B008
     ) -> None:
-        super().__init__()
-        self.source, self.optimizer, self.schedule, self.prompts = policy, optimizer, schedule, prompts
-        self.form = TrainingForm(adapter, tuple(freeze), gradient_checkpointing)
-        self.engine, self.judge, self.export = engine, judge, export
-        self.token_budget, self.max_prompt_tokens = token_budget, max_prompt_tokens
-        self.policy = None
-
-    def configure_model(self) -> None:
-        if self.policy is not None:
-            return
-        self.policy, self.processor = self.source.load()
-        self.form.shape(self.policy.eval())
-        self.encoder = QueryEncoder(
-            self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
+        super().__init__(
+            source=policy,
+            form=TrainingForm(adapter, tuple(freeze), gradient_checkpointing),
+            prompts=prompts,
+            max_prompt_tokens=max_prompt_tokens,
+            optimizer=optimizer,
+            schedule=schedule,
+            clip_norm=clip_norm,
+            guard=guard,
         )
+        self.engine, self.judge, self.export = engine, judge, export
+        self.token_budget = token_budget
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer.create(self.policy)
-        self.scheduler = self.schedule.create(optimizer, self.trainer.datamodule.total_steps)
-        return optimizer
+    @property
+    def total_updates(self) -> int:
+        return self.trainer.datamodule.total_steps
+
+    def on_fit_start(self) -> None:
+        self.stepper = self.create_stepper()
 
     def training_step(self, queries: list[Query], _: int) -> torch.Tensor:
-        self.scheduler.step(self.global_step)
-        by_length = sorted(queries, key=tree_length)
-        packs = pack_queries(self.policy, by_length, self.token_budget)
-        logps = [self._logp(pack) for pack in packs]
-        loss = -torch.cat(logps).mean()
-        self.log_dict({"optim/loss": loss, "optim/lr": self.scheduler.optimizer.param_groups[0]["lr"]})
+        """One update on the mean over all ranks' tokens."""
+        packs = pack_queries(self.policy, sorted(queries, key=tree_length), self.token_budget)
+        tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
+        packs = self.level(packs) if self.level else packs
+        losses = run_within_memory(self, packs, partial(self._differentiate, tokens))
+        norm = self.stepper.step()
+        loss = torch.tensor(self.stepper.sum_ranks(sum(losses)))
+        lr = self.optimizers().param_groups[0]["lr"]
+        self.log_dict({"optim/loss": loss, "optim/lr": lr, "optim/grad_norm": norm})
         return loss
 
-    def _logp(self, pack: Pack) -> torch.Tensor:
-        logits = self.policy.lm_head(pack.response_hidden(self.policy))
-        return fused_logprob_kl(logits, pack.targets).logp
+    def _differentiate(self, tokens: float, pack: Pack) -> float:
+        """Adds the gradients of the pack's share of the mean loss over `tokens`; returns that share."""
+        statistics = run_pass(self.policy, lambda: self._imitate(pack))
+        self.guard.watch(statistics)
+        loss = statistics.loss / tokens
+        self.stepper.backward(loss)
+        return loss.item()
+
+    def _imitate(self, pack: Pack) -> TokenStatistics:
+        return fused_linear_logprob_kl(
+            pack.response_hidden(self.policy),
+            self.policy.lm_head,
+            None,
+            None,
+            pack.targets,
+            kl=None,
+            token_loss=lambda logp, *_: -logp,
+        )
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         if (batch_idx + 1) % 100 == 0:
             print(f"step {batch_idx + 1}  loss {outputs['loss'].item():.3f}", flush=True)
 
     def on_train_end(self) -> None:
-        print_figures(evaluate(self.trainer, self))
-        if is_adapted(self.policy):
-            merge_adapters(self.policy)
+        figures = evaluate(self.trainer, self)
         folder = Path(self.trainer.default_root_dir) / self.export
-        self.policy.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-        print(f"the model is in {folder}")
-
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        """Queries stay on the host; packing moves what it needs."""
-        return batch
+        self.save_policy(folder)
+        if self.trainer.is_global_zero:
+            print_figures(figures)
+            print(f"the model is in {folder}")

@@ -51,13 +51,14 @@ class Pack:
     @property
     def rollout_logp(self) -> torch.Tensor:
         """The log-probs (R,) that the rollout engine recorded."""
-        return torch.cat([rollout.logp for rollout in self.rollouts]).to(self.ids.device)
+        none = torch.zeros(0)
+        return torch.cat([none, *(rollout.logp for rollout in self.rollouts)]).to(self.ids.device)
 
     @property
     def advantage(self) -> torch.Tensor:
         """The advantage (R,) of each token's rollout, fp32."""
-        values = torch.tensor([rollout.advantage for rollout in self.rollouts])
-        counts = torch.tensor([len(rollout.tokens) for rollout in self.rollouts])
+        values = torch.tensor([rollout.advantage for rollout in self.rollouts], dtype=torch.float32)
+        counts = torch.tensor([len(rollout.tokens) for rollout in self.rollouts], dtype=torch.long)
         return torch.repeat_interleave(values, counts).to(self.ids.device)
 
     @property
@@ -67,7 +68,7 @@ class Pack:
 
     def hidden(self, model: PreTrainedModel, **options) -> torch.Tensor:
         """Last hidden states (B, L, H) of every token."""
-        mask = tree_mask(self.reach, model.dtype)
+        mask = tree_mask(self.reach, model.lm_head.weight.dtype)
         pixels = None if self.pixel_values is None else self.pixel_values.to(self.ids.device)
         return hidden_states(model, self.ids, self.positions, mask, pixels, self.image_grid_thw, **options)
 
@@ -147,7 +148,7 @@ def _grow(model: PreTrainedModel, query: Query) -> _Tree:
         torch.cat(ids),
         torch.cat(positions, 1),
         torch.cat(reach),
-        torch.tensor(forks),
+        torch.tensor(forks, dtype=torch.long),
         torch.cat(columns),
         torch.cat(targets),
     )

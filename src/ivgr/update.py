@@ -7,21 +7,20 @@ metrics of getting there.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
+from ivgr.distributed.level import Level
 from ivgr.distributed.ranks import gather_lists
-from ivgr.guards import StepGuard, halve_budget, split_pack
+from ivgr.distributed.shard import letting_go, outlasting, run_pass
+from ivgr.guards import StepGuard, run_within_memory
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
 from ivgr.policy.reference import Reference
 from ivgr.query import Query, places_of
 from ivgr.tree import Layout, Pack, pack_queries
 from ivgr.watch.metrics import UpdateMetrics
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -40,7 +39,8 @@ class Update:
 
     temperature is that of all log-probs; updates mini-batches an epoch, epochs passes over
     the iteration's rollouts, token_budget padded tokens a micro-batch (halved whenever memory
-    runs out), layout "rows" shares no prefix.
+    runs out), layout "rows" shares no prefix, level fills up a mini-batch's packs where weights
+    are split over ranks.
     """
 
     policy: PreTrainedModel
@@ -53,6 +53,7 @@ class Update:
     token_budget: int
     layout: Layout = "tree"
     guard: StepGuard = field(default_factory=StepGuard)
+    level: Level | None = None
 
     def pack(self, queries: list[Query]) -> list[list[Pack]]:
         """The mini-batches, each in packs: the whole queries of all ranks dealt out in turn, so that
@@ -64,7 +65,8 @@ class Update:
             [query for place, query in placed if turns[place] % self.updates == i]
             for i in range(self.updates)
         ]
-        return [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
+        packed = [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
+        return packed if self.level is None else list(map(self.level, packed))
 
     @torch.no_grad()
     def infer_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
@@ -81,15 +83,16 @@ class Update:
         """With several updates, the policy's log-probs before the first, where they are not there
         yet (with one update, they are its own, detached)."""
         if len(mini_batches) * self.epochs > 1:
-            self._infer(mini_batches, self.policy, "old_logp")
+            with letting_go(self.policy) as policy:
+                self._infer(mini_batches, policy, "old_logp")
 
     def _infer(self, mini_batches: Sequence[list[Pack]], model: PreTrainedModel, name: str) -> None:
         def infer(pack: Pack) -> None:
             if getattr(pack, name) is None:
-                setattr(pack, name, self._statistics(model, pack, kl=None).logp)
+                setattr(pack, name, run_pass(model, lambda: self._statistics(model, pack, kl=None).logp))
 
         for packs in mini_batches:
-            self._within_memory(packs, infer)
+            run_within_memory(self, packs, infer)
 
     def run(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
         """The optimizer steps, a mini-batch each; returns their metrics."""
@@ -101,7 +104,7 @@ class Update:
                 tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
                 if not tokens:
                     continue
-                found = self._within_memory(packs, partial(self._differentiate, tokens))
+                found = run_within_memory(self, packs, partial(self._differentiate, tokens))
                 for pack, (statistics, loss) in zip(packs, found, strict=True):
                     self.guard.watch(statistics)
                     old = statistics.logp if pack.old_logp is None else pack.old_logp
@@ -112,31 +115,23 @@ class Update:
 
     def _differentiate(self, tokens: float, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
         """Adds the gradients of the pack's share of the mean loss over `tokens`."""
-        statistics, loss = self._policy_statistics(pack)
+        reference = self._reference_hidden(pack) if self.loss.kl == "exact" else ()
+        statistics, loss = run_pass(self.policy, lambda: self._policy_statistics(pack, *reference))
         self.stepper.backward(statistics.loss / tokens)
         return statistics._replace(loss=statistics.loss.detach()), loss
 
-    def _within_memory(self, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
-        """`work` of every pack. Where memory runs out, the budget is halved for the rest of the
-        run, the packs are split in place, and all gradients are made anew: a backward pass that
-        broke off has left some."""
-        while True:
-            done, failed = [], None
-            for pack in packs:
-                try:
-                    done.append(work(pack))
-                except torch.OutOfMemoryError:
-                    failed = pack
-                    break
-            if failed is None:
-                return done
-            del done
-            self.policy.zero_grad()
-            self.token_budget = halve_budget(self.token_budget, failed)
-            packs[:] = [part for pack in packs for part in split_pack(self.policy, pack, self.token_budget)]
-            torch.cuda.empty_cache()
+    @torch.no_grad()
+    def _reference_hidden(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reference's hidden states (R, H), and its head's weight (V, H), for exact KL."""
+        with self.reference.serving() as reference:
+            return run_pass(
+                reference,
+                lambda: (pack.response_hidden(reference), outlasting(reference, reference.lm_head.weight)),
+            )
 
-    def _policy_statistics(self, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
+    def _policy_statistics(
+        self, pack: Pack, ref_hidden: torch.Tensor | None = None, ref_weight: torch.Tensor | None = None
+    ) -> tuple[TokenStatistics, TokenLoss]:
         """logp, kl, entropy (R,) and the summed loss, with gradients in the latter alone; and
         each token's loss, for its figures."""
         advantage, rollout_logp = pack.advantage, pack.rollout_logp
@@ -145,10 +140,6 @@ class Update:
             old = logp.detach() if pack.old_logp is None else pack.old_logp[rows]
             return policy_loss(logp, old, advantage[rows], kl, self.loss, rollout_logp[rows])
 
-        ref_hidden = ref_weight = None
-        if self.loss.kl == "exact":
-            with torch.no_grad(), self.reference.serving() as reference:
-                ref_hidden, ref_weight = pack.response_hidden(reference), reference.lm_head.weight.detach()
         statistics = self._statistics(
             self.policy,
             pack,

@@ -18,6 +18,8 @@ from ivgr.families.frame import RELATIVE, Frame
 from ivgr.families.registry import find_family
 from ivgr.query import Group, Query
 
+FILLER = Sample("filler", "", "")
+
 
 @dataclass
 class QueryEncoder:
@@ -58,6 +60,15 @@ class QueryEncoder:
             image_grid_thw=grid,
         )
 
+    def filler(self, picture: bool) -> Query:
+        """A query without groups: a token, or the tokens of the smallest image."""
+        if not picture:
+            return Query(FILLER, torch.tensor([self.processor.tokenizer.eos_token_id]), [])
+        vision = self._process([Image.new("RGB", (64, 64))], FILLER.id)
+        (count,) = self._image_tokens(vision["image_grid_thw"].tolist())
+        prefix = torch.full((count,), self.processor.image_token_id)
+        return Query(FILLER, prefix, [], **vision)
+
     def _process(self, images: list[Image.Image], id: str) -> dict[str, torch.Tensor]:
         """pixel_values and image_grid_thw; a processor refuses images that are all too narrow."""
         try:
@@ -82,9 +93,7 @@ class QueryEncoder:
             )
         chats = [self.prompts.messages(sample.question, len(sample.images), stream) for stream in streams]
         texts = self.processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-        merge = self.processor.image_processor.merge_size**2
-        counts = [math.prod(grid) // merge for grid in grids]
-        prompts = [self._expand(text, counts) for text in texts]
+        prompts = [self._expand(text, self._image_tokens(grids)) for text in texts]
         for ids, stream in zip(prompts, streams, strict=True):
             if len(ids) > self.max_prompt_tokens:
                 raise RejectedSample(
@@ -93,6 +102,10 @@ class QueryEncoder:
                     "prompt: too long",
                 )
         return prompts
+
+    def _image_tokens(self, grids: list[list[int]]) -> list[int]:
+        """How many tokens each image has."""
+        return [math.prod(grid) // self.processor.image_processor.merge_size**2 for grid in grids]
 
     def _expand(self, text: str, counts: list[int]) -> list[int]:
         """Token ids of `text`, each image placeholder as often as the image has tokens (as the

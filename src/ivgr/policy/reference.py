@@ -2,13 +2,14 @@
 adapters. In: the policy. Out: a `Reference`, which lends a model for forward passes."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
+from ivgr.distributed.shard import letting_go
 from ivgr.errors import UserError
 from ivgr.policy.adapter import adapters_off, is_adapted
 from ivgr.policy.load import Pretrained
@@ -19,7 +20,11 @@ class Reference(Protocol):
 
     def serving(self) -> AbstractContextManager[PreTrainedModel]:
         """Lends the reference, on the policy's device, for passes without gradient; none of the
-        policy may run in the body."""
+        policy may run in the body. What a pass has gathered of split weights is let go at its end."""
+
+    def split_own(self, split: Callable[[PreTrainedModel], None]) -> None:
+        """Splits over ranks, by `split`, the weights that are not the policy's; UserError if they
+        cannot be."""
 
 
 class FrozenReference:
@@ -57,8 +62,13 @@ class UnadaptedPolicy:
     def __init__(self, policy: PreTrainedModel) -> None:
         self.policy = policy
 
-    def serving(self) -> AbstractContextManager[PreTrainedModel]:
-        return adapters_off(self.policy)
+    @contextmanager
+    def serving(self) -> Iterator[PreTrainedModel]:
+        with adapters_off(self.policy), letting_go(self.policy):
+            yield self.policy
+
+    def split_own(self, split: Callable[[PreTrainedModel], None]) -> None:
+        """It has none."""
 
 
 class OwnModel:
@@ -70,7 +80,17 @@ class OwnModel:
     def serving(self) -> AbstractContextManager[PreTrainedModel]:
         if self.offload:
             return visiting(self.model, self.policy.device)
-        return nullcontext(self.model.to(self.policy.device))
+        if self.model.device != self.policy.device:
+            self.model.to(self.policy.device)
+        return letting_go(self.model)
+
+    def split_own(self, split: Callable[[PreTrainedModel], None]) -> None:
+        if self.offload:
+            raise UserError(
+                "model.reference.device is cpu, but trainer.strategy fsdp2 splits the reference over the "
+                "devices; leave it out"
+            )
+        split(self.model)
 
 
 @contextmanager

@@ -61,9 +61,10 @@ class BeforeAfter(L.Callback):
 def evaluate(trainer: L.Trainer, module: L.LightningModule) -> Figures:
     """Held-out figures of both streams, the same on all ranks."""
     figures = HeldOutFigures().to(module.device)
+    policy = module.rollout_policy()
     for batch in trainer.datamodule.val_dataloader():
         if batch.queries:
-            module.engine.answer(module.policy, module.processor.tokenizer, batch.queries)
+            module.engine.answer(policy, module.processor.tokenizer, batch.queries)
             figures.update(batch.queries, module.judge)
     return figures.compute()
 

@@ -13,6 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ivgr.distributed.folder import META
+from ivgr.distributed.strategy import FSDP2
+
 LAST, BEST, PART = "last.ckpt", "best.ckpt", ".part"
 
 
@@ -59,11 +62,15 @@ class Checkpoints(Checkpoint):
         trainer.strategy.barrier()
         self.saved = trainer.global_step
 
-    def save_alone(self, trainer: L.Trainer) -> None:
-        """The same without the other ranks, on each rank that still can; not for sharded weights."""
+    def save_alone(self, trainer: L.Trainer) -> bool:
+        """The same without the other ranks, on each rank that still can; False for sharded weights,
+        which no rank has alone."""
+        if isinstance(trainer.strategy, FSDP2):
+            return False
         part, path = self._write(trainer)
         if trainer.is_global_zero:
             self._publish(part, path, best=False)
+        return True
 
     def _write(self, trainer: L.Trainer) -> tuple[Path, Path]:
         """The checkpoint, aside; returns where it lies and where it belongs."""
@@ -98,7 +105,7 @@ def done(trainer: L.Trainer) -> int:
 
 def read_checkpoint(path: Path) -> dict:
     """What a checkpoint holds beside sharded weights; nothing in it is executed."""
-    file = path / "meta.pt" if path.is_dir() else path
+    file = path / META if path.is_dir() else path
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 

@@ -28,12 +28,16 @@ class Rescue(L.Callback):
             return
         if hasattr(module, "roll_back"):
             module.roll_back()
+        saved, finished = True, done(trainer)
         if isinstance(exception, Preempted):
             self.checkpoints.save(trainer)
         else:
-            self.checkpoints.save_alone(trainer)
-        finished = done(trainer)
-        if finished == getattr(module, "iterations", None):
+            saved = self.checkpoints.save_alone(trainer)
+        if not saved:
+            advice = (
+                f"stopped after iteration {finished}; go on from the last checkpoint with --ckpt_path last"
+            )
+        elif finished == getattr(module, "iterations", None):
             advice = "training is complete: ivgr validate --ckpt_path last gives its figures"
         else:
             advice = f"stopped after iteration {finished}; go on with --ckpt_path last"

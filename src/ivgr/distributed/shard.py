@@ -1,0 +1,106 @@
+"""A model's weights split over ranks by FSDP2, layer by layer.
+
+In: a stock HF model. Out: the same, whose weights are gathered for a layer's pass and let go
+after it; and a `Replica`, which holds all of them while it rolls out.
+"""
+
+import copy
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from transformers import PreTrainedModel
+
+Result = TypeVar("Result")
+
+
+def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
+    """Splits every decoder layer, every vision block, the rest of the vision tower and the rest of
+    the model, each a group of its own. Gradients are summed over ranks."""
+    vision, language = model.model.visual, model.model.language_model
+    for part in (*vision.blocks, vision, *language.layers, model):
+        fully_shard(part, mesh=mesh, mp_policy=precision)
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+    model.run_pass = types.MethodType(lambda self, call: call(), model)
+    register_fsdp_forward_method(model, "run_pass")
+
+
+def run_pass(model: PreTrainedModel, call: Callable[[], Result]) -> Result:
+    """`call()`, a pass through `model` with whatever else reads its weights, such as the head's.
+    If they are split, all ranks must make the same passes, in the same order."""
+    return model.run_pass(call) if isinstance(model, FSDPModule) else call()
+
+
+@contextmanager
+def letting_go(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Lends `model` for passes without gradients, and frees what they leave gathered of it if it is
+    split."""
+    try:
+        yield model
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+
+def outlasting(model: PreTrainedModel, weight: torch.Tensor) -> torch.Tensor:
+    """A gathered weight of `model`, to be read after it was let go: of a split model a copy."""
+    return weight.detach().clone() if isinstance(model, FSDPModule) else weight.detach()
+
+
+class Replica:
+    """A whole copy of a policy that is split: filled once, then used until `expire`.
+
+    Args:
+        policy: The policy, not split yet.
+        dtype: Of the copy's weights; null for the policy's own.
+    """
+
+    def __init__(self, policy: PreTrainedModel, dtype: torch.dtype | None) -> None:
+        self.policy = policy
+        empty = {
+            id(weight): nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
+            for weight in policy.parameters()
+        }
+        self.model = copy.deepcopy(policy, empty)
+        self.filled = True
+        self.expire()
+
+    @torch.no_grad()
+    def fill(self) -> PreTrainedModel:
+        """The copy with the policy's weights; all ranks must call it."""
+        if not self.filled:
+            self.model.to(self.policy.device)
+            for weight, split in zip(self.model.parameters(), self.policy.parameters(), strict=True):
+                weight.untyped_storage().resize_(weight.numel() * weight.element_size())
+                weight.copy_(split.full_tensor())
+            self.filled = True
+        return self.model
+
+    @torch.no_grad()
+    def take_home(self, keep: bool) -> PreTrainedModel:
+        """The copy in main memory, as exact as the policy, where `keep`; all ranks must call it.
+        It is the copy's last use."""
+        for weight, split in zip(self.model.parameters(), self.policy.parameters(), strict=True):
+            whole = split.full_tensor()
+            weight.data = whole.cpu() if keep else whole.new_empty(0)
+        return self.model
+
+    def expire(self) -> None:
+        """Frees the copy, because the policy is about to change."""
+        if self.filled:
+            for weight in self.model.parameters():
+                weight.untyped_storage().resize_(0)
+            self.filled = False

@@ -1,0 +1,110 @@
+"""What reinforcement learning and the cold start share: a LightningModule that owns a policy in its
+training form, whole or split over ranks, and steps it by hand (manual optimisation)."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from transformers import PreTrainedModel
+
+from ivgr.data.encode import QueryEncoder
+from ivgr.data.prompts import Prompts
+from ivgr.distributed.level import Level, Leveller
+from ivgr.distributed.strategy import FSDP2
+from ivgr.errors import UserError
+from ivgr.guards import Guard, StepGuard
+from ivgr.optim import Optimizer, Schedule
+from ivgr.policy.adapter import is_adapted, merge_adapters
+from ivgr.policy.form import TrainingForm
+from ivgr.policy.load import Pretrained
+from ivgr.policy.reference import Reference
+from ivgr.policy.scratch import TinyScratch
+from ivgr.stepper import ModuleStepper
+
+
+class PolicyModule(L.LightningModule):
+    """Loads, splits, steps and saves a policy; what it is trained on a subclass knows.
+
+    total_updates are those of the whole run, for the schedule. Its arguments a subclass documents.
+    """
+
+    total_updates: int
+
+    def __init__(
+        self,
+        source: Pretrained | TinyScratch,
+        form: TrainingForm,
+        prompts: Prompts,
+        max_prompt_tokens: int,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        clip_norm: float,
+        guard: Guard,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.source, self.form = source, form
+        self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
+        self.optimizer, self.schedule, self.clip_norm = optimizer, schedule, clip_norm
+        self.guard = StepGuard(guard.patience)
+        self.policy, self.reference, self._replica = None, None, None
+
+    def configure_model(self) -> None:
+        if self.policy is not None:
+            return
+        self.policy, self.processor = self.source.load()
+        self.form.shape(self.policy.eval())
+        self.encoder = QueryEncoder(
+            self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
+        )
+        self.reference = self.load_reference()
+        if self._trainer:
+            self._place()
+
+    def load_reference(self) -> Reference | None:
+        """The frozen reference of `self.policy`, where there is one."""
+        return None
+
+    def _place(self) -> None:
+        """Splits what the strategy splits; UserError where Lightning is to change dtypes."""
+        precision = self.trainer.precision
+        if precision not in ("32-true", None):
+            raise UserError(
+                f"trainer.precision is {precision}: leave it out; model.policy.dtype bfloat16 with "
+                "model.optimizer.master, or fsdp2's param_dtype, compute in lower precision"
+            )
+        if isinstance(self.trainer.strategy, FSDP2):
+            self._replica = self.trainer.strategy.split(self.policy, self.reference)
+
+    def rollout_policy(self) -> PreTrainedModel:
+        """The policy with whole weights; where they are split, all ranks must call it."""
+        return self._replica.fill() if self._replica else self.policy
+
+    @property
+    def level(self) -> Level | None:
+        """Fills up packs where weights are split."""
+        return Leveller(self.policy, self.encoder) if self._replica else None
+
+    def create_stepper(self) -> ModuleStepper:
+        return ModuleStepper(self, self.guard, self._replica)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizer.create(self.policy)
+        self.scheduler = self.schedule.create(optimizer, self.total_updates)
+        return optimizer
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        """Queries stay on the host; packing and decoding move what they need."""
+        return batch
+
+    def save_policy(self, folder: Path) -> None:
+        """The policy as a HF directory, adapters merged, by rank 0; all ranks must call it, and none
+        may train any more."""
+        policy, writes = self.policy, self.trainer.is_global_zero
+        if self._replica:
+            policy = self._replica.take_home(writes)
+        if writes:
+            if is_adapted(policy):
+                merge_adapters(policy)
+            policy.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
