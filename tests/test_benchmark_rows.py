@@ -243,7 +243,7 @@ def test_broken_files_are_named(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
             open_rows(find_files(tmp_path / name, vstar), vstar)
-    for data, message in ((tmp_path / "no", "nothing at"), (tmp_path, "no .tsv or .parquet of V")):
+    for data, message in ((tmp_path / "no", "nothing there"), (tmp_path, "no .tsv or .parquet of V")):
         with pytest.raises(UserError, match=message):
             find_files(data, vstar)
     for name in ("vstar.tsv", "vstar_b.parquet"):

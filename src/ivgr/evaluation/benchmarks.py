@@ -57,8 +57,8 @@ BENCHMARKS = {
 }
 
 
-def find_benchmark(name: str) -> Benchmark:
-    """UserError lists the names if `name` is none."""
+def find_benchmark(name: str, key: str = "evaluate --benchmark") -> Benchmark:
+    """UserError, which begins with `key`, lists the names if `name` is none."""
     if name not in BENCHMARKS:
-        raise UserError(f"evaluate --benchmark is {name!r}, must be among {', '.join(BENCHMARKS)}")
+        raise UserError(f"{key} is {name!r}, must be among {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]

@@ -79,6 +79,11 @@ def figures_of(rows: Sequence[dict], name: str, boxes: bool = True) -> list[Figu
     return figures
 
 
+def score_of(rows: Sequence[dict], benchmark: Benchmark) -> float:
+    """The benchmark's score, in [0, 1]; NaN where no row was judged."""
+    return float(mean_of_groups(tabulate(rows, benchmark, [row["verdict"] for row in rows]).sum(0)))
+
+
 def _parts(row: dict, column: str) -> list[str]:
     """Categories of a row: POPE writes several with commas between them."""
     value = row["groups"].get(column, "")
