@@ -18,7 +18,6 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.inference.crops import Cropping
 from ivgr.inference.modes import encode_png, respond
-from ivgr.inference.reading import NOTES, read_parts
 from ivgr.inference.stream import Voice
 from ivgr.policy.load import Pretrained
 from ivgr.query import Query, rollouts_of
@@ -171,30 +170,6 @@ def test_a_question_without_an_image_is_answered(tiny):
                 query.groups[0].rollouts.append(make_rollout("<box>[1,1,2,2]</box>"))
 
     assert scripted(tiny, Plain(), "tool", images=()).crops == []
-
-
-@pytest.mark.parametrize(
-    ("text", "think", "answer", "source"),
-    [
-        ("<think>a</think> <answer> b </answer>", "a", "b", "answer block"),
-        ("a</think><answer>b</answer>", "a", "b", "answer block"),
-        ("<answer>b</answer><answer>c</answer>", "", "b", "answer block"),
-        ("<think>a</think><answer></answer>", "a", "", "answer block"),
-        ("<answer>\nb\n</answer> and more", "", "b", "answer block"),
-        ("<think>a</think> so b.", "a", "so b.", "after think"),
-        ("<think>a</think><answer>b", "a", "b", "after think"),
-        ("<think>a</think>b</answer>", "a", "b", "after think"),
-        ("a</think>b</think> c", "a", "c", "after think"),
-        (" just b ", "", "just b", "whole reply"),
-        ("<answer>b", "", "b", "whole reply"),
-        ("<think>b", "", "<think>b", "whole reply"),
-        ("", "", "", "whole reply"),
-    ],
-)
-def test_a_response_of_any_model_is_read(text, think, answer, source):
-    found = read_parts(text)
-    assert (found.think, found.answer, found.source) == (think, answer, source)
-    assert bool(NOTES[source]) == (source != "answer block")
 
 
 def test_the_engine_tells_every_token_as_it_is_chosen(tiny, encoder):
