@@ -19,6 +19,7 @@ from ivgr.evaluation.options import match_option
 from ivgr.inference.crops import Cropping
 from ivgr.policy.load import Pretrained
 from ivgr.rewards.boxes import iou, parse_boxes
+from ivgr.world.quiz import COLUMNS as QUIZ_COLUMNS
 from ivgr.world.write import World, draw_samples
 
 COUNT = 40
@@ -168,16 +169,19 @@ def test_predictions_for_vlmevalkit(data, runs):
         if form == "xlsx":
             openpyxl = pytest.importorskip("openpyxl")
         main([*command(data, runs, "text"), "--export", form])
-        path = runs / "tiny" / "text" / f"vstar.predictions.{form}"
+        path = runs / "tiny" / "text" / f"tiny_VStarBench.{form}"
         if form == "tsv":
             table = list(csv.reader(path.open(newline=""), delimiter="\t"))
         else:
-            cells = openpyxl.load_workbook(path).active.values
-            table = [["" if cell is None else str(cell) for cell in row] for row in cells]
+            book = openpyxl.load_workbook(path).active
+            table = [["" if cell is None else str(cell) for cell in row] for row in book.values]
         found = lines(runs / "tiny" / "text" / "vstar.jsonl")
         header, *rows = table
-        assert {"index", "question", "A", "B", "answer", "category", "prediction"} <= set(header)
-        assert "image" not in header and len(rows) == COUNT
+        assert (header[0], header[-1], len(rows)) == ("index", "prediction", COUNT)
+        assert sorted(header[1:-1]) == sorted(QUIZ_COLUMNS[2:])
+        assert [row[0] for row in rows] == [str(n) for n in range(COUNT)]
+        if form == "xlsx":
+            assert [cell.value for cell in book["A"]] == ["index", *range(COUNT)]
         for cells, row in zip(rows, found, strict=True):
             named = dict(zip(header, cells, strict=True))
             options = {letter: named[letter] for letter in "ABCD" if named.get(letter)}

@@ -55,7 +55,7 @@ def bucket_rows(runs: Runs) -> dict[str, list[list[dict]]]:
 
 def accuracy_of(rows: list[dict]) -> tuple[float, float, float]:
     """Percent right with its 95 % interval."""
-    units = tabulate(rows, Benchmark("", ()), [row["verdict"] for row in rows])
+    units = tabulate(rows, Benchmark("", "", ()), [row["verdict"] for row in rows])
     low, high = interval(mean_of_groups(resample(units)))
     return 100 * float(mean_of_groups(units.sum(0))), 100 * low, 100 * high
 

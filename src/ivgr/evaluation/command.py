@@ -1,7 +1,8 @@
 """`ivgr evaluate`: models on benchmarks, in several modes, side by side.
 
-It leaves OUT/MODEL/MODE/BENCHMARK.jsonl (a line a row), BENCHMARK.scores.json, and
-OUT/scores.csv and scores.md over all that lies in OUT. A run is one folder OUT/MODEL/MODE.
+It leaves OUT/MODEL/MODE/BENCHMARK.jsonl (a line a row), BENCHMARK.scores.json and, with --export,
+predictions for VLMEvalKit, and OUT/scores.csv and scores.md over all that lies in OUT. A run is one
+folder OUT/MODEL/MODE.
 """
 
 import json
@@ -15,7 +16,7 @@ from ivgr.data.prompts import Prompts
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import BENCHMARKS, find_benchmark
-from ivgr.evaluation.export import check_form, export_rows
+from ivgr.evaluation.export import check_form, export_rows, name_file
 from ivgr.evaluation.find import find_files, open_rows
 from ivgr.evaluation.rows import RowFile
 from ivgr.evaluation.run import Examination
@@ -116,7 +117,10 @@ def evaluate(
                 saved = {"model": source, "data": list(map(str, files[name])), "rows": file.total}
                 journal = Journal(folder, name, saved | settings.saved(one))
                 examine(policy, one, name, file, journal)
-                summarise(journal, folder, name, export)
+                summarise(journal, folder, name)
+                if export:
+                    path = folder / name_file(label, BENCHMARKS[name], export)
+                    export_rows(journal.rows, file.columns(), path)
     columns = read_columns(out)
     write_tables(columns, out)
     print_columns(columns, out)
@@ -180,13 +184,11 @@ def examine(policy: Policy, mode: Mode, name: str, file: RowFile, journal: Journ
     print(f"{label}: {done} rows in {seconds:.1f} s" if done else f"{label}: was done before")
 
 
-def summarise(journal: Journal, folder: Path, name: str, export: str | None) -> None:
-    """BENCHMARK.scores.json, and the predictions for VLMEvalKit."""
+def summarise(journal: Journal, folder: Path, name: str) -> None:
+    """Writes BENCHMARK.scores.json."""
     figures = [asdict(figure) for figure in figures_of(journal.rows, name, folder.name != "text")]
     report = {"notes": notes_of(journal.rows, folder.name), "figures": figures}
     (folder / f"{name}{SCORES}").write_text(json.dumps(report, indent=1))
-    if export:
-        export_rows(journal.rows, folder / f"{name}.predictions.{export}")
 
 
 def read_columns(out: Path) -> list[Column]:

@@ -42,6 +42,9 @@ class ParquetRows(StockedRows):
                 reason = str(error).splitlines()[0][:150]
                 raise UserError(f"{path}: no whole parquet ({reason}); fetch it anew") from error
 
+    def columns(self) -> Iterator[dict]:
+        return (values for _, values in self._values(self.benchmark, light=True))
+
     def read(self, numbers: Container[int]) -> Iterator[Row]:
         for number, (where, values) in enumerate(self._values(self.benchmark)):
             if number not in numbers:

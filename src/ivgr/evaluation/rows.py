@@ -28,6 +28,9 @@ class RowFile(Protocol):
     def read(self, numbers: Container[int]) -> Iterator[Row]:
         """The rows of those numbers, counted from 0, with their images."""
 
+    def columns(self) -> Iterator[dict]:
+        """All rows as they stand in the file: filled columns by name, without the images."""
+
 
 class StockedRows:
     """Counts and checks all rows at the start; they are called by the first of `INDICES` that

@@ -74,7 +74,9 @@ def figures_of(rows: Sequence[dict], name: str, boxes: bool = True) -> list[Figu
     if boxed and boxes:
         overlaps = [row["iou"] for row in boxed]
         figures.append(
-            _figure(tabulate(boxed, Benchmark("", ()), overlaps), mean_of_groups, title, "mIoU", len(boxed))
+            _figure(
+                tabulate(boxed, Benchmark("", "", ()), overlaps), mean_of_groups, title, "mIoU", len(boxed)
+            )
         )
     return figures
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.evaluation.fields import Row, with_images
-from ivgr.evaluation.rows import SHORTEST_IMAGE, StockedRows, belongs, decode_image, listed, read_file
+from ivgr.evaluation.rows import IMAGES, SHORTEST_IMAGE, StockedRows, belongs, decode_image, listed, read_file
 
 
 class TsvRows(StockedRows):
@@ -68,6 +68,11 @@ class TsvRows(StockedRows):
         for number, (where, values) in enumerate(own):
             if number in numbers:
                 yield with_images(self.row(number, where, values), self._images(values))
+
+    def columns(self) -> Iterator[dict]:
+        for _, _, values in self._cells():
+            if belongs(values, self.benchmark):
+                yield {name: value for name, value in values.items() if name not in IMAGES}
 
     def _images(self, values: dict) -> tuple[bytes, ...]:
         image = values.get("image")
