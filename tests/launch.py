@@ -40,11 +40,13 @@ def write_world(folder: Path) -> dict[str, Path]:
     return {"data.train": folder / "train", "data.val": folder / "val"}
 
 
-def start(ranks: int, root: Path, settings: dict, *words: str) -> list:
-    """The processes of a run in `root`; each writes what it says to root/RANK.log."""
+def start(ranks: int, root: Path, settings: dict, *words: str, config: Path = CONFIG) -> list:
+    """The processes of a run in `root`; each writes what it says to root/RANK.log. Another config
+    than CONFIG has only `settings`."""
     root.mkdir(exist_ok=True)
-    options = SETTINGS | settings | {"trainer.devices": ranks, "trainer.default_root_dir": root}
-    command = ["fit", "--config", str(CONFIG)]
+    options = (SETTINGS if config == CONFIG else {}) | settings
+    options |= {"trainer.devices": ranks, "trainer.default_root_dir": root}
+    command = ["fit", "--config", str(config)]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     context = get_context("forkserver")
     context.set_forkserver_preload(["ivgr.cli", "ivgr.module", "launch"])
@@ -80,9 +82,9 @@ def finish(processes: list) -> list[int | None]:
     return codes
 
 
-def fit(ranks: int, root: Path, settings: dict, *words: str) -> Path:
+def fit(ranks: int, root: Path, settings: dict, *words: str, config: Path = CONFIG) -> Path:
     """A whole run; its folder."""
-    codes = finish(start(ranks, root, settings, *words))
+    codes = finish(start(ranks, root, settings, *words, config=config))
     assert codes == [0] * ranks, "\n".join(said(root, rank)[-3000:] for rank in range(ranks))
     return root
 

@@ -65,6 +65,7 @@ def changed(**fields):
         (["--data.paired_ratio", "1.5"], "paired_ratio"),
         (["--config", "/no/such/file.yaml"], "/no/such/file.yaml"),
         (["--ckpt_path", "/no/such.ckpt"], "/no/such.ckpt"),
+        (["--trainer.precision", "bf16-mixed"], "trainer.precision"),
     ],
 )
 def test_a_bad_setting_is_named(capsys, tmp_path, args, named):

@@ -13,17 +13,16 @@ from ivgr.plan.command import find_misfit, parse_memory, peak_bytes
 from ivgr.plan.memory import rollout, standing, update
 from ivgr.plan.run import Typical, read_run
 
-# What the shipped configs cannot say yet, and the memory of the GPU they are for.
-HARDWARE = {name: ["--memory", "80GB", "--checkpointing"] for name in SHIPPED}
-for name in SHIPPED:
-    HARDWARE[name] += ["--lora", "64"] if "lora" in name else ["--shard"]
-    if name.startswith("qwen2vl_2b"):
-        HARDWARE[name][1] = "24GB"
+
+def stated_memory(name: str) -> str:
+    """Of the GPUs that the recipe's first lines name."""
+    recipe = CONFIGS / f"{name.removesuffix('_sft')}.yaml"
+    return re.search(r"GPUs? of (\d+ GB)", recipe.read_text())[1]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_fits_its_hardware(capsys, name):
-    main(["plan", "--config", str(CONFIGS / f"{name}.yaml"), *HARDWARE[name]])
+    main(["plan", "--config", str(CONFIGS / f"{name}.yaml"), "--memory", stated_memory(name)])
     assert "fits: " in capsys.readouterr().out
 
 
@@ -43,17 +42,31 @@ def plan_fails(capsys, *args) -> str:
 
 def test_the_first_thing_that_does_not_fit_and_its_mend(capsys):
     config = str(CONFIGS / "qwen2vl_7b.yaml")
-    assert "sharding trainer.strategy" in plan_fails(capsys, config)
     assert "model.adapter" in plan_fails(capsys, config, "--gpus", "1")
-    assert "model.gradient_checkpointing to true" in plan_fails(capsys, config, "--shard")
-    long = plan_fails(capsys, config, "--shard", "--checkpointing", "--response", "4096")
+    long = plan_fails(capsys, config, "--response", "4096")
     assert "KV cache" in long and "model.engine.batch_queries" in long
+    large = plan_fails(capsys, str(CONFIGS / "qwen3vl_32b.yaml"))
+    assert "copy of the policy" in large and "more memory" in large
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"sharded": False}, "trainer.strategy fsdp2"),
+        ({"checkpointing": False}, "model.gradient_checkpointing to true"),
+    ],
+)
+def test_what_the_recipes_need_is_what_is_advised_without_it(changes, mend):
+    run = replace(read_run(CONFIGS / "qwen2vl_7b.yaml", None, Typical()), **changes)
+    assert mend in find_misfit(run, 80e9)
 
 
 @pytest.mark.parametrize("changes", [{}, {"checkpointing": True}, {"token_budget": 60_000}])
 def test_following_the_advice_leads_to_a_run_that_fits(changes):
     """From any limit above the bare weights: each mend removes its complaint or the next comes."""
-    run = replace(read_run(CONFIGS / "qwen2vl_2b_lora.yaml", 1, Typical(), rank=64), **changes)
+    run = replace(
+        read_run(CONFIGS / "qwen2vl_2b_lora.yaml", 1, Typical()), **{"checkpointing": False} | changes
+    )
     limit, seen = 20e9, []
     while complaint := find_misfit(run, limit):
         assert complaint not in seen

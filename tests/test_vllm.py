@@ -141,6 +141,16 @@ def test_each_group_has_its_seed_and_the_same_run_its_tokens(tiny):
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 - 2 for seed in seeds)
 
 
+def test_a_query_is_drawn_by_its_place_in_the_iteration_on_any_rank(tiny):
+    queries = queries_of(tiny, 4)
+    for place, query in enumerate(queries):
+        query.place = place
+    for part in (queries, queries[2:]):
+        VLLMEngine(**SHORT, group_size=2).roll_out(tiny[0], tiny[1].tokenizer, part, seed=1)
+    whole, rest = ([params.seed for _, params in llm.seen] for llm in fake_vllm.LLM.made[-2:])
+    assert whole[-len(rest) :] == rest and len(set(whole)) == len(whole) == 7
+
+
 def test_prompts_hold_a_token_an_image_and_vision_tokens_are_banned(tiny):
     queries = queries_of(tiny, 3)
     answers(VLLMEngine(**SHORT), tiny[0], tiny, queries)

@@ -25,10 +25,6 @@ def plan(
     prompt: int = 200,
     instruction: int = 40,
     response: int = 300,
-    shard: bool = False,
-    checkpointing: bool = False,
-    lora: int = 0,
-    freeze_vision: bool = False,
     tflops: float = 312.0,
     bandwidth: float = 2000.0,
 ) -> None:
@@ -42,16 +38,11 @@ def plan(
         prompt: Suppose so many tokens of question.
         instruction: Suppose so many tokens of a stream's instruction.
         response: Suppose so many tokens a response; at worst model.engine.max_new_tokens.
-        shard: Suppose weights, gradients and optimizer spread over the GPUs.
-        checkpointing: Suppose gradient checkpointing.
-        lora: Suppose low-rank adapters of this rank.
-        freeze_vision: Suppose the vision tower frozen.
         tflops: Of one GPU in half precision; 312 is an A100's.
         bandwidth: Of one GPU's memory in GB/s; 2000 is an A100's.
     """
-    supposed = {"sharded": shard, "checkpointing": checkpointing, "frozen_tower": freeze_vision}
     typical = Typical(image_tokens, prompt, instruction, response)
-    run = read_run(config, gpus, typical, rank=lora, **supposed)
+    run = read_run(config, gpus, typical)
     if not _judge(run, parse_memory(memory), estimate_work(run, tflops, bandwidth)):
         raise SystemExit(1)
 
@@ -91,13 +82,15 @@ def find_misfit(run: Run, limit: float) -> str | None:
 
 def _mend_standing(run: Run) -> str:
     if run.gpus > 1 and not run.sharded:
-        return "spread it with a sharding trainer.strategy"
+        return "spread it with trainer.strategy fsdp2"
     if not run.rank:
         return "train low-rank adapters (model.adapter), or shard over more GPUs"
     return "take a smaller model.policy, or shard over more GPUs"
 
 
 def _mend_rollout(run: Run, room: float) -> str:
+    if rollout(run)[0].bytes > room:
+        return "take GPUs of more memory, or a smaller model.policy"
     for queries in range(run.batch_queries - 1, 0, -1):
         if sum(item.bytes for item in rollout(replace(run, batch_queries=queries))) <= room:
             return f"set model.engine.batch_queries to {queries}"
@@ -108,13 +101,9 @@ def _mend_update(run: Run, room: float) -> str:
     if not run.checkpointing:
         return "set model.gradient_checkpointing to true"
     for trees in range(trees_at_once(run) - 1, 0, -1):
-        if run.cold_start:
-            smaller, said = replace(run, single=trees), f"data.batch to {trees * run.gpus}"
-        else:
-            budget = run.token_budget * trees // trees_at_once(run)
-            smaller, said = replace(run, token_budget=budget), f"model.token_budget to {budget}"
-        if sum(item.bytes for item in update(smaller)) <= room:
-            return f"set {said}"
+        budget = run.token_budget * trees // trees_at_once(run)
+        if sum(item.bytes for item in update(replace(run, token_budget=budget))) <= room:
+            return f"set model.token_budget to {budget}"
     return "lower model.policy.max_pixels or model.engine.group_size, or shard over more GPUs"
 
 

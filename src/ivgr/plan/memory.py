@@ -50,7 +50,10 @@ def rollout(run: Run) -> list[Item]:
     patches = queries * typical.image_tokens * shape.merge
     # Logits, and their log-softmax, masked copy and softmax in fp32.
     sampling = branches * shape.vocabulary * (run.compute + 3 * FP32)
+    # Split weights are gathered once for all rollouts.
+    copy = shape.total * run.compute if run.shards > 1 else 0
     return [
+        Item("copy of the policy", "rollout", copy),
         Item("KV cache", "rollout", stem_bytes(run, queries * stem) + suffix_bytes(run, branches)),
         Item("prefill", "rollout", _passing(run, queries * stem, patches)),
         Item("sampling", "rollout", sampling),
@@ -90,11 +93,8 @@ def tree_tokens(run: Run) -> int:
 
 
 def trees_at_once(run: Run) -> int:
-    """Trees in a micro-batch: what the budget holds, one at least; a cold start takes all its
-    step's at once, since its loss is one graph."""
+    """Trees in a micro-batch: what the budget holds, one at least."""
     queries = run.paired + run.single
-    if run.cold_start:
-        return queries
     here = -(-queries // run.updates) * (2 * run.group if run.layout == "rows" else 1)
     return max(1, min(run.token_budget // tree_tokens(run), here))
 
@@ -158,11 +158,8 @@ def block_bytes(run: Run, patches: int) -> int:
 
 
 def head_bytes(run: Run, responses: int) -> int:
-    """A chunk of logits and, where the head is trained, its gradient summed in fp32; a cold start
-    holds all logits and their gradient."""
+    """A chunk of logits and, where the head is trained, its gradient summed in fp32."""
     shape, logits = run.shape, responses * run.shape.vocabulary * run.compute
-    if run.cold_start:
-        return 2 * logits
     gradient = 0 if run.rank else shape.vocabulary * shape.hidden * FP32
     return min(CHUNK, logits) + gradient + responses * shape.hidden * run.compute
 

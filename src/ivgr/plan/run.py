@@ -86,10 +86,9 @@ class Run:
         return self.gpus if self.sharded else 1
 
 
-def read_run(config: Path, gpus: int | None, typical: Typical, **supposed: Any) -> Run:
-    """The run of `config` on `gpus` (default: its own devices x nodes); `supposed` are fields
-    that, where they are set, take the place of the config's. UserError as the parser's, and for
-    an unknown policy."""
+def read_run(config: Path, gpus: int | None, typical: Typical) -> Run:
+    """The run of `config` on `gpus` (default: its own devices x nodes). UserError as the parser's,
+    and for an unknown policy."""
     from ivgr.cli import parse_fit  # which knows `plan` itself
 
     fit = parse_fit(config)
@@ -107,7 +106,7 @@ def read_run(config: Path, gpus: int | None, typical: Typical, **supposed: Any) 
         cold_start=cold_start,
         gpus=gpus,
         weight=weight,
-        compute=min(weight, 2 if "16" in str(fit["trainer"]["precision"]) else 4),
+        compute=_compute(fit["trainer"]["strategy"], weight),
         states=measure_states(Optimizer(**model["optimizer"])) * weight,
         paired=mix.paired,
         single=mix.single,
@@ -119,7 +118,7 @@ def read_run(config: Path, gpus: int | None, typical: Typical, **supposed: Any) 
         max_new_tokens=longest,
         token_budget=model["token_budget"],
         layout=model.get("layout", "tree"),
-        **_thrift(fit["trainer"], model) | {name: value for name, value in supposed.items() if value},
+        **_thrift(fit["trainer"], model),
     )
 
 
@@ -142,6 +141,12 @@ def _thrift(trainer: dict, model: dict) -> dict[str, Any]:
         "rank": _rank(model.get("adapter")),
         "frozen_tower": "vision" in (model.get("freeze") or ()),
     }
+
+
+def _compute(strategy: Any, weight: int) -> int:
+    """Bytes of what a pass computes in."""
+    dtype = None if isinstance(strategy, str) else (strategy.get("init_args") or {}).get("param_dtype")
+    return getattr(torch, dtype).itemsize if dtype else weight
 
 
 def _policy(policy: Any) -> tuple[Any, str]:

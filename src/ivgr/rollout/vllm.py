@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
 from ivgr.policy.forward import banned_ids, stop_ids
-from ivgr.query import Query
+from ivgr.query import Query, places_of
 from ivgr.rollout.engine import check_sampling
 from ivgr.rollout.vllm_requests import check_expansion, make_prompt, read_completion
 from ivgr.rollout.weights import load_weights, load_weights_checked
@@ -88,8 +88,8 @@ class VLLMEngine:
     ) -> None:
         """Appends group_size sampled rollouts to each group; UserError for a prompt that is too
         long, images that vLLM reads otherwise, or weights that it does not take."""
-        count = sum(len(query.groups) for query in queries)
-        seeds = [derive_seed(seed, index) for index in range(count)]
+        placed = zip(places_of(queries), queries, strict=True)
+        seeds = [derive_seed(seed, place, n) for place, query in placed for n in range(len(query.groups))]
         self._respond(model, tokenizer, queries, seeds, n=self.group_size, temperature=1.0, top_p=self.top_p)
 
     def answer(
