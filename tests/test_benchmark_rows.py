@@ -145,10 +145,8 @@ def test_images_of_a_parquet(tmp_path, column, cells):
         (tmp_path / f"{n}.jpg").write_bytes(picture)
     rows = [{**PARQUET["pope"][0], column: cell} for cell in cells]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "POPE.parquet")
-    assert [
-        r.images
-        for r in open_rows(find_files(tmp_path, BENCHMARKS["pope"]), BENCHMARKS["pope"]).read(range(99))
-    ] == [(picture,) for picture in PICTURES]
+    file = open_rows(find_files(tmp_path, BENCHMARKS["pope"]), BENCHMARKS["pope"])
+    assert [row.images for row in file.read(range(4))] == [(picture,) for picture in PICTURES]
 
 
 def test_paths_beside_a_tsv_and_rows_in_the_middle(tmp_path):
