@@ -216,3 +216,14 @@ def test_a_size_that_is_none_is_named(capsys, size):
     with pytest.raises(SystemExit):
         main(["bench", "data", "--size", size])
     assert "WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+def test_rows_answered_beside_stock_generate(capsys, tmp_path):
+    """All three ways say the same, word for word."""
+    path = tmp_path / "figures.json"
+    sizes = ["--rows", "10", "--batch", "5", "--max_new_tokens", "80", "--repeats", "1"]
+    main(["bench", "evaluate", *sizes, "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert set(report["same"].values()) == {1} and len(report["same"]) == 3
+    assert report["ratios"]["ivgr evaluate"] == 1 and all(ratio > 0 for ratio in report["ratios"].values())
+    assert report["setting"]["rows"] == 10 and "generate, row by row" in capsys.readouterr().out

@@ -165,7 +165,7 @@ def test_rows_without_a_verdict_are_left_out_and_other_rows_refused():
     a, b = [line(n, n < 5) for n in range(8)], [line(n, None if n < 2 else n < 4) for n in range(8)]
     found = compare_rows(a, b, PLAIN)
     assert (found.rows, found.unjudged, found.only_a, found.only_b) == (6, 2, 1, 0)
-    assert figures_of(b, "vstar")[0].rows == 6 and notes_of(b)["unjudged"] == 2
+    assert figures_of(b, "vstar")[0].rows == 6 and notes_of(b, "text")["unjudged"] == 2
     assert figures_of(b, "vstar")[0].value == pytest.approx(100 * 2 / 6)
     for other in (a[:-1], [*a[:-1], line(9, True)], [*a[:-1], line(7, True, gold="B")]):
         with pytest.raises(UserError, match="same rows"):

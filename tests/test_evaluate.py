@@ -1,35 +1,29 @@
 """`ivgr evaluate` on the tiny world: replies against the plain model, tables, kill and resume, export."""
 
 import csv
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 import torch
-from conftest import RecordingJudge, jpeg, make_sample
 
 from ivgr.cli import main
-from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
-from ivgr.data.rejection import RejectedSample
 from ivgr.evaluation.benchmarks import BENCHMARKS
-from ivgr.evaluation.fields import Row
 from ivgr.evaluation.find import open_rows
 from ivgr.evaluation.options import match_option
-from ivgr.evaluation.run import Examination, Reply, instruction_of, respond, respond_to_each
-from ivgr.journal import Journal
+from ivgr.inference.crops import Cropping
 from ivgr.policy.load import Pretrained
 from ivgr.rewards.boxes import iou, parse_boxes
-from ivgr.rollout.engine import TransformersEngine
+from ivgr.world.quiz import COLUMNS as QUIZ_COLUMNS
 from ivgr.world.write import World, draw_samples
 
 COUNT = 40
+MODES = ("text", "grounded", "tool")
 OPTIONS = ["--openly", "--max_new_tokens", "60", "--batch", "8"]
 
 
@@ -58,7 +52,7 @@ def command(data, out, *modes):
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    main(command(data, out, "text", "grounded"))
+    main(command(data, out, *MODES))
     return out
 
 
@@ -67,7 +61,7 @@ def lines(path):
 
 
 def test_the_tsv_asks_the_worlds_questions(data):
-    rows = list(open_rows([data / "vstar.tsv"], BENCHMARKS["vstar"]).read())
+    rows = list(open_rows([data / "vstar.tsv"], BENCHMARKS["vstar"]).read(range(99)))
     samples = [s for s in draw_samples(World("val", COUNT * 5 // 4, seed=5)) if s.kind == "paired"]
     assert len(rows) == len(samples) == COUNT
     for row, sample in zip(rows, samples, strict=True):
@@ -85,18 +79,8 @@ def test_every_line_is_the_plain_models_reply_scored(data, runs):
         assert [row["index"] for row in found] == [str(n) for n in range(COUNT)]
         for row, sample in list(zip(found, samples, strict=True))[:6]:
             images = sample.open_images()
-            chat = Prompts().messages(sample.question, 1, stream)
-            prompt = processor.apply_chat_template([chat], tokenize=False, add_generation_prompt=True)
-            inputs = processor(images=images, text=prompt, return_tensors="pt")
-            with torch.no_grad():
-                output = model.generate(**inputs, do_sample=False, max_new_tokens=60)
-            text = processor.tokenizer.decode(
-                output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-            )
-            assert (
-                row["reply"] == text
-                and row["prompt"].splitlines() == chat[0]["content"][1]["text"].splitlines()
-            )
+            text, prompt = generate(model, processor, sample.question, images, stream)
+            assert row["reply"] == text and row["prompt"].splitlines() == prompt.splitlines()
             assert row["verdict"] == (match_option(row["answer"], row["options"]) == row["gold"])
             scale = [side / 1000 for side in images[0].size * 2]
             boxes = [[c * s for c, s in zip(box, scale, strict=True)] for box in parse_boxes(text)]
@@ -105,10 +89,39 @@ def test_every_line_is_the_plain_models_reply_scored(data, runs):
             assert row["iou"] == pytest.approx(sum(best) / len(best))
 
 
+def generate(model, processor, question, images, stream):
+    """The stock model's greedy reply, and what it was told after the images."""
+    chat = Prompts().messages(question, len(images), stream)
+    prompt = processor.apply_chat_template([chat], tokenize=False, add_generation_prompt=True)
+    inputs = processor(images=images, text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=60)
+    written = output[0, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(written, skip_special_tokens=True), chat[0]["content"][-1]["text"]
+
+
+def test_a_tool_row_is_the_grounded_pass_and_a_look_at_its_crops(data, runs):
+    model, processor = Pretrained("tiny").load()
+    samples = [s for s in draw_samples(World("val", COUNT * 5 // 4, seed=5)) if s.kind == "paired"]
+    tool, grounded = (lines(runs / "tiny" / mode / "vstar.jsonl") for mode in ("tool", "grounded"))
+    for row, first in zip(tool, grounded, strict=True):
+        assert row["first_pass"] == first["reply"] and first["first_pass"] == ""
+        assert row["boxes"] == first["boxes"] and row["iou"] == first["iou"]
+        assert (row["crops"] > 0) == (row["boxes"] != []) and row["tokens"] > first["tokens"]
+    for row, sample in list(zip(tool, samples, strict=True))[:5]:
+        image, cropping = sample.open_images()[0], Cropping()
+        around = cropping.union(row["boxes"], image.size)
+        cut = [crop for crop in cropping.crops(row["boxes"], image.size) if crop != around] + [around]
+        images = [image, *map(image.crop, cut)]
+        text, prompt = generate(model, processor, sample.question, images, "textual")
+        assert row["reply"] == text and row["crops"] == len(cut)
+        assert row["prompt"].splitlines() == prompt.splitlines()
+
+
 def test_tables_have_every_mode_with_intervals_and_an_average(runs):
     rows = list(csv.DictReader((runs / "scores.csv").open()))
     known = {(row["mode"], row["benchmark"], row["part"]): row for row in rows}
-    for mode in ("text", "grounded"):
+    for mode in MODES:
         verdicts = [row["verdict"] for row in lines(runs / "tiny" / mode / "vstar.jsonl")]
         whole = known[mode, "V*", ""]
         assert float(whole["value"]) == pytest.approx(100 * sum(verdicts) / COUNT) and whole["rows"] == str(
@@ -119,38 +132,36 @@ def test_tables_have_every_mode_with_intervals_and_an_average(runs):
         assert (mode, "V*", "relative_position") in known and float(whole["value"]) > 30
     assert ("grounded", "V*", "mIoU") in known and ("text", "V*", "mIoU") not in known
     markdown = (runs / "scores.md").read_text().splitlines()
-    assert markdown[0] == "| benchmark | tiny · text | tiny · grounded |" and markdown[-1].startswith(
-        "| Average |"
-    )
+    assert markdown[0] == "| benchmark | tiny · text | tiny · grounded | tiny · tool |"
+    assert markdown[-1].startswith("| Average |")
 
 
 def snapshot(out):
     return {p.relative_to(out): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("after", [9])
-def test_killed_and_called_again_it_ends_with_the_same_files(data, runs, tmp_path, after):
-    out, journal = tmp_path / "out", tmp_path / "out" / "tiny" / "text" / "vstar.jsonl"
+def test_killed_and_called_again_it_ends_with_the_same_files(data, runs, tmp_path, after=17):
+    out, journal = tmp_path / "out", tmp_path / "out" / "tiny" / "tool" / "vstar.jsonl"
     run = subprocess.Popen(
-        [sys.executable, "-m", "ivgr", *command(data, out, "text", "grounded")], start_new_session=True
+        [sys.executable, "-m", "ivgr", *command(data, out, *MODES)], start_new_session=True
     )
     while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= after):
         time.sleep(0.001)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     done = journal.read_bytes().count(b"\n")
-    assert done >= after and not (out / "scores.md").exists()
+    assert after <= done < COUNT and not (out / "scores.md").exists()
     with journal.open("ab") as file:
         file.write(b'{"index": "half a li')
-    main(command(data, out, "text", "grounded"))
+    main(command(data, out, *MODES))
     assert snapshot(out) == snapshot(runs)
 
 
 def test_what_is_done_is_not_asked_again(data, runs, monkeypatch, capsys):
     monkeypatch.setattr("ivgr.evaluation.command.respond", None)
     before = snapshot(runs)
-    main(command(data, runs, "grounded", "text"))
-    assert snapshot(runs) == before and capsys.readouterr().out.count("was done before") == 2
+    main(command(data, runs, *MODES[::-1]))
+    assert snapshot(runs) == before and capsys.readouterr().out.count("was done before") == 3
 
 
 def test_predictions_for_vlmevalkit(data, runs):
@@ -158,16 +169,19 @@ def test_predictions_for_vlmevalkit(data, runs):
         if form == "xlsx":
             openpyxl = pytest.importorskip("openpyxl")
         main([*command(data, runs, "text"), "--export", form])
-        path = runs / "tiny" / "text" / f"vstar.predictions.{form}"
+        path = runs / "tiny" / "text" / f"tiny_VStarBench.{form}"
         if form == "tsv":
             table = list(csv.reader(path.open(newline=""), delimiter="\t"))
         else:
-            cells = openpyxl.load_workbook(path).active.values
-            table = [["" if cell is None else str(cell) for cell in row] for row in cells]
+            book = openpyxl.load_workbook(path).active
+            table = [["" if cell is None else str(cell) for cell in row] for row in book.values]
         found = lines(runs / "tiny" / "text" / "vstar.jsonl")
         header, *rows = table
-        assert {"index", "question", "A", "B", "answer", "category", "prediction"} <= set(header)
-        assert "image" not in header and len(rows) == COUNT
+        assert (header[0], header[-1], len(rows)) == ("index", "prediction", COUNT)
+        assert sorted(header[1:-1]) == sorted(QUIZ_COLUMNS[2:])
+        assert [row[0] for row in rows] == [str(n) for n in range(COUNT)]
+        if form == "xlsx":
+            assert [cell.value for cell in book["A"]] == ["index", *range(COUNT)]
         for cells, row in zip(rows, found, strict=True):
             named = dict(zip(header, cells, strict=True))
             options = {letter: named[letter] for letter in "ABCD" if named.get(letter)}
@@ -190,91 +204,11 @@ def test_compare_and_analyse_print_the_difference(runs, capsys):
     assert f"{difference:+.1f} [" in printed and "(0.75, 1]" in printed
 
 
-def reply_with(answers):
-    left = iter(answers)
-    return lambda samples: [Reply(next(left)) for _ in samples]
-
-
-def examine(tmp_path, rows, answers, judge=None, name="vstar"):
-    class File:
-        total = len(rows)
-
-        def read(self, start=0):
-            return itertools.islice(rows, start, None)
-
-    journal = Journal(tmp_path, name, {})
-    Examination(BENCHMARKS[name], reply_with(answers), "Think.", judge, batch=2).fill(journal, File(), "")
-    return journal.rows
-
-
-ROW = Row("0", "What is it?", "B", {"A": "cat", "B": "dog"}, images=(jpeg(),))
-
-
-def test_options_are_asked_in_lines_and_the_prompt_is_kept(tmp_path):
-    (row,) = examine(tmp_path, [ROW], ["<think>x</think><answer>B</answer>"])
-    assert row["prompt"].startswith("What is it?\nA. cat\nB. dog\n") and row["prompt"].endswith("\nThink.")
-    assert (row["verdict"], row["reasoning"], row["predicted"], row["why"]) == (True, "x", "B", "option")
-    listed = Row("0", "What is it?\nA. cat\nB. dog", "B", ROW.options, listed=True)
-    assert listed.ask(BENCHMARKS["vstar"]).question.count("A. cat") == 1
-    assert ROW.ask(BENCHMARKS["vstar"], openly=True).question == "What is it?"
-    assert "yes or no" in Row("0", "Is it?", "Yes").ask(BENCHMARKS["pope"]).question
-
-
-def test_the_judge_is_asked_only_what_no_rule_decides(tmp_path):
-    answers = ["B", "a hound", "", "<answer></answer>", "A", "cat or dog"]
-    judge = RecordingJudge(agrees=True)
-    rows = examine(tmp_path / "a", [ROW] * 6, answers, judge)
-    assert judge.answers == ["a hound", "cat or dog"]
-    assert [row["verdict"] for row in rows] == [True, True, False, False, False, True]
-    assert rows[1]["why"] == "judge"
-    rows = examine(tmp_path / "b", [ROW] * 6, answers)
-    assert [row["verdict"] for row in rows] == [True, False, False, False, False, False]
-    rows = examine(tmp_path / "c", [ROW] * 6, answers, RecordingJudge(agrees=None))
-    assert [row["verdict"] for row in rows] == [True, None, False, False, False, None]
-
-
-def test_a_row_that_cannot_be_asked_is_wrong_and_says_why():
-    model, processor = Pretrained("tiny").load()
-    encoder = QueryEncoder(processor, model.config.model_type, Prompts())
-    engine = TransformersEngine(max_new_tokens=5)
-    good, bad = (make_sample(n, kind="single", boxes=()) for n in ("good", "bad"))
-    bad = replace(bad, images=(b"no image",))
-    found = respond_to_each(
-        lambda s: respond(model, encoder, engine, s, "text"), [good, good, bad, good, good]
-    )
-    assert [isinstance(reply, RejectedSample) for reply in found] == [False, False, True, False, False]
-    assert "sample bad" in str(found[2]) and len({reply.text for n, reply in enumerate(found) if n != 2}) == 1
-
-
-def test_a_rejected_row_stands_in_the_table(tmp_path):
-    def refuse(samples):
-        raise RejectedSample("sample 0: no image")
-
-    class File:
-        total = 1
-
-        def read(self, start=0):
-            return iter([ROW])
-
-    journal = Journal(tmp_path, "vstar", {})
-    Examination(BENCHMARKS["vstar"], refuse, "").fill(journal, File(), "")
-    (row,) = journal.rows
-    assert row["verdict"] is False and row["why"] == "rejected: sample 0: no image"
-
-
-def test_the_instruction_of_a_mode():
-    prompts = Prompts("boxes!", "words!")
-    assert [instruction_of(mode, prompts) for mode in ("text", "grounded", "tool")] == [
-        "words!",
-        "boxes!",
-        "words!",
-    ]
-
-
 @pytest.mark.parametrize("args, message", [
     (["--benchmark", "vstar"], "--data are needed"), (["--data", "{data}"], "--benchmark (of vstar"),
     (["--benchmark", "coco", "--data", "{data}"], "must be among vstar, hrbench4k"),
-    (["--benchmark", "vstar", "--data", "{data}", "--mode", "tool"], "--mode tool"),
+    (["--benchmark", "vstar", "--data", "{data}", "--max_pixels", "9", "--out", "{out}"], "--max_pixels"),
+    (["--benchmark", "vstar", "--data", "{data}", "--cropping.most", "0"], "most"),
     (["--benchmark", "vstar", "--data", "{data}", "--mode", "loud"], "--mode is 'loud'"),
     (["--benchmark", "vstar", "--data", "{data}", "--export", "pdf"], "--export is 'pdf'"),
     (["--benchmark", "vstar", "pope", "--data", "{data}/vstar.tsv"], "is one file"),

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from ivgr.evaluation.scoring import (
     mean_best_iou,
-    read_reply,
     score_first_letter,
     score_math,
     score_open,
@@ -19,24 +18,6 @@ from ivgr.evaluation.scoring import (
 )
 
 NONE = {}
-
-
-@pytest.mark.parametrize(
-    "reply, scored",
-    [
-        ("<think>x</think><answer> B </answer>", ("B", "answer block")),
-        ("<answer>B</answer><answer>C</answer>", ("B", "answer block")),
-        ("<think>x</think> It is B", ("It is B", "after think")),
-        ("<think>x</think><answer>B", ("B", "after think")),
-        ("a</think>b</think> c", ("c", "after think")),
-        ("It is B.", ("It is B.", "whole reply")),
-        ("<think>B", ("<think>B", "whole reply")),
-        ("<think>A</think><answer></answer>", ("", "answer block")),
-        ("<answer>\nB\n</answer> and more", ("B", "answer block")),
-    ],
-)
-def test_what_is_scored(reply, scored):
-    assert read_reply(reply) == scored
 
 
 LETTERS = [f.format(x) for f, x in itertools.product(

@@ -22,13 +22,14 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr distill RUN SHARDS DST   cold-start shards from a run's good grounded rollouts: as they are, and
                                 rewritten without boxes
   ivgr filter SHARDS DST        keep the samples that a policy answers neither always nor never
-  ivgr evaluate --benchmark NAME --data DIR --model MODEL --mode text grounded
+  ivgr evaluate --benchmark NAME --data DIR --model MODEL --mode text tool
                                 score models on V*, HRBench, POPE, … from files you have, with intervals
   ivgr compare RUN_A RUN_B      is the difference real? paired, with McNemar's test
   ivgr analyse OUT/MODEL        what the modes differ in, cost, and accuracy by IoU of the boxes
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
   ivgr bench data               time decoding and processing beside plain PIL and the HF processor
+  ivgr bench evaluate           time answering rows of a benchmark beside stock `generate`
 
 Any setting of the config can be overridden on the command line, for example
   ivgr fit --config configs/tiny.yaml --model.optimizer.lr 5e-5 --seed_everything 1

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ivgr.bench.data import data
 from ivgr.bench.decode import Decode, decode_figures
+from ivgr.bench.evaluate import evaluate
 from ivgr.bench.kernels import KernelSetting, kernel_figures, missing_roads
 from ivgr.bench.measure import Measurement, measure
 from ivgr.bench.phases import rollout_contenders, update_contenders
@@ -144,4 +145,11 @@ def _seconds(seconds: float, tree: float) -> tuple[str, str]:
     return f"{seconds:.3f}", f"{seconds / tree:.2f}"
 
 
-BENCH = {"data": data, "kernels": kernels, "step": step, "update": update, "rollout": rollout}
+BENCH = {
+    "data": data,
+    "evaluate": evaluate,
+    "kernels": kernels,
+    "step": step,
+    "update": update,
+    "rollout": rollout,
+}

@@ -1,7 +1,8 @@
 """`ivgr evaluate`: models on benchmarks, in several modes, side by side.
 
-It leaves OUT/MODEL/MODE/BENCHMARK.jsonl (a line a row), BENCHMARK.scores.json, and
-OUT/scores.csv and scores.md over all that lies in OUT. A run is one folder OUT/MODEL/MODE.
+It leaves OUT/MODEL/MODE/BENCHMARK.jsonl (a line a row), BENCHMARK.scores.json and, with --export,
+predictions for VLMEvalKit, and OUT/scores.csv and scores.md over all that lies in OUT. A run is one
+folder OUT/MODEL/MODE.
 """
 
 import json
@@ -11,19 +12,21 @@ from pathlib import Path
 
 import torch
 
-from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
+from ivgr.data.sample import Sample
 from ivgr.errors import UserError
-from ivgr.evaluation.analyses import MODES
 from ivgr.evaluation.benchmarks import BENCHMARKS, find_benchmark
-from ivgr.evaluation.export import check_form, export_rows
+from ivgr.evaluation.export import check_form, export_rows, name_file
 from ivgr.evaluation.find import find_files, open_rows
 from ivgr.evaluation.rows import RowFile
-from ivgr.evaluation.run import STREAMS, Examination, instruction_of, respond
+from ivgr.evaluation.run import Examination
 from ivgr.evaluation.tables import Column, Figure, figures_of, lines_of, notes_of, print_lines, write_tables
+from ivgr.inference.crops import Cropping
+from ivgr.inference.load import Dtype, load_policy
+from ivgr.inference.modes import LAST, MODES, Mode, Reply, respond
 from ivgr.journal import Journal
 from ivgr.judge import Judge
-from ivgr.policy.load import Pretrained
+from ivgr.policy.patches import use_linear_patches
 from ivgr.rollout.engine import TransformersEngine
 
 SCORES = ".scores.json"
@@ -38,12 +41,16 @@ class Settings:
     openly: bool
     max_new_tokens: int
     max_prompt_tokens: int
-    dtype: str
+    max_pixels: int | None
+    dtype: Dtype
     batch: int
+    cropping: Cropping
 
-    def saved(self) -> dict:
+    def saved(self, mode: Mode) -> dict:
+        """What matters in `mode`, as JSON."""
         judge = type(self.judge).__name__ if self.judge else None
-        return vars(self) | {"prompts": vars(self.prompts), "judge": judge}
+        cropping = asdict(self.cropping) if mode == "tool" else None
+        return vars(self) | {"prompts": asdict(self.prompts), "judge": judge, "cropping": cropping}
 
 
 def evaluate(
@@ -56,9 +63,11 @@ def evaluate(
     openly: bool = False,
     prompts: Prompts = Prompts(),  # noqa: B008
     max_new_tokens: int = 1024,
-    max_prompt_tokens: int = 8192,
-    dtype: str = "float32",
+    max_prompt_tokens: int = 32768,
+    max_pixels: int | None = None,
+    dtype: Dtype = "float32",
     batch: int = 64,
+    cropping: Cropping = Cropping(),  # noqa: B008
     export: str | None = None,
 ) -> None:
     """Score models on benchmarks, from files that you have: one or several of each, in one or
@@ -70,15 +79,18 @@ def evaluate(
         benchmark: Names, such as vstar hrbench4k pope; a wrong one lists them all.
         data: A benchmark's .tsv (VLMEvalKit) or .parquet, or a folder with such, called as usual.
         model: HF directories, hub ids or "tiny".
-        mode: "text" and "grounded".
+        mode: "text", "grounded", "tool": as in `ivgr ask`.
         out: Folder for replies and tables.
         judge: Decides where no rule finds an answer; without one that is wrong.
         openly: Ask without listing the options; the answer is matched to their texts.
         prompts: Instructions of the modes.
         max_new_tokens: Longest reply.
-        max_prompt_tokens: Longest prompt, image tokens included; a row with a longer one counts as wrong.
+        max_prompt_tokens: Longest prompt, images and crops included; a row with a longer one counts as
+            wrong, one with only too many crops is answered without them.
+        max_pixels: The model sees larger images and crops shrunk to this; default: as its processor says.
         dtype: Weight dtype.
         batch: Rows asked and saved together.
+        cropping: How boxes become crops in tool mode.
         export: Also write predictions as VLMEvalKit stores them, "tsv" or "xlsx".
     """
     if not benchmark or data is None or min(batch, max_new_tokens) < 1:
@@ -94,16 +106,21 @@ def evaluate(
         raise UserError(f"evaluate --data: {data} is one file, for one --benchmark; give their folder")
     files = {name: find_files(data, find_benchmark(name)) for name in dict.fromkeys(benchmark)}
     rows = {name: open_rows(paths, BENCHMARKS[name]) for name, paths in files.items()}
-    settings = Settings(prompts, judge, openly, max_new_tokens, max_prompt_tokens, dtype, batch)
+    settings = Settings(
+        prompts, judge, openly, max_new_tokens, max_prompt_tokens, max_pixels, dtype, batch, cropping
+    )
     for label, source in labels.items():
         policy = Policy(source, settings)
         for one in dict.fromkeys(mode):
             for name, file in rows.items():
                 folder = out / label / one
                 saved = {"model": source, "data": list(map(str, files[name])), "rows": file.total}
-                journal = Journal(folder, name, saved | settings.saved())
+                journal = Journal(folder, name, saved | settings.saved(one))
                 examine(policy, one, name, file, journal)
-                summarise(journal, folder, name, export)
+                summarise(journal, folder, name)
+                if export:
+                    path = folder / name_file(label, BENCHMARKS[name], export)
+                    export_rows(journal.rows, file.columns(), path)
     columns = read_columns(out)
     write_tables(columns, out)
     print_columns(columns, out)
@@ -111,10 +128,8 @@ def evaluate(
 
 def check_modes(modes: list[str]) -> None:
     for mode in modes:
-        if mode == "tool":
-            raise UserError("evaluate --mode tool: crops are not part of this version; use text or grounded")
-        if mode not in STREAMS:
-            raise UserError(f"evaluate --mode is {mode!r}, must be among {', '.join(STREAMS)}")
+        if mode not in MODES:
+            raise UserError(f"evaluate --mode is {mode!r}, must be among {', '.join(MODES)}")
 
 
 def label_models(models: list[str]) -> dict[str, str]:
@@ -131,28 +146,34 @@ class Policy:
     def __init__(self, source: str, settings: Settings) -> None:
         self.source, self.settings, self.ask = source, settings, None
 
-    def __call__(self, samples: list, mode: str) -> list:
+    @torch.inference_mode()
+    def __call__(self, samples: list[Sample], mode: Mode) -> list[Reply]:
         if self.ask is None:
             self.ask = self._load()
         return self.ask(samples, mode)
 
     def _load(self):
         settings = self.settings
-        model, processor = Pretrained(self.source, settings.dtype).load()
-        model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        kind = model.config.model_type
-        encoder = QueryEncoder(processor, kind, settings.prompts, settings.max_prompt_tokens)
+        model, encoder = load_policy(
+            "evaluate",
+            self.source,
+            settings.dtype,
+            settings.prompts,
+            settings.max_prompt_tokens,
+            settings.max_pixels,
+        )
+        use_linear_patches(model)
         engine = TransformersEngine(max_new_tokens=settings.max_new_tokens, batch_queries=settings.batch)
-        return partial(respond, model, encoder, engine)
+        return partial(respond, model, encoder, engine, cropping=settings.cropping)
 
 
-def examine(policy: Policy, mode: str, name: str, file: RowFile, journal: Journal) -> None:
+def examine(policy: Policy, mode: Mode, name: str, file: RowFile, journal: Journal) -> None:
     """Fills `journal` and says how fast."""
     settings, before = policy.settings, len(journal.rows)
     examination = Examination(
         BENCHMARKS[name],
         partial(policy, mode=mode),
-        instruction_of(mode, settings.prompts),
+        settings.prompts.instruction(LAST[mode]),
         settings.judge,
         settings.batch,
         settings.openly,
@@ -163,13 +184,11 @@ def examine(policy: Policy, mode: str, name: str, file: RowFile, journal: Journa
     print(f"{label}: {done} rows in {seconds:.1f} s" if done else f"{label}: was done before")
 
 
-def summarise(journal: Journal, folder: Path, name: str, export: str | None) -> None:
-    """BENCHMARK.scores.json, and the predictions for VLMEvalKit."""
-    figures = [asdict(figure) for figure in figures_of(journal.rows, name)]
-    report = {"notes": notes_of(journal.rows), "figures": figures}
+def summarise(journal: Journal, folder: Path, name: str) -> None:
+    """Writes BENCHMARK.scores.json."""
+    figures = [asdict(figure) for figure in figures_of(journal.rows, name, folder.name != "text")]
+    report = {"notes": notes_of(journal.rows, folder.name), "figures": figures}
     (folder / f"{name}{SCORES}").write_text(json.dumps(report, indent=1))
-    if export:
-        export_rows(journal.rows, folder / f"{name}.predictions.{export}")
 
 
 def read_columns(out: Path) -> list[Column]:
@@ -198,5 +217,6 @@ def print_columns(columns: list[Column], out: Path) -> None:
 ODD = {
     "without_block": "had no answer block (what follows the reasoning, or all, was scored)",
     "unjudged": "got no verdict of the judge (left out)",
+    "without_crops": "looked at no crop (no box, or too long a prompt)",
     "rejected": "are to rows that could not be asked (wrong)",
 }

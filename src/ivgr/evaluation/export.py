@@ -1,40 +1,44 @@
-"""Predictions as VLMEvalKit stores them, so that its own scorer can be run on them: its columns
-without the images, and `prediction`, which is the answer that was scored here.
+"""Predictions as VLMEvalKit stores them, so that its own scorer can be run on them: the columns of
+the benchmark's file without the images, and `prediction`, which is the answer that was scored here.
 
-In: journal lines. Out: BENCHMARK.tsv or BENCHMARK.xlsx.
+In: journal lines and columns. Out: MODEL_DATASET.tsv or .xlsx.
 """
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from ivgr.errors import UserError
+from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.watch.record import write_atomically
 
 FORMS = ("tsv", "xlsx")
 
 
-def export_rows(rows: Sequence[dict], path: Path) -> None:
-    """Writes `path`, .tsv or .xlsx (pip install "ivgr[evaluate]")."""
-    lines = [_line(row) for row in rows]
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    columns.sort(key="prediction".__eq__)
-    table = [columns, *([line.get(name, "") for name in columns] for line in lines)]
+def name_file(label: str, benchmark: Benchmark, form: str) -> str:
+    """MODEL_DATASET.FORM, from which VLMEvalKit reads which benchmark it is."""
+    return f"{label}_{benchmark.kit}.{form}"
+
+
+def export_rows(rows: Sequence[dict], columns: Iterable[dict], path: Path) -> None:
+    """Writes `path`, .tsv or .xlsx (pip install "ivgr[evaluate]"); `columns` are what the benchmark's
+    file says of the same rows."""
+    lines = [
+        {"index": row["index"], **fields, "prediction": row["answer"]}
+        for row, fields in zip(rows, columns, strict=True)
+    ]
+    names = list(dict.fromkeys(name for line in lines for name in line if name != "prediction"))
+    cells = {name: _as_numbers([str(line.get(name, "")) for line in lines]) for name in names}
+    cells["prediction"] = [line["prediction"] for line in lines]
+    table = [list(cells), *map(list, zip(*cells.values(), strict=True))]
     (_write_xlsx if path.suffix == ".xlsx" else _write_tsv)(table, path)
 
 
-def _line(row: dict) -> dict:
-    index = row["index"]
-    return {
-        "index": int(index) if index.isdecimal() else index,
-        "question": row["question"],
-        **row["options"],
-        "answer": row["gold"],
-        **row["groups"],
-        "prediction": row["answer"],
-    }
+def _as_numbers(column: list[str]) -> list[str] | list[int]:
+    """Whole numbers where all are: VLMEvalKit looks rows up by a number."""
+    return list(map(int, column)) if all(map(str.isdecimal, column)) else column
 
 
 def _write_tsv(table: list[list], path: Path) -> None:

@@ -24,7 +24,7 @@ def find_files(data: Path, benchmark: Benchmark) -> list[Path]:
             raise UserError(f"{data}: must be a .tsv or a .parquet")
         return [data]
     if not data.is_dir():
-        raise UserError(f"evaluate --data: nothing at {data}")
+        raise UserError(f"{data}: nothing there; name a .tsv or .parquet, or a folder with such")
     for name in benchmark.files:
         found = [path for path in sorted(data.iterdir()) if _is_called(path, name)]
         if len(found) > 1:
@@ -47,5 +47,5 @@ def _is_called(path: Path, name: str) -> bool:
 def _none(folder: Path, benchmark: Benchmark) -> list[Path]:
     raise UserError(
         f"{folder}: no .tsv or .parquet of {benchmark.title} (called like {benchmark.files[0]}); "
-        "give its file as --data"
+        "name the file itself"
     )

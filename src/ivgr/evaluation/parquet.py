@@ -1,8 +1,7 @@
 """Parquet as Hugging Face stores benchmarks, read row by row in constant memory; images are
 {"bytes", "path"}, bytes, base64 or a path."""
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,8 +42,13 @@ class ParquetRows(StockedRows):
                 reason = str(error).splitlines()[0][:150]
                 raise UserError(f"{path}: no whole parquet ({reason}); fetch it anew") from error
 
-    def read(self, start: int = 0) -> Iterator[Row]:
-        for number, (where, values) in islice(enumerate(self._values(self.benchmark)), start, None):
+    def columns(self) -> Iterator[dict]:
+        return (values for _, values in self._values(self.benchmark, light=True))
+
+    def read(self, numbers: Container[int]) -> Iterator[Row]:
+        for number, (where, values) in enumerate(self._values(self.benchmark)):
+            if number not in numbers:
+                continue
             images = next((values[name] for name in IMAGES if name in values), b"")
             folder = Path(where.rpartition(": row")[0]).parent
             images = images if isinstance(images, list) else [images]

@@ -1,13 +1,13 @@
 """What the readers of benchmark files share (tsv.py, parquet.py): taking stock, names of columns,
 images.
 
-Out: a `RowFile`: how many rows a benchmark has, and its `Row`s from any one on.
+Out: a `RowFile`: how many rows a benchmark has, and any of its `Row`s.
 """
 
 import ast
 import base64
 import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -25,8 +25,11 @@ class RowFile(Protocol):
 
     total: int
 
-    def read(self, start: int = 0) -> Iterator[Row]:
-        """The rows from number `start` on, with their images."""
+    def read(self, numbers: Container[int]) -> Iterator[Row]:
+        """The rows of those numbers, counted from 0, with their images."""
+
+    def columns(self) -> Iterator[dict]:
+        """All rows as they stand in the file: filled columns by name, without the images."""
 
 
 class StockedRows:

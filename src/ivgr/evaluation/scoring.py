@@ -1,7 +1,8 @@
-"""What of a reply is scored, and by which rule: each a small function with its source.
+"""By which rule an answer is scored: each a small function with its source.
 
-In: a reply, the gold answer and the options by letter. Out: a `Verdict`; `right` is None where
-only a judge could say, and counts as wrong where there is none.
+In: what of a reply is its answer (inference/reading.py), the gold answer and the options by letter.
+Out: a `Verdict`; `right` is None where only a judge could say, and counts as wrong where there is
+none.
 """
 
 import re
@@ -12,9 +13,6 @@ from ivgr.evaluation.options import match_option
 from ivgr.rewards.accuracy import math_match, text_match
 from ivgr.rewards.boxes import iou
 
-BLOCK, AFTER_THINK, WHOLE = "answer block", "after think", "whole reply"
-
-_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _PREFIXES = (
     "The best answer is",
     "The correct answer is",
@@ -41,16 +39,6 @@ class Verdict:
 
 
 Rule = Callable[[str, str, Mapping[str, str]], Verdict]
-
-
-def read_reply(text: str) -> tuple[str, str]:
-    """What is scored of a reply, and whence: its first answer block, else what follows the last
-    `</think>`, else all of it. So a model that was not taught the form is still scored."""
-    found = _BLOCK.search(text)
-    if found:
-        return found.group(1).strip(), BLOCK
-    _, closed, rest = text.rpartition("</think>")
-    return rest.replace("<answer>", " ").strip(), AFTER_THINK if closed else WHOLE
 
 
 def score_option(answer: str, gold: str, options: Mapping[str, str]) -> Verdict:

@@ -18,6 +18,9 @@ from rich.table import Table
 
 from ivgr.evaluation.benchmarks import BENCHMARKS, Benchmark
 from ivgr.evaluation.compare import Statistic, interval, mean_of_groups, resample, tabulate
+from ivgr.evaluation.run import REJECTED
+from ivgr.inference.modes import Mode
+from ivgr.inference.reading import BLOCK
 from ivgr.watch.record import write_atomically
 
 AVERAGE = "Average"
@@ -56,8 +59,9 @@ def read_rows(path: Path) -> list[dict]:
         return list(map(json.loads, file))
 
 
-def figures_of(rows: Sequence[dict], name: str) -> list[Figure]:
-    """The score of benchmark `name`, of each of its categories, and its further figures."""
+def figures_of(rows: Sequence[dict], name: str, boxes: bool = True) -> list[Figure]:
+    """The score of benchmark `name`, of each of its categories, and its further figures: mIoU only
+    where there are gold boxes and `boxes` were asked for."""
     benchmark, title = BENCHMARKS[name], BENCHMARKS[name].title
     figures = [_score(rows, benchmark, title, "")]
     for column in benchmark.categories:
@@ -67,12 +71,19 @@ def figures_of(rows: Sequence[dict], name: str) -> list[Figure]:
     if benchmark.rule == "yes or no":
         figures += _yes_figures(rows, title)
     boxed = [row for row in rows if row["iou"] is not None]
-    if any(row["boxes"] for row in boxed):
+    if boxed and boxes:
         overlaps = [row["iou"] for row in boxed]
         figures.append(
-            _figure(tabulate(boxed, Benchmark("", ()), overlaps), mean_of_groups, title, "mIoU", len(boxed))
+            _figure(
+                tabulate(boxed, Benchmark("", "", ()), overlaps), mean_of_groups, title, "mIoU", len(boxed)
+            )
         )
     return figures
+
+
+def score_of(rows: Sequence[dict], benchmark: Benchmark) -> float:
+    """The benchmark's score, in [0, 1]; NaN where no row was judged."""
+    return float(mean_of_groups(tabulate(rows, benchmark, [row["verdict"] for row in rows]).sum(0)))
 
 
 def _parts(row: dict, column: str) -> list[str]:
@@ -114,14 +125,15 @@ YES_FIGURES: dict[str, Statistic] = {
 }
 
 
-def notes_of(rows: Sequence[dict]) -> dict:
-    """What is to be known beside a score: rows, how many had no answer block, were not judged or
-    were rejected."""
+def notes_of(rows: Sequence[dict], mode: Mode) -> dict:
+    """What is to be known beside a score: rows, how many had no answer block, were not judged, did
+    without crops in tool mode, or were rejected."""
     return {
         "rows": len(rows),
-        "without_block": sum(row["answer_from"] != "answer block" for row in rows),
+        "without_block": sum(row["answer_from"] != BLOCK for row in rows),
         "unjudged": sum(row["verdict"] is None for row in rows),
-        "rejected": sum(row["why"].startswith("rejected") for row in rows),
+        "without_crops": sum(mode == "tool" and not row["crops"] for row in rows),
+        "rejected": sum(row["why"].startswith(REJECTED) for row in rows),
     }
 
 

@@ -2,16 +2,15 @@
 another row, which is found by its offset in the file."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.evaluation.fields import Row, with_images
-from ivgr.evaluation.rows import SHORTEST_IMAGE, StockedRows, belongs, decode_image, listed, read_file
+from ivgr.evaluation.rows import IMAGES, SHORTEST_IMAGE, StockedRows, belongs, decode_image, listed, read_file
 
 
 class TsvRows(StockedRows):
@@ -64,10 +63,16 @@ class TsvRows(StockedRows):
             except (csv.Error, UnicodeDecodeError) as error:
                 raise UserError(f"{self.path}: no TSV from byte {lines.at} on ({error}); mend it") from error
 
-    def read(self, start: int = 0) -> Iterator[Row]:
+    def read(self, numbers: Container[int]) -> Iterator[Row]:
         own = ((where, values) for where, _, values in self._cells() if belongs(values, self.benchmark))
-        for number, (where, values) in islice(enumerate(own), start, None):
-            yield with_images(self.row(number, where, values), self._images(values))
+        for number, (where, values) in enumerate(own):
+            if number in numbers:
+                yield with_images(self.row(number, where, values), self._images(values))
+
+    def columns(self) -> Iterator[dict]:
+        for _, _, values in self._cells():
+            if belongs(values, self.benchmark):
+                yield {name: value for name, value in values.items() if name not in IMAGES}
 
     def _images(self, values: dict) -> tuple[bytes, ...]:
         image = values.get("image")

@@ -5,22 +5,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
-import torch
-from transformers import PreTrainedModel
-
-from ivgr.data.encode import QueryEncoder
 from ivgr.data.image import open_image
 from ivgr.data.prompts import Prompts
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
 from ivgr.inference.crops import Cropping
 from ivgr.inference.draw import draw_reply, lay_out, name_crops
+from ivgr.inference.load import Dtype, load_policy
 from ivgr.inference.modes import Mode, Reply, respond
 from ivgr.inference.stream import Speaker
 from ivgr.picture import write_sheet
-from ivgr.policy.load import Pretrained
 from ivgr.rollout.engine import TransformersEngine
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -39,7 +34,7 @@ def ask(
     max_new_tokens: int = 1024,
     max_prompt_tokens: int = 32768,
     max_pixels: int | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
     cropping: Cropping = Cropping(),  # noqa: B008
     prompts: Prompts = Prompts(),  # noqa: B008
 ) -> None:
@@ -68,7 +63,7 @@ def ask(
     if save is not None:
         _prepare(save, paths)
     sample = read_question(paths, question)
-    policy, encoder = load(model, dtype, prompts, max_prompt_tokens, max_pixels)
+    policy, encoder = load_policy("ask", model, dtype, prompts, max_prompt_tokens, max_pixels)
     aloud = not json and sys.stdout.isatty()
     engine = Speaker(TransformersEngine(max_new_tokens=max_new_tokens), temperature, top_p, seed, aloud)
     start = time.perf_counter()
@@ -119,23 +114,6 @@ def _prepare(save: Path, paths: list[Path]) -> None:
         raise UserError(f"ask --save: there can be no folder {save.parent} ({error.strerror})") from error
 
 
-def load(
-    model: str, dtype: str, prompts: Prompts, max_prompt_tokens: int, max_pixels: int | None
-) -> tuple[PreTrainedModel, QueryEncoder]:
-    """The policy, on a GPU if there is one, and its encoder; UserError if either cannot be had."""
-    try:
-        policy, processor = Pretrained(model, dtype).load()
-    except UserError as error:
-        raise UserError(f"ask --model{str(error).removeprefix('model.policy')}") from error
-    if max_pixels is not None:
-        size = dict(processor.image_processor.size)
-        if max_pixels < size["shortest_edge"]:
-            raise UserError(f"ask --max_pixels: {max_pixels} is below the model's {size['shortest_edge']}")
-        processor.image_processor.size = size | {"longest_edge": max_pixels}
-    policy = policy.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return policy, QueryEncoder(processor, policy.config.model_type, prompts, max_prompt_tokens)
-
-
 def _save(path: Path, sample: Sample, reply: Reply, mode: Mode) -> None:
     images = sample.open_images()
     try:
@@ -153,7 +131,7 @@ def print_reply(reply: Reply, spoken: bool) -> None:
         print(f"reasoning: {reply.think or '(none)'}")
     for number, box in enumerate(reply.boxes, 1):
         print(f"box {number}: {_round(box)}")
-    for name, (rectangle, _) in zip(name_crops(reply), reply.crops, strict=True):
+    for name, rectangle in zip(name_crops(reply), reply.crops, strict=True):
         print(f"{name}: {list(rectangle)}")
     for note in reply.notes:
         print(f"note: {note}")
@@ -164,7 +142,7 @@ def to_json(reply: Reply, mode: Mode, model: str, seconds: float) -> str:
     """One line; boxes and crops in pixels of the first image, the last crop around all boxes."""
     fields = {
         "answer": reply.answer, "reasoning": reply.think, "boxes": list(map(_round, reply.boxes)),
-        "crops": [list(rectangle) for rectangle, _ in reply.crops], "notes": reply.notes,
+        "crops": list(map(list, reply.crops)), "notes": reply.notes,
         "text": reply.text, "first_pass": reply.first_pass, "mode": mode, "model": model,
         "tokens": reply.tokens, "seconds": seconds,
     }  # fmt: skip

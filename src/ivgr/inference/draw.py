@@ -31,7 +31,8 @@ def lay_out(images: Sequence[Image.Image], question: str, reply: Reply) -> list[
         for number, (picture, image) in enumerate(zip(shown, images, strict=True), 1)
     ]
     tiles[0].lines.extend([f"Q: {question}", f"A: {reply.answer}", *reply.notes])
-    for name, (rectangle, crop) in zip(name_crops(reply), reply.crops, strict=True):
+    for name, rectangle in zip(name_crops(reply), reply.crops, strict=True):
+        crop = images[0].crop(rectangle)
         tiles.append(Tile([shrink(crop)], [_say_size(name, crop), str(list(rectangle))]))
     return tiles
 

@@ -9,7 +9,7 @@ tool      a grounded pass; its boxes cut out of the first image, and the smalles
 import io
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,11 +19,14 @@ from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.data.rejection import RejectedSample
 from ivgr.data.sample import Sample
 from ivgr.inference.crops import Cropping, Rectangle
-from ivgr.inference.reading import read_parts
+from ivgr.inference.reading import NOTES, WHOLE, read_parts
 from ivgr.query import Query
 from ivgr.rewards.boxes import Box, parse_boxes
 
 Mode = Literal["text", "grounded", "tool"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+FIRST = {"text": TEXTUAL, "grounded": GROUNDED, "tool": GROUNDED}
+LAST = {"text": TEXTUAL, "grounded": GROUNDED, "tool": TEXTUAL}
 
 
 class Answerer(Protocol):
@@ -39,18 +42,20 @@ class Answerer(Protocol):
 class Reply:
     """What a policy said.
 
-    text is the whole response, think and answer its parts; boxes are those it wrote, in pixels of
-    the first original image (in tool mode those of the first pass); crops are the pictures that
-    tool mode added, each with its rectangle in those pixels, the last around all boxes; tokens were
-    written, in both passes; first_pass is the response of tool mode's grounded pass; notes say
-    what was not as it should be: a tool reply without crops was given from the original alone.
+    text is the whole response, think and answer its parts, answer_from where the answer was found
+    (a key of reading.NOTES); boxes are those it wrote, in pixels of the first original image (in
+    tool mode those of the first pass); crops are the parts of that image that tool mode showed
+    again, in those pixels, the last around all boxes; tokens were written, in both passes;
+    first_pass is the response of tool mode's grounded pass; notes say what was not as it should be:
+    a tool reply without crops was given from the original alone.
     """
 
     text: str
     think: str
     answer: str
+    answer_from: str = WHOLE
     boxes: list[Box] = field(default_factory=list)
-    crops: list[tuple[Rectangle, Image.Image]] = field(default_factory=list)
+    crops: list[Rectangle] = field(default_factory=list)
     tokens: int = 0
     first_pass: str = ""
     notes: list[str] = field(default_factory=list)
@@ -66,7 +71,7 @@ def respond(
 ) -> list[Reply]:
     """One reply a sample, in order. RejectedSample if one cannot be encoded; a second look that
     cannot is left out, and its reply says so."""
-    first = [encoder(sample, (TEXTUAL if mode == "text" else GROUNDED,)) for sample in samples]
+    first = [encoder(sample, (FIRST[mode],)) for sample in samples]
     engine.answer(model, encoder.processor.tokenizer, first)
     replies = [_read(query) for query in first]
     if mode == "tool":
@@ -79,7 +84,8 @@ def respond(
 def _read(query: Query) -> Reply:
     """The reply of the query's only rollout."""
     ((rollout,),) = (group.rollouts for group in query.groups)
-    think, answer, notes = read_parts(rollout.text)
+    parts = read_parts(rollout.text)
+    notes = list(NOTES[parts.source])
     if rollout.truncated:
         notes.insert(0, f"cut off after {len(rollout.tokens)} tokens")
     boxes, written = _find_boxes(query, rollout.text), rollout.text.count("<box>")
@@ -87,7 +93,9 @@ def _read(query: Query) -> Reply:
         notes.append("no box was written")
     if len(boxes) < written:
         notes.append(f"{written - len(boxes)} of {written} boxes are malformed and left out")
-    return Reply(rollout.text, think, answer, boxes, tokens=len(rollout.tokens), notes=notes)
+    return Reply(
+        rollout.text, parts.think, parts.answer, parts.source, boxes, tokens=len(rollout.tokens), notes=notes
+    )
 
 
 def _find_boxes(query: Query, text: str) -> list[Box]:
@@ -104,9 +112,10 @@ def _look_again(query: Query, reply: Reply, encoder: QueryEncoder, cropping: Cro
     """The textual query that also sees what `reply`'s boxes hold; `reply` then knows the crops, or
     says why there are none."""
     reply.notes = [f"grounded pass: {note}" for note in reply.notes]
-    crops = _cut(query.sample, reply, cropping)
+    crops = _choose_crops(query.sample, reply, cropping)
     if crops:
-        images = query.sample.images + tuple(encode_png(crop) for _, crop in crops)
+        image = query.sample.open_images()[0]
+        images = query.sample.images + tuple(encode_png(image.crop(rectangle)) for rectangle in crops)
         try:
             again = encoder(replace(query.sample, images=images), (TEXTUAL,))
             reply.crops = crops
@@ -116,16 +125,15 @@ def _look_again(query: Query, reply: Reply, encoder: QueryEncoder, cropping: Cro
     return encoder(query.sample, (TEXTUAL,))
 
 
-def _cut(sample: Sample, reply: Reply, cropping: Cropping) -> list[tuple[Rectangle, Image.Image]]:
+def _choose_crops(sample: Sample, reply: Reply, cropping: Cropping) -> list[Rectangle]:
     """The crops, the one around them all last; it may be the only one."""
-    image = sample.open_images()[0] if sample.images else None
-    rectangles = cropping.crops(reply.boxes, image.size) if image else []
+    size = sample.open_images()[0].size if sample.images else (0, 0)
+    rectangles = cropping.crops(reply.boxes, size)
     if not rectangles:
         reply.notes.append("no box in the image to look at: answered in text mode")
         return []
-    around = cropping.union(reply.boxes, image.size)
-    ordered = [rectangle for rectangle in rectangles if rectangle != around] + [around]
-    return [(rectangle, image.crop(rectangle)) for rectangle in ordered]
+    around = cropping.union(reply.boxes, size)
+    return [rectangle for rectangle in rectangles if rectangle != around] + [around]
 
 
 def _join(first: Reply, query: Query) -> Reply:

@@ -1,18 +1,41 @@
-"""Reading a response of any model: one that was trained to the form, or a base model."""
+"""Reading a response of any model: one that was trained to the form, or a base model.
+
+In: the text. Out: its reasoning, what is its answer, and where that was found.
+"""
+
+from dataclasses import dataclass
 
 from ivgr.rewards.format import read_answer, read_think
 
+BLOCK, AFTER_THINK, WHOLE = "answer block", "after think", "whole reply"
+NOTES = {
+    BLOCK: [],
+    AFTER_THINK: ["no complete answer block: the answer is what follows </think>"],
+    WHOLE: ["no answer block: the answer is the whole reply"],
+}
 
-def read_parts(text: str) -> tuple[str, str, list[str]]:
-    """(think, answer, notes) of a response. Without a complete answer block the answer is what
-    follows the reasoning, or else the whole text, and a note says so."""
-    before, closed, after = text.partition("</think>")
-    think = read_think(text).strip()
-    if closed and "<think>" not in before:  # a chat template may open the block itself
-        think = before.strip()
-    if "<answer>" in text and "</answer>" in text.partition("<answer>")[2]:
-        return think, read_answer(text), []
-    if closed:
-        answer = after.replace("<answer>", "").replace("</answer>", "").strip()
-        return think, answer, ["no complete answer block: the answer is what follows </think>"]
-    return think, text.strip(), ["no answer block: the answer is the whole reply"]
+
+@dataclass(frozen=True)
+class Parts:
+    """source is where the answer was found: BLOCK, AFTER_THINK or WHOLE."""
+
+    think: str
+    answer: str
+    source: str
+
+
+def read_parts(text: str) -> Parts:
+    """The answer is the first complete answer block, else what follows the last `</think>`, else
+    the whole text, so that a model that was not taught the form is scored too."""
+    think = _read_reasoning(text)
+    if "</answer>" in text.partition("<answer>")[2]:
+        return Parts(think, read_answer(text), BLOCK)
+    _, closed, rest = text.rpartition("</think>")
+    answer = rest.replace("<answer>", "").replace("</answer>", "").strip()
+    return Parts(think, answer, AFTER_THINK if closed else WHOLE)
+
+
+def _read_reasoning(text: str) -> str:
+    """The first think block, which a chat template may have opened itself."""
+    before, closed, _ = text.partition("</think>")
+    return before.strip() if closed and "<think>" not in before else read_think(text).strip()
