@@ -67,7 +67,8 @@ def deal_by_cost(costs: Sequence[int], ranks: int, updates: int = 1) -> list[lis
 def expected_tokens(
     item: Drawn, processor: ProcessorMixin, response: int, streams: tuple[str, ...] = PAIRED
 ) -> int:
-    """Tokens of the query's tree, in `streams` if it is paired, by the sizes in its images' headers; 0 for a rejection."""
+    """Tokens of the query's tree, in `streams` if it is paired, by the sizes in its images' headers;
+    0 for a rejection."""
     if isinstance(item, Rejection):
         return 0
     vision = processor.image_processor

@@ -35,13 +35,10 @@ PAIRS = (("consistency", "both"), ("archive", "both"), ("archive", "consistency"
 # Of the textual stream, and adjusted for being three (Holm).
 LOCALIZATION = ("probe/textual/readout_r2", "probe/textual/causal_drop", "text/place_accuracy")
 
-ANSWERS = ("text/accuracy", "grounded/accuracy", "tool/accuracy")
 MEASURES = {
     "text/accuracy": "accuracy, text",
     "grounded/accuracy": "accuracy, grounded",
     "tool/accuracy": "accuracy, tool",
     "text/place_accuracy": "place accuracy",
-    "probe/textual/readout_r2": "read-out R²",
-    "probe/textual/causal_drop": "causal drop",
     "grounded/iou": "IoU, grounded",
 }
