@@ -42,7 +42,7 @@ def end_with_parent() -> None:
     """SIGTERM to this process, which training answers with a checkpoint, once stdin is closed."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        os.read(sys.stdin.fileno(), 1)  # past the buffer, whose lock would outlive the interpreter
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
