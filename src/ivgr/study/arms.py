@@ -25,8 +25,8 @@ ARMS = {
     "textual": Arm("textual only", {"data.streams": ["textual"], **APART}),
     "grounded": Arm("grounded only", {"data.streams": ["grounded"], **APART}),
     "both": Arm("both streams", APART, tested=True),
-    "consistency": Arm("+ consistency", {"model.archive.persistent": False}, tested=True),
-    "archive": Arm("+ archive (iVGR)"),
+    "consistency": Arm("with consistency", {"model.archive.persistent": False}, tested=True),
+    "archive": Arm("with archive (iVGR)"),
 }
 
 # (arm, what it is compared with), on the seeds that both have. The first is tested.

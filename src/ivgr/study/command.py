@@ -23,7 +23,8 @@ from ivgr.study.statistics import MOST
 
 def study(
     folder: Path = Path("runs/study"),
-    config: Path = Path("configs/tiny.yaml"),
+    base: Path = Path("configs/tiny.yaml"),
+    arms: list[str] = list(ARMS),  # noqa: B006
     seeds: int = 10,
     others: int = 3,
     iterations: int = 100,
@@ -37,12 +38,13 @@ def study(
     """Repeat the paper's ablation on the tiny world: what does each part of the method do?
 
     Every arm is trained with the same seeds, data order and cold start, and then examined on
-    held-out questions. Kill it whenever you like: the same command goes on; with more seeds it adds
-    runs.
+    held-out questions. Kill it whenever you like: the same command goes on; with more seeds or arms
+    it adds runs.
 
     Args:
         folder: Where everything goes.
-        config: The config of `ivgr fit` that all runs start from; of the tiny world.
+        base: The config of `ivgr fit` that all runs start from; of the tiny world.
+        arms: Which to train: cold textual grounded both consistency archive.
         seeds: Paired seeds with and without the consistency reward, which are tested.
         others: Seeds of the other arms.
         iterations: Of each run.
@@ -53,30 +55,36 @@ def study(
         threads: Of each run.
         anew: Examine again what was examined before.
     """
-    check(seeds, others, min(iterations, scenes, questions, probed, parallel, threads), probed <= questions)
-    training = Training(config, iterations, scenes, questions, threads)
+    check(arms, seeds, others)
+    check_counts(min(iterations, scenes, questions, probed, parallel, threads), probed <= questions)
+    training = Training(base, iterations, scenes, questions, threads)
     settings = training.saved()
     claim(folder, settings)
     training.draw_world(folder / "world")
-    runs, pool = plan_runs(folder, seeds, others), Pool(parallel, threads)
+    runs, pool = plan_runs(folder, arms, seeds, others), Pool(parallel, threads)
     train_all(runs, training, folder / "world", pool)
     examinations = {run: plan_examination(run, training, folder / "world", probed) for run in runs}
     examine_all(examinations, pool, anew)
     outcomes = [read_outcome(run) for run in runs]
-    arms, differences = estimate_arms(outcomes), compare_arms(outcomes)
-    print(write_results(folder, settings, outcomes, arms, differences))
-    draw(outcomes, arms, differences, folder / "results")
+    estimates, differences = estimate_arms(outcomes), compare_arms(outcomes)
+    print(write_results(folder, settings, outcomes, estimates, differences))
+    draw(outcomes, estimates, differences, folder / "results")
     print(f"{folder / 'results.json'}, .md, .png, .pdf")
 
 
-def check(seeds: int, others: int, least: int, enough: bool) -> None:
+def check(arms: list[str], seeds: int, others: int) -> None:
     """UserError for settings that no study can have, before hours are spent."""
+    if not arms or not set(arms) <= ARMS.keys():
+        raise UserError(f"study --arms: {' '.join(arms)}; they must be among {', '.join(ARMS)}")
     if not 1 <= others <= seeds <= MOST:
         raise UserError(f"study: 1 ≤ --others ≤ --seeds ≤ {MOST}, they are {others} and {seeds}")
-    if least < 1 or not enough:
-        raise UserError("study: all numbers must be at least 1, and --probed at most --questions")
     if find_spec("matplotlib") is None:
         raise UserError('study needs matplotlib: pip install "ivgr[evaluate]"')
+
+
+def check_counts(least: int, enough: bool) -> None:
+    if least < 1 or not enough:
+        raise UserError("study: all numbers must be at least 1, and --probed at most --questions")
 
 
 def train_all(runs: list[Run], training: Training, world: Path, pool: Pool) -> None:
@@ -99,7 +107,7 @@ def train_all(runs: list[Run], training: Training, world: Path, pool: Pool) -> N
 
 def plan_examination(run: Run, training: Training, world: Path, probed: int) -> Examination:
     """With the config's prompts and length of responses."""
-    model = read_config(training.config).get("model", {}).get("init_args", {})
+    model = read_config(training.base).get("model", {}).get("init_args", {})
     return Examination(
         policy=str(run.folder / POLICY) if ARMS[run.arm].trained else str(model.get("policy", "tiny")),
         shards=str(world / "val"),

@@ -16,9 +16,10 @@ def draw(outcomes: Sequence[Outcome], arms: Estimates, differences: Sequence[Dif
     with its suffix replaced by .png and .pdf."""
     from matplotlib.figure import Figure
 
-    rows = [list(reversed(arms)), list(reversed(PAIRS))]
+    present = {(difference.arm, difference.against) for difference in differences}
+    rows = [list(reversed(arms)), [pair for pair in reversed(PAIRS) if pair in present]]
     canvas = Figure(figsize=(3 * len(SHOWN), 4.6), layout="constrained")
-    shares = [len(row) for row in rows]
+    shares = [len(rows[0]), max(len(rows[1]), 1)]
     axes = canvas.subplots(2, len(SHOWN), sharey="row", height_ratios=shares)
     for column, measure in enumerate(SHOWN):
         _draw_arms(axes[0, column], rows[0], measure, outcomes, arms)
@@ -53,7 +54,7 @@ def _draw_differences(axes, pairs: list[tuple[str, str]], found: Sequence[Differ
         if difference.adjusted is not None:
             text, at = f"p = {difference.adjusted:.2g} (Holm)", (difference.estimate.mean, height + 0.28)
             axes.annotate(text, at, ha="center", va="bottom", fontsize=7, color=TESTED)
-    axes.set_ylim(-0.6, len(pairs) - 0.3)
+    axes.set_ylim(-0.6, max(len(pairs), 1) - 0.3)
 
 
 def _draw_line(axes, height: int, values: list[float], found: Estimate, color: str) -> None:

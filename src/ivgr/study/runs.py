@@ -36,10 +36,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Training:
-    """What all runs have in common: the config they start from, iterations, scenes to train on,
+    """What all runs have in common: base, the config they start from, iterations, scenes to train on,
     held-out questions, and threads of each run."""
 
-    config: Path
+    base: Path
     iterations: int
     scenes: int
     questions: int
@@ -53,7 +53,7 @@ class Training:
             "questions": self.questions,
             "threads": self.threads,
             **{f"arm {name}": json.dumps(arm.options) for name, arm in ARMS.items() if arm.trained},
-            **flatten(read_config(self.config), self.config.name + ": "),
+            **flatten(read_config(self.base), self.base.name + ": "),
         }
 
     def words(self, run: Run, world: Path) -> list[str]:
@@ -70,27 +70,28 @@ class Training:
             **ARMS[run.arm].options,
         }
         words = [(f"--{name}", say(value)) for name, value in options.items()]
-        return ["fit", "--config", str(self.config), *(word for pair in words for word in pair)]
+        return ["fit", "--config", str(self.base), *(word for pair in words for word in pair)]
 
     def draw_world(self, folder: Path) -> None:
         """The scenes that all runs share; four of five questions are paired."""
-        data = read_config(self.config).get("data", {})
+        data = read_config(self.base).get("data", {})
         if data.get("class_path") != TINY_WORLD:
-            raise UserError(f"study: {self.config}: data.class_path must be {TINY_WORLD}")
+            raise UserError(f"study --base: {self.base}: data.class_path must be {TINY_WORLD}")
         seed = data.get("init_args", {}).get("world_seed", 0)
         write_world(folder / "train", World("train", self.scenes, seed))
         write_world(folder / "val", World("val", -(-self.questions * 5 // 4), seed))
 
 
-def plan_runs(folder: Path, seeds: int, others: int) -> list[Run]:
-    """All runs, seed by seed, so that what is finished at any time is paired."""
+def plan_runs(folder: Path, arms: list[str], seeds: int, others: int) -> list[Run]:
+    """The runs of `arms`, seed by seed, so that what is finished at any time is paired."""
+    chosen = {name: arm for name, arm in ARMS.items() if name in arms}
     trained = [
         Run(name, seed, folder / name / str(seed))
         for seed in range(seeds)
-        for name, arm in ARMS.items()
+        for name, arm in chosen.items()
         if arm.trained and (arm.tested or seed < others)
     ]
-    return [Run(name, None, folder / name) for name, arm in ARMS.items() if not arm.trained] + trained
+    return [Run(name, None, folder / name) for name, arm in chosen.items() if not arm.trained] + trained
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
