@@ -128,14 +128,13 @@ def test_the_report_by_hand(tmp_path):
     assert list(arms) == ["cold", "both", "consistency", "archive"]
     assert arms["both"]["text/accuracy"].mean == pytest.approx(0.415)
     assert [(d.arm, d.against) for d in differences[:: len(MEASURES)]] == list(PAIRS)
-    tests = [m for m in LOCALIZATION if m in MEASURES]
     for difference in differences:
         first = (difference.arm, difference.against) == PAIRS[0]
         gain, seeds = (0.1, 4) if first else (0.2 if difference.against == "both" else 0.1, 2)
         assert difference.estimate.mean == pytest.approx(gain) and difference.seeds == list(range(seeds))
         assert difference.p == 2 / 2**seeds
         tested = first and difference.measure in LOCALIZATION
-        assert difference.adjusted == (len(tests) * 2 / 16 if tested else None)
+        assert difference.adjusted == (3 * 2 / 16 if tested else None)
     text = write_results(tmp_path, {"iterations": 1}, outcomes(), arms, differences)
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["arms"]["cold"]["text/accuracy"] == {"mean": 0.3, "low": None, "high": None, "count": 1}
@@ -143,6 +142,19 @@ def test_the_report_by_hand(tmp_path):
     assert "| both streams | 4 | 0.415 [0.394, 0.436] |" in text
     draw(outcomes(), arms, differences, tmp_path / "results")
     assert (tmp_path / "results.png").stat().st_size > 10_000 and (tmp_path / "results.pdf").exists()
+
+
+def test_what_a_probe_could_not_measure_is_left_out():
+    found = outcomes()
+    found[1] = Outcome("both", 0, 6.0, found[1].figures | {LOCALIZATION[0]: None})
+    missing = found[0].figures | {LOCALIZATION[0]: None}
+    arms = estimate_arms([Outcome("cold", None, 0.0, missing), *found[1:]])
+    assert arms["cold"][LOCALIZATION[0]].count == 0 and arms["both"][LOCALIZATION[0]].count == 3
+    first = [d for d in compare_arms(found) if (d.arm, d.against) == PAIRS[0]]
+    seeds = {d.measure: d.seeds for d in first}
+    assert seeds[LOCALIZATION[0]] == [1, 2, 3] and seeds[LOCALIZATION[1]] == [0, 1, 2, 3]
+    adjusted = {d.measure: d.adjusted for d in first if d.measure in LOCALIZATION}
+    assert adjusted == pytest.approx(dict(zip(LOCALIZATION, (0.375, 0.375, 0.375), strict=True)))
 
 
 class Scripted(Pool):

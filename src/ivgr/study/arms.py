@@ -32,7 +32,9 @@ ARMS = {
 # (arm, what it is compared with), on the seeds that both have. The first is tested.
 PAIRS = (("consistency", "both"), ("archive", "both"), ("archive", "consistency"))
 
-# Of the textual stream, and adjusted for being three (Holm).
+# Of the textual stream, and adjusted for being three (Holm): how well its objects' boxes can be read
+# from its hidden states, how much more its answers lose with the object's image tokens than with as
+# many others, and whether its words name the right places.
 LOCALIZATION = ("probe/textual/readout_r2", "probe/textual/causal_drop", "text/place_accuracy")
 
 MEASURES = {
@@ -40,5 +42,7 @@ MEASURES = {
     "grounded/accuracy": "accuracy, grounded",
     "tool/accuracy": "accuracy, tool",
     "text/place_accuracy": "place accuracy",
+    "probe/textual/readout_r2": "read-out R²",
+    "probe/textual/causal_drop": "causal drop",
     "grounded/iou": "IoU, grounded",
 }

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 
 import torch
+from transformers import PreTrainedModel
 
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import TEXTUAL, Prompts
@@ -20,11 +21,13 @@ from ivgr.errors import UserError
 from ivgr.evaluation.held_out import names_places
 from ivgr.inference.modes import Reply, respond
 from ivgr.policy.load import Pretrained
+from ivgr.probes import measure
 from ivgr.query import Query
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.boxes import box_reward
 from ivgr.rewards.format import format_reward
 from ivgr.rollout.engine import TransformersEngine
+from ivgr.study.arms import LOCALIZATION
 
 BATCH = 64
 
@@ -52,8 +55,17 @@ def examine(examination: Examination) -> dict:
     engine = TransformersEngine(max_new_tokens=examination.max_new_tokens)
     samples = read_paired(examination.shards, examination.questions)
     figures = answer_figures(partial(respond, policy.eval(), encoder, engine), encoder, samples)
+    figures = probe(policy, encoder, engine, samples[: examination.probed]) | figures
     seconds = time.perf_counter() - since
     return {"examination": asdict(examination), "figures": figures, "seconds": seconds}
+
+
+def probe(
+    policy: PreTrainedModel, encoder: QueryEncoder, engine: TransformersEngine, samples: list[Sample]
+) -> dict[str, float | None]:
+    """What the probes find in the textual stream; None where a measure of the study is not to be had,
+    such as a read-out of objects where hardly any is named."""
+    return dict.fromkeys(LOCALIZATION) | measure(policy, encoder, engine, samples, TEXTUAL).metrics()
 
 
 def read_paired(shards: str, count: int) -> list[Sample]:

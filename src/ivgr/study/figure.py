@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ivgr.study.arms import ARMS, LOCALIZATION, MEASURES, PAIRS
-from ivgr.study.report import Difference, Estimates, Outcome
+from ivgr.study.report import Difference, Estimates, Outcome, known
 from ivgr.study.statistics import Estimate
 
-SHOWN = tuple(name for name in ("text/accuracy", *LOCALIZATION) if name in MEASURES)
+SHOWN = ("text/accuracy", *LOCALIZATION)
 DOT, MEAN, TESTED = "#9aa5b1", "#1f2933", "#c2410c"
 
 
@@ -39,7 +39,7 @@ def draw(outcomes: Sequence[Outcome], arms: Estimates, differences: Sequence[Dif
 
 def _draw_arms(axes, names: list[str], measure: str, outcomes: Sequence[Outcome], arms: Estimates) -> None:
     for height, name in enumerate(names):
-        values = [one.figures[measure] for one in outcomes if one.arm == name]
+        values = known(measure, [one for one in outcomes if one.arm == name])
         _draw_line(axes, height, values, arms[name][measure], TESTED if name in PAIRS[0] else MEAN)
     if "cold" in arms:
         axes.axvline(arms["cold"][measure].mean, color=DOT, linewidth=0.8, linestyle=":")
@@ -58,8 +58,8 @@ def _draw_differences(axes, pairs: list[tuple[str, str]], found: Sequence[Differ
 
 
 def _draw_line(axes, height: int, values: list[float], found: Estimate, color: str) -> None:
-    if found.count == 1:
-        axes.plot(values, [height], "o", color=color, markersize=5)
+    if found.count <= 1:
+        axes.plot(values, [height] * len(values), "o", color=color, markersize=5)
         return
     axes.plot(values, [height] * len(values), "o", color=DOT, markersize=3, alpha=0.6, zorder=1)
     reach = [[found.mean - found.low], [found.high - found.mean]]

@@ -17,12 +17,13 @@ from ivgr.watch.record import environment, write_atomically
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its seed (None for the cold start), minutes of training, figures by name."""
+    """A finished run: its seed (None for the cold start), minutes of training, figures by name, None
+    where a probe found too little to measure."""
 
     arm: str
     seed: int | None
     minutes: float
-    figures: dict[str, float]
+    figures: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -47,30 +48,41 @@ Estimates = dict[str, dict[str, Estimate]]
 def estimate_arms(outcomes: Sequence[Outcome]) -> Estimates:
     """By arm and measure, "minutes" among them."""
     return {
-        name: {measure: estimate([one.figures[measure] for one in own]) for measure in MEASURES}
+        name: {measure: estimate(known(measure, own)) for measure in MEASURES}
         | {"minutes": estimate([one.minutes for one in own])}
         for name in ARMS
         if (own := [one for one in outcomes if one.arm == name])
     }
 
 
+def known(measure: str, outcomes: Sequence[Outcome]) -> list[float]:
+    """A measure of those that have it."""
+    return [value for one in outcomes if (value := one.figures[measure]) is not None]
+
+
 def compare_arms(outcomes: Sequence[Outcome]) -> list[Difference]:
-    """Every declared pair in every measure; Holm's adjustment for the measures of localization of
-    the first pair, which alone were declared as tests."""
-    found = {(one.arm, one.seed): one.figures for one in outcomes}
-    differences = [
-        _compare(found, arm, against, measure, seeds)
-        for arm, against in PAIRS
-        if (seeds := sorted(seed for name, seed in found if name == arm and (against, seed) in found))
+    """Every declared pair in every measure, on the seeds where both have it; Holm's adjustment for
+    the measures of localization of the first pair, which alone were declared as tests."""
+    found = {
+        (one.arm, measure, one.seed): value
+        for one in outcomes
         for measure in MEASURES
-    ]
+        if (value := one.figures[measure]) is not None
+    }
+    compared = [_compare(found, *pair, measure) for pair in PAIRS for measure in MEASURES]
+    differences = [difference for difference in compared if difference.seeds]
     tested = [d for d in differences if (d.arm, d.against) == PAIRS[0] and d.measure in LOCALIZATION]
     adjusted = dict(zip((d.measure for d in tested), holm([d.p for d in tested]), strict=True))
     return [replace(d, adjusted=adjusted[d.measure]) if d in tested else d for d in differences]
 
 
-def _compare(found: dict, arm: str, against: str, measure: str, seeds: list[int]) -> Difference:
-    values = [found[arm, seed][measure] - found[against, seed][measure] for seed in seeds]
+def _compare(found: dict, arm: str, against: str, measure: str) -> Difference:
+    of_arm, of_other = (
+        {seed: value for (name, its, seed), value in found.items() if (name, its) == (one, measure)}
+        for one in (arm, against)
+    )
+    seeds = sorted(of_arm.keys() & of_other.keys())
+    values = [of_arm[seed] - of_other[seed] for seed in seeds]
     return Difference(arm, against, measure, seeds, values, estimate(values), sign_flip_p(values))
 
 
@@ -123,6 +135,8 @@ def difference_lines(differences: Sequence[Difference]) -> list[list[str]]:
 
 
 def _say(found: Estimate, sign: str = "") -> str:
+    if not found.count:
+        return "–"
     text = f"{found.mean:{sign}.3f}"
     return text if math.isnan(found.low) else f"{text} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
 

@@ -15,8 +15,8 @@ MOST = 20  # differences that are enumerated: a million sign vectors
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of `count` seeds, with Student's 95 % interval; NaN bounds where one seed says nothing of
-    their spread."""
+    """Mean of `count` seeds, with Student's 95 % interval; NaN where there is none, and NaN bounds where
+    one seed says nothing of their spread."""
 
     mean: float
     low: float
@@ -25,7 +25,8 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Of at least one value."""
+    if not values:
+        return Estimate(math.nan, math.nan, math.nan, 0)
     count, mean = len(values), math.fsum(values) / len(values)
     if count == 1:
         return Estimate(mean, math.nan, math.nan, 1)
