@@ -27,8 +27,8 @@ def study(
     arms: list[str] = list(ARMS),  # noqa: B006
     seeds: int = 10,
     others: int = 3,
-    iterations: int = 100,
-    scenes: int = 1600,
+    iterations: int = 80,
+    scenes: int = 1300,
     questions: int = 512,
     probed: int = 128,
     parallel: int = 2,
@@ -48,7 +48,7 @@ def study(
         seeds: Paired seeds with and without the consistency reward, which are tested.
         others: Seeds of the other arms.
         iterations: Of each run.
-        scenes: Drawn for training; the paper sees each paired question 2.2 times.
+        scenes: Drawn for training; by default each paired question is seen 2.2 times, as in the paper.
         questions: Held-out paired questions that each policy is asked.
         probed: How many of these the probes read.
         parallel: Runs at a time.
