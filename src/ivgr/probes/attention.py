@@ -15,7 +15,7 @@ from ivgr.families.frame import Frame
 from ivgr.probes.grid import coverage, grid_shape
 from ivgr.probes.interval import Interval, mean_interval, mean_intervals
 from ivgr.probes.reading import Reading
-from ivgr.probes.trace import BUDGET, Traced, trace
+from ivgr.probes.trace import BUDGET, Traced, trace_readings
 
 Look = Literal["think", "noun", "place"]
 Box = Sequence[float]
@@ -47,7 +47,7 @@ class Attention:
     pointing_heads: tuple[tuple[Interval, ...], ...]
 
 
-def attention(
+def probe_attention(
     model: PreTrainedModel,
     readings: list[Reading],
     look: Look = "think",
@@ -57,7 +57,7 @@ def attention(
     """How readings' responses look at their pictures, each reading an image of its own. UserError for
     a layer that is not there; NaN over 0 images where nothing can be looked at."""
     glances = Glances(model, readings, look)
-    for index, traced in enumerate(trace(model, readings, layers, budget=budget)):
+    for index, traced in enumerate(trace_readings(model, readings, layers, budget=budget)):
         glances.add(index, traced)
     return glances.compute()
 
