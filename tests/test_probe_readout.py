@@ -36,7 +36,7 @@ def test_features_that_hold_the_box_give_it_exactly():
     found = read_out(mixed, named)
     assert found.centre.mean > 0.999 and found.size.mean > 0.999 and found.iou.mean > 0.97
     assert found.centre.low > 0.999 and found.centre.count == 60 and found.objects == 120
-    assert found.place.low > 0.6 > 2 * found.place_chance.high  # a box on a border is hard to place
+    assert found.place.low > 0.6 > found.place_chance.high + 0.2  # a box on a border is hard to place
     assert found.control.mean < 0.05 and found.control.high < 0.15 and found.control.count == 20
 
 
