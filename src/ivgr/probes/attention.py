@@ -15,9 +15,10 @@ from ivgr.families.frame import Frame
 from ivgr.probes.grid import coverage, grid_shape
 from ivgr.probes.interval import Interval, mean_interval, mean_intervals
 from ivgr.probes.reading import Reading
-from ivgr.probes.trace import BUDGET, Traced, trace
+from ivgr.probes.trace import BUDGET, Traced, trace_readings
 
 Look = Literal["think", "noun", "place"]
+LOOKS: tuple[Look, ...] = ("think", "noun", "place")
 Box = Sequence[float]
 UNIT = Frame(1.0, 1.0)
 OTHERS = 4
@@ -47,19 +48,20 @@ class Attention:
     pointing_heads: tuple[tuple[Interval, ...], ...]
 
 
-def attention(
+def probe_attention(
     model: PreTrainedModel,
     readings: list[Reading],
-    look: Look = "think",
+    looks: Sequence[Look] = LOOKS,
     layers: Sequence[int] | None = None,
     budget: int = BUDGET,
-) -> Attention:
+) -> dict[Look, Attention]:
     """How readings' responses look at their pictures, each reading an image of its own. UserError for
     a layer that is not there; NaN over 0 images where nothing can be looked at."""
-    glances = Glances(model, readings, look)
-    for index, traced in enumerate(trace(model, readings, layers, budget=budget)):
-        glances.add(index, traced)
-    return glances.compute()
+    glances = {look: Glances(model, readings, look) for look in looks}
+    for index, traced in enumerate(trace_readings(model, readings, layers, budget=budget)):
+        for found in glances.values():
+            found.add(index, traced)
+    return {look: found.compute() for look, found in glances.items()}
 
 
 class Glances:

@@ -61,7 +61,7 @@ class Trial:
 
 
 @torch.no_grad()
-def causal(
+def probe_causal(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, readings: list[Reading], budget: int = BUDGET
 ) -> Causal:
     """Every reading is one image; the tokens outside are drawn by the sample's id."""

@@ -16,7 +16,7 @@ from ivgr.families.frame import Frame
 from ivgr.probes.interval import Interval, mean_interval, ratio_intervals
 from ivgr.probes.linear import logistic, ridge
 from ivgr.probes.reading import Point, Reading
-from ivgr.probes.trace import BUDGET, Traced, choose_layers, trace
+from ivgr.probes.trace import BUDGET, Traced, choose_layers, trace_readings
 from ivgr.rewards.boxes import iou
 from ivgr.world.claims import COLUMNS, ROWS, place_of
 
@@ -66,7 +66,7 @@ def list_named(readings: list[Reading], point: Point) -> Named:
     return Named(np.array(boxes).reshape(-1, 4), images, labels)
 
 
-def localization(
+def probe_localization(
     model: PreTrainedModel,
     readings: list[Reading],
     point: Point = "place",
@@ -75,7 +75,7 @@ def localization(
 ) -> dict[int, ReadOut]:
     """A read-out for each of `layers` (all), by its number. UserError for a layer that is not there,
     and where fewer than FEWEST images have a named object."""
-    states = gather_states(trace(model, readings, layers, attention=False, budget=budget), point)
+    states = gather_states(trace_readings(model, readings, layers, attention=False, budget=budget), point)
     named = list_named(readings, point)
     return {layer: read_out(states[:, n], named) for n, layer in enumerate(choose_layers(model, layers))}
 

@@ -17,7 +17,6 @@ from ivgr.query import Query, Rollout
 from ivgr.rewards.format import read_think
 from ivgr.rollout.engine import RolloutEngine
 
-
 # Where the reasoning is looked into: at an object's noun, or just before it says where that is.
 Point = Literal["noun", "place"]
 _PLACE = re.compile(

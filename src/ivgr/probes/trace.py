@@ -54,7 +54,7 @@ class Traced:
 
 
 @torch.no_grad()
-def trace(
+def trace_readings(
     model: PreTrainedModel,
     readings: list[Reading],
     layers: Sequence[int] | None = None,

@@ -13,11 +13,11 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.sample import Sample
 from ivgr.families.registry import find_family
 from ivgr.probes.attention import Attention, Glances
-from ivgr.probes.causal import Causal, causal
+from ivgr.probes.causal import Causal, probe_causal
 from ivgr.probes.interval import Interval
 from ivgr.probes.localization import FEWEST, ReadOut, gather_states, list_named, read_out
 from ivgr.probes.reading import Point, Reading, respond
-from ivgr.probes.trace import BUDGET, Traced, trace
+from ivgr.probes.trace import BUDGET, Traced, trace_readings
 from ivgr.rollout.engine import RolloutEngine
 
 
@@ -99,12 +99,12 @@ def measure_readings(
     layer = count * 3 // 4 if layer is None else layer % count
     think, place = (Glances(policy, readings, look) for look in ("think", "place"))
     seen: list[Traced] = []
-    for index, traced in enumerate(trace(policy, readings, budget=budget)):
+    for index, traced in enumerate(trace_readings(policy, readings, budget=budget)):
         think.add(index, traced)
         place.add(index, traced)
         seen.append(Traced(traced.reading, traced.states[:, layer : layer + 1].clone()))
     outs = {point: _read_out(readings, seen, point) for point in ("noun", "place")}
-    drops = causal(policy, encoder.processor.tokenizer, readings, budget)
+    drops = probe_causal(policy, encoder.processor.tokenizer, readings, budget)
     return Measures(stream, layer, think.compute(), place.compute(), outs["noun"], outs["place"], drops)
 
 
