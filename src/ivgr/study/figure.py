@@ -31,6 +31,7 @@ def draw(outcomes: Sequence[Outcome], arms: Estimates, differences: Sequence[Dif
     for one in axes.flat:
         one.spines[["top", "right"]].set_visible(False)
         one.tick_params(labelsize=8)
+        one.locator_params(axis="x", nbins=5)
     for suffix in (".png", ".pdf"):
         # Without a date the same results are the same file.
         metadata = {"CreationDate": None} if suffix == ".pdf" else None
