@@ -74,6 +74,14 @@ def test_a_paired_query_counts_two_prompts_of_its_share(prompts, ratio):
     assert abs(2 * mix.paired - prompts * ratio) <= 1 + 1e-9
 
 
+@given(st.integers(1, 2000).map(lambda half: 2 * half), st.floats(0, 0.99))
+def test_in_one_stream_a_paired_query_counts_one_prompt(prompts, ratio):
+    """So that as many responses are sampled and as many of them single."""
+    one, two = Mix.of(prompts, ratio, streams=1), Mix.of(prompts, ratio)
+    assert one.paired + one.single == prompts and min(one.paired, one.single) >= 0
+    assert abs(one.single - two.single) <= 1
+
+
 @given(st.integers(1, 2000))
 def test_ratio_zero_asks_for_single_queries_only(prompts):
     assert Mix.of(prompts, 0.0) == Mix(0, prompts)

@@ -26,6 +26,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
                                 score models on V*, HRBench, POPE, … from files you have, with intervals
   ivgr compare RUN_A RUN_B      is the difference real? paired, with McNemar's test
   ivgr analyse OUT/MODEL        what the modes differ in, cost, and accuracy by IoU of the boxes
+  ivgr study                    the paper's ablation on the tiny world: arms, seeds, tests, one figure
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
   ivgr bench data               time decoding and processing beside plain PIL and the HF processor

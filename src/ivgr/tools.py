@@ -17,6 +17,7 @@ from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
 from ivgr.plan.command import plan
 from ivgr.policy.checkpoint import scratch
+from ivgr.study.command import study
 from ivgr.watch.checkpoints import read_checkpoint
 from ivgr.world.quiz import write_quiz
 from ivgr.world.write import World, write_world
@@ -86,4 +87,5 @@ TOOLS = {
     "archive": {"show": show},
     "export": export,
     "bench": BENCH,
+    "study": study,
 }

@@ -1,6 +1,6 @@
 """Shards → queries, as a LightningDataModule whose progress is saved in checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ivgr.data.encode import Batch, QueryEncoder, encode_batch
 from ivgr.data.held_out import HeldOut
-from ivgr.data.prompts import GROUNDED, TEXTUAL
+from ivgr.data.prompts import PAIRED, check_paired
 from ivgr.data.quarantine import Quarantine
 from ivgr.data.rejection import Rejection
 from ivgr.data.sample import KINDS
@@ -43,8 +43,9 @@ class ShardDataModule(L.LightningDataModule):
         train: Training shards: a glob, a folder, a brace range or a URL (http(s)://, s3://); or
             several sources, a list of {path, weight}.
         val: Held-out shards: one path, or a list of such.
-        prompts: Prompts an iteration, over all ranks; a paired query counts two.
+        prompts: Prompts an iteration, over all ranks; a paired query counts one a stream.
         paired_ratio: Share of prompts that belong to paired queries.
+        streams: Streams that paired queries are trained in: grounded, textual or both.
         shuffle: Samples in each reader's shuffle buffer (undecoded bytes).
         workers: Reader processes a rank; 0 reads in the training process.
         shards_by_rank: Each rank reads its own part of the shards, where otherwise every rank reads
@@ -64,6 +65,7 @@ class ShardDataModule(L.LightningDataModule):
         val: str | list[str],
         prompts: int = 512,
         paired_ratio: float = 0.9,
+        streams: Sequence[str] = PAIRED,
         shuffle: int = 1000,
         workers: int = 0,
         shards_by_rank: bool = False,
@@ -77,7 +79,7 @@ class ShardDataModule(L.LightningDataModule):
         if not 0 <= max_rejected <= 1:
             raise UserError(f"data.max_rejected is {max_rejected}, must lie in [0, 1]")
         self.train, self.val, self.prompts, self.paired_ratio = train, val, prompts, paired_ratio
-        self.shuffle, self.workers = shuffle, workers
+        self.shuffle, self.workers, self.streams = shuffle, workers, check_paired(streams)
         self.shards_by_rank, self.expected_response = shards_by_rank, expected_response
         self.val_queries, self.val_batch = val_queries, val_batch
         self.max_rejected, self.allow_pipe = max_rejected, allow_pipe
@@ -101,7 +103,7 @@ class ShardDataModule(L.LightningDataModule):
                 f"data.prompts is {self.prompts}, must be a multiple of the {ranks} ranks with "
                 "data.shards_by_rank"
             )
-        self.mix = Mix.of(self.prompts // ranks, self.paired_ratio)
+        self.mix = Mix.of(self.prompts // ranks, self.paired_ratio, len(self.streams))
         readers = ranks * max(self.workers, 1)
         self.feeds = [self._take_in(source, readers) for source in self._sources()]
         for kind, wanted in (("paired", self.mix.paired), ("single", self.mix.single)):
@@ -146,8 +148,9 @@ class ShardDataModule(L.LightningDataModule):
             self.shards_by_rank,
             self.trainer.lightning_module.updates,
             self.expected_response,
+            self.streams,
         )
-        encode = partial(encode_batch, encoder=self._encoder(), spread=spread)
+        encode = partial(encode_batch, encoder=self._encoder(), streams=self.streams, spread=spread)
         return make_loader(stream, encode, self.workers)
 
     def val_dataloader(self) -> DataLoader:
@@ -163,7 +166,7 @@ class ShardDataModule(L.LightningDataModule):
         return make_loader(held_out, partial(self._encode_held_out, quarantine), 0)
 
     def _encode_held_out(self, quarantine: Quarantine, drawn: list[Located | Rejection]) -> Batch:
-        batch = encode_batch(drawn, self._encoder(), (GROUNDED, TEXTUAL))
+        batch = encode_batch(drawn, self._encoder())
         quarantine.add(batch.rejected, batch.seen)
         return batch
 
@@ -192,6 +195,7 @@ class ShardDataModule(L.LightningDataModule):
             "seed_everything": run_seed(),
             "data.prompts": self.prompts,
             "data.paired_ratio": self.paired_ratio,
+            "data.streams": list(self.streams),
             "data.shuffle": self.shuffle,
             "data.workers": self.workers,
             "the shards of data.train": [

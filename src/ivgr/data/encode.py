@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from ivgr.data.prompts import Prompts, streams_of
+from ivgr.data.prompts import PAIRED, Prompts, streams_of
 from ivgr.data.rejection import RejectedSample, Rejection
 from ivgr.data.sample import Sample
 from ivgr.data.shards import Located
@@ -144,10 +144,10 @@ class Batch:
 def encode_batch(
     drawn: list[Located | Rejection],
     encoder: QueryEncoder,
-    streams: tuple[str, ...] | None = None,
+    streams: tuple[str, ...] = PAIRED,
     spread: Spread = Spread(),  # noqa: B008
 ) -> Batch:
-    """Encodes what can be encoded of this rank's part of `drawn`."""
+    """Encodes what can be encoded of this rank's part of `drawn`, paired samples in `streams`."""
     mine = spread.take(drawn, encoder.processor)
     batch = Batch([], [], len(mine))
     for place, item in mine:
@@ -155,7 +155,8 @@ def encode_batch(
             batch.rejected.append(item)
             continue
         try:
-            batch.queries.append(replace(encoder(item.sample, streams), place=place))
+            query = encoder(item.sample, streams_of(item.sample.kind, streams))
+            batch.queries.append(replace(query, place=place))
         except RejectedSample as error:
             batch.rejected.append(Rejection.of(error, item.shard, item.key, item.sample.id))
     return batch

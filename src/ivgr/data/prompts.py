@@ -1,12 +1,16 @@
 """The two prompts of a query. Image(s) and question stand before the instruction, so that
 both streams share one prefix."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from ivgr.errors import UserError
 
 GROUNDED = "grounded"
 TEXTUAL = "textual"
 SINGLE = "single"
-STREAMS = (GROUNDED, TEXTUAL, SINGLE)
+PAIRED = (GROUNDED, TEXTUAL)
+STREAMS = (*PAIRED, SINGLE)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,14 @@ class Prompts:
         return [{"role": "user", "content": content}]
 
 
-def streams_of(kind: str) -> tuple[str, ...]:
-    """The streams that a query of `kind` ("paired" or "single") is rolled out in."""
-    return (GROUNDED, TEXTUAL) if kind == "paired" else (SINGLE,)
+def streams_of(kind: str, paired: Sequence[str] = PAIRED) -> tuple[str, ...]:
+    """The streams that a query of `kind` ("paired" or "single") is rolled out in; `paired` are
+    those of paired ones."""
+    return tuple(paired) if kind == "paired" else (SINGLE,)
+
+
+def check_paired(streams: Sequence[str]) -> tuple[str, ...]:
+    """UserError unless `streams` are one or both of those that paired queries have."""
+    if not streams or len(set(streams)) < len(streams) or not set(streams) <= set(PAIRED):
+        raise UserError(f"data.streams is {list(streams)}, must be one or both of {', '.join(PAIRED)}")
+    return tuple(streams)

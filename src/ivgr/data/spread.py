@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from transformers import ProcessorMixin
 
 from ivgr.data.image import read_size
-from ivgr.data.prompts import streams_of
+from ivgr.data.prompts import PAIRED, streams_of
 from ivgr.data.rejection import Rejection
 from ivgr.data.shards import Located
 
@@ -28,6 +28,7 @@ class Spread:
         apart: Ranks draw different samples, so each keeps its own.
         updates: Mini-batches of an iteration, which is dealt so that each of them is spread.
         response: Tokens of all responses that a query is expected to get in one stream.
+        streams: Those of paired queries.
     """
 
     rank: int = 0
@@ -35,6 +36,7 @@ class Spread:
     apart: bool = False
     updates: int = 1
     response: int = 0
+    streams: tuple[str, ...] = PAIRED
 
     def take(self, drawn: Sequence[Drawn], processor: ProcessorMixin) -> list[tuple[int, Drawn]]:
         """This rank's part of `drawn`, each with its place among the draws of all ranks."""
@@ -42,7 +44,7 @@ class Spread:
             return [(index * self.ranks + self.rank, item) for index, item in enumerate(drawn)]
         if self.ranks == 1:
             return list(enumerate(drawn))
-        costs = [expected_tokens(item, processor, self.response) for item in drawn]
+        costs = [expected_tokens(item, processor, self.response, self.streams) for item in drawn]
         return [(i, drawn[i]) for i in deal_by_cost(costs, self.ranks, self.updates)[self.rank]]
 
 
@@ -62,14 +64,17 @@ def deal_by_cost(costs: Sequence[int], ranks: int, updates: int = 1) -> list[lis
     return [sorted(indices) for indices in taken]
 
 
-def expected_tokens(item: Drawn, processor: ProcessorMixin, response: int) -> int:
-    """Tokens of the query's tree, by the sizes in its images' headers; 0 for a rejection."""
+def expected_tokens(
+    item: Drawn, processor: ProcessorMixin, response: int, streams: tuple[str, ...] = PAIRED
+) -> int:
+    """Tokens of the query's tree, in `streams` if it is paired, by the sizes in its images' headers;
+    0 for a rejection."""
     if isinstance(item, Rejection):
         return 0
     vision = processor.image_processor
     patches = sum(_patches(data, vision) for data in item.sample.images)
     text = len(item.sample.question) // CHARACTERS
-    return patches // vision.merge_size**2 + text + response * len(streams_of(item.kind))
+    return patches // vision.merge_size**2 + text + response * len(streams_of(item.kind, streams))
 
 
 def _patches(data: bytes, vision) -> int:

@@ -32,12 +32,12 @@ class Mix:
     single: int
 
     @classmethod
-    def of(cls, prompts: int, paired_ratio: float) -> "Mix":
-        """`paired_ratio` is a share of prompts; a paired query counts two."""
+    def of(cls, prompts: int, paired_ratio: float, streams: int = 2) -> "Mix":
+        """`paired_ratio` is a share of prompts; a paired query counts one for each of `streams`."""
         if not 0 <= paired_ratio <= 1:
             raise UserError(f"data.paired_ratio is {paired_ratio}, must lie in [0, 1]")
-        paired = round(prompts * paired_ratio / 2)
-        mix = cls(paired, prompts - 2 * paired)
+        paired = round(prompts * paired_ratio / streams)
+        mix = cls(paired, prompts - streams * paired)
         if mix.single < 0 or mix.paired + mix.single == 0 or (paired_ratio == 1 and mix.single):
             raise UserError(
                 f"data.prompts is {prompts}: cannot be split at data.paired_ratio {paired_ratio}; "

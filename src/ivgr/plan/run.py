@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ivgr.data.prompts import PAIRED
 from ivgr.data.stream import Mix
 from ivgr.errors import UserError
 from ivgr.optim import Optimizer
@@ -171,6 +172,8 @@ def _devices(trainer: dict) -> int:
 def _mix(data: dict, gpus: int) -> Mix:
     if data["prompts"] % gpus:
         raise UserError(f"data.prompts is {data['prompts']}, must be a multiple of the {gpus} GPUs")
+    if len(data.get("streams", PAIRED)) == 1:  # every query is then of one stream, as single ones are
+        return Mix(0, data["prompts"] // gpus)
     return Mix.of(data["prompts"] // gpus, data["paired_ratio"])
 
 

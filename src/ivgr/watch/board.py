@@ -30,7 +30,7 @@ class Board(L.Callback):
         self.every, self.queries = every, queries
 
     def on_train_batch_end(self, trainer, module, outputs, batch: Batch, batch_idx: int) -> None:
-        writer = _writer(trainer)
+        writer = writer_of(trainer)
         if writer is None:
             return
         step = module.iteration
@@ -45,7 +45,8 @@ class Board(L.Callback):
                 )
 
 
-def _writer(trainer: L.Trainer) -> SummaryWriter | None:
+def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
+    """What writes the run's event file, None on other ranks and without a TensorBoard logger."""
     experiment = getattr(trainer.logger, "experiment", None)
     return experiment if isinstance(experiment, SummaryWriter) else None
 

@@ -1,0 +1,90 @@
+"""Watching localization while training: the light probes on a fixed held-out set, per stream, as
+TensorBoard scalars and heat maps."""
+
+from collections.abc import Sequence
+
+import lightning as L
+
+from ivgr.data.encode import encode_batch
+from ivgr.data.held_out import HeldOut
+from ivgr.data.prompts import GROUNDED, TEXTUAL
+from ivgr.data.sample import Sample
+from ivgr.data.shards import find_shards
+from ivgr.errors import UserError
+from ivgr.probes.heat import draw_readings
+from ivgr.probes.measures import measure_readings
+from ivgr.probes.reading import respond
+from ivgr.probes.trace import BUDGET
+from ivgr.watch.board import writer_of
+
+STREAMS = (GROUNDED, TEXTUAL)
+
+
+class Probing(L.Callback):
+    """Measures before the first iteration and then every `every` iterations. All ranks measure the
+    same, so that sharded weights are gathered alike; the first one writes. No random stream is
+    touched: the run stays what it would have been.
+
+    Args:
+        every: Iterations between two measurements.
+        count: Samples: the first paired ones of data.val.
+        streams: Streams to measure, of grounded and textual.
+        pictures: Heat maps drawn of each stream's first samples; 0 draws none.
+        layer: Decoder layer of read-outs and heat maps, counted from 0; null takes the one three
+            quarters of the way up.
+        budget: Padded tokens a forward pass.
+    """
+
+    def __init__(
+        self,
+        every: int = 10,
+        count: int = 128,
+        streams: Sequence[str] = (TEXTUAL, GROUNDED),
+        pictures: int = 4,
+        layer: int | None = None,
+        budget: int = BUDGET,
+    ) -> None:
+        if every < 1 or count < 1 or pictures < 0:
+            raise UserError(
+                f"Probing: every is {every}, count {count}, pictures {pictures}; give at least 1, 1, 0"
+            )
+        if not streams or not set(streams) <= set(STREAMS):
+            raise UserError(f"Probing: streams is {list(streams)}, must be some of {', '.join(STREAMS)}")
+        self.every, self.count, self.streams, self.pictures = every, count, tuple(streams), pictures
+        self.layer, self.budget = layer, budget
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.samples = self._choose(trainer, module)
+        if module.iteration == 0:
+            self._measure(trainer, module)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx: int) -> None:
+        if module.iteration % self.every == 0:
+            self._measure(trainer, module)
+
+    def _choose(self, trainer: L.Trainer, module: L.LightningModule) -> list[Sample]:
+        """The same on all ranks; UserError if there is nothing to look at in any of them."""
+        data = trainer.datamodule
+        shards = find_shards(data.val, data.allow_pipe)
+        drawn = next(iter(HeldOut(shards, self.count, self.count, 0, 1)), [])
+        samples = [query.sample for query in encode_batch(drawn, module.encoder, self.streams).queries]
+        if not any(sample.images and sample.labels for sample in samples):
+            raise UserError(
+                f"Probing: none of the first {self.count} paired samples of data.val has an image, boxes "
+                'and "labels"; add labels (see `ivgr pack`), or remove the callback'
+            )
+        return samples
+
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        writer, step = writer_of(trainer), module.iteration
+        for stream in self.streams:
+            readings = respond(module.policy, module.encoder, module.engine, self.samples, stream)
+            found = measure_readings(module.policy, module.encoder, readings, stream, self.layer, self.budget)
+            shown = [reading for reading in readings if reading.query.sample.images][: self.pictures]
+            strip = draw_readings(module.policy, shown, "place", found.layer) if shown else None
+            if writer is None:
+                continue
+            for name, value in found.metrics().items():
+                writer.add_scalar(name, value, step)
+            if strip is not None:
+                writer.add_image(f"probe/{stream}/attention", strip, step, dataformats="HWC")
