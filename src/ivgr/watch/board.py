@@ -1,5 +1,5 @@
-"""TensorBoard: every metric of every iteration, and now and then the completions of both
-streams and pictures with gold and predicted boxes."""
+"""TensorBoard: every metric of every iteration, the charts they are seen in, and now and then the
+completions of both streams and pictures with gold and predicted boxes."""
 
 import html
 
@@ -13,6 +13,7 @@ from ivgr.data.prompts import GROUNDED
 from ivgr.picture import draw_boxes, shrink
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
+from ivgr.watch.layout import layout_summary, stack_shares
 
 GOLD, PREDICTED = "#14a03c", "#dc2828"
 TILE = 280
@@ -29,12 +30,17 @@ class Board(L.Callback):
     def __init__(self, every: int = 10, queries: int = 4) -> None:
         self.every, self.queries = every, queries
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        writer = writer_of(trainer)
+        if writer is not None:
+            writer.file_writer.add_summary(layout_summary())
+
     def on_train_batch_end(self, trainer, module, outputs, batch: Batch, batch_idx: int) -> None:
-        writer = _writer(trainer)
+        writer = writer_of(trainer)
         if writer is None:
             return
         step = module.iteration
-        for name, value in module.metrics.items():
+        for name, value in (module.metrics | stack_shares(module.metrics)).items():
             writer.add_scalar(name, value, step)
         if step % self.every == 0 or step == 1:
             shown = [query for query in batch.queries if query.group(GROUNDED)][: self.queries]
@@ -45,7 +51,8 @@ class Board(L.Callback):
                 )
 
 
-def _writer(trainer: L.Trainer) -> SummaryWriter | None:
+def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
+    """What writes the run's event file, None on other ranks and without a TensorBoard logger."""
     experiment = getattr(trainer.logger, "experiment", None)
     return experiment if isinstance(experiment, SummaryWriter) else None
 
