@@ -59,8 +59,8 @@ def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
 
 def completions_table(queries: list[Query]) -> str:
     """A Markdown table of the best and worst rollout of every group (the first, where no
-    reward is known), model text escaped."""
-    rows = ["| query | stream | reward | advantage | completion |", "| --- | --- | --- | --- | --- |"]
+    reward is known), with the reward's terms before weighting; model text escaped."""
+    rows = ["| query | stream | reward | terms | advantage | completion |", "| --- " * 6 + "|"]
     for query in queries:
         for group in query.groups:
             ranked = ranked_rollouts(group)
@@ -69,6 +69,7 @@ def completions_table(queries: list[Query]) -> str:
                     _cell(query.sample.question),
                     group.stream,
                     "unknown" if rollout.reward is None else f"{rollout.reward:.2f}",
+                    ", ".join(f"{name} {value:.2g}" for name, value in rollout.terms.items()),
                     f"{rollout.advantage:+.2f}",
                     _cell(rollout.text),
                 )
