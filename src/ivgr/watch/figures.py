@@ -31,7 +31,7 @@ IMAGE, QUESTION = "#d9a441", "#5a5a5a"
 def draw_gallery(samples: Sequence[Sample], columns: int = 4) -> Figure:
     """Each sample's first image with its gold boxes and labels; question and answer above."""
     rows = -(-len(samples) // columns)
-    figure = make_figure(columns * 2.6, rows * 3.0)
+    figure = make_figure(columns * 2.2, rows * 2.6)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel in panels:
         panel.set_axis_off()
@@ -40,7 +40,7 @@ def draw_gallery(samples: Sequence[Sample], columns: int = 4) -> Figure:
             panel.imshow(sample.open_images()[0])
         for index, box in enumerate(sample.boxes):
             outline(panel, box, COLORS[index % len(COLORS)], sample.labels[index] if sample.labels else "")
-        title = "\n".join(textwrap.wrap(sample.question, 34)[:3])
+        title = "\n".join(textwrap.wrap(sample.question, 28)[:3])
         panel.set_title(f"{title}\n→ {sample.answer}  ({sample.kind})", fontsize=8, loc="left")
     return figure
 
