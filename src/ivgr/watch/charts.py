@@ -22,7 +22,7 @@ Curves = dict[str, Curve]
 COLORS = {GROUNDED: "#c8553d", TEXTUAL: "#2f6690", SINGLE: "#8d99a6"}
 OTHERS = ("#3a3a3a", "#5b8e7d", "#d9a441", "#7d5ba6")
 SHADES = ("#b23a48", "#e5a06f", "#9cc5a1", "#357266")
-PANEL = (3.3, 2.3)
+PANEL = (2.9, 2.2)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Symptom:
 
 
 def draw_charts(curves: Curves, category: str, window: int = 10) -> Figure:
-    """The charts of a category of the layout, three a row, streams overlaid; a line is the mean of
+    """The charts of a category of the layout, four a row, streams overlaid; a line is the mean of
     `window` iterations, the points behind it are the iterations. Charts without a curve are left
     out."""
     found = {
@@ -45,13 +45,13 @@ def draw_charts(curves: Curves, category: str, window: int = 10) -> Figure:
         for title, pattern in CHARTS[category].items()
     }
     found = {title: lines for title, lines in found.items() if lines}
-    figure, panels = make_panels(len(found), 3)
+    figure, panels = make_panels(len(found), 4)
     for panel, (title, lines) in zip(panels, found.items(), strict=True):
         for index, (tag, curve) in enumerate(lines.items()):
             draw_curve(panel, curve, window, _color(tag, index), _label(tag, lines))
-        panel.set_title(title)
+        panel.set_title(title, fontsize=9)
         if len(lines) > 1:
-            panel.legend(frameon=False)
+            panel.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -63,10 +63,17 @@ def draw_shares(curves: Curves, window: int = 10) -> Figure:
     layers = [average(share.values, window) for share in shares]
     names = [f"{score:g}" for score in CONSISTENCY_SCORES]
     panel.stackplot(shares[0].steps, layers, labels=names, colors=SHADES)
-    panel.set(ylim=(0, 1), ylabel="share of compared rollouts", xlim=shares[0].steps[[0, -1]])
+    panel.set(ylim=(0, 1), xlim=shares[0].steps[[0, -1]])
+    panel.set_ylabel("share of compared rollouts", fontsize=8)
     handles, labels = panel.get_legend_handles_labels()
     panel.legend(
-        handles[::-1], labels[::-1], title="score", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
+        handles[::-1],
+        labels[::-1],
+        title="score",
+        frameon=False,
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
     )
     return figure
 
@@ -74,15 +81,15 @@ def draw_shares(curves: Curves, window: int = 10) -> Figure:
 def draw_symptoms(runs: dict[str, Curves], healthy: str, symptoms: list[Symptom], window: int = 5) -> Figure:
     """A panel a symptom: the curve of the broken run beside that of the run called `healthy`, as far
     as the broken one went."""
-    figure, panels = make_panels(len(symptoms), 4, (2.9, 2.3))
+    figure, panels = make_panels(len(symptoms), 4)
     for panel, symptom in zip(panels, symptoms, strict=True):
         broken = runs[symptom.run][symptom.tag]
         sound = runs[healthy][symptom.tag]
         shown = sound.steps <= broken.steps[-1]
         draw_curve(panel, Curve(sound.steps[shown], sound.values[shown]), window, "#8d99a6", "healthy")
         draw_curve(panel, broken, window, "#b23a48", symptom.cause)
-        panel.set_title(symptom.title)
-        panel.legend(frameon=False)
+        panel.set_title(symptom.title, fontsize=9)
+        panel.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -95,7 +102,6 @@ def make_panels(count: int, columns: int, size: tuple[float, float] = PANEL) -> 
         unused.set_axis_off()
     for panel in panels[:count]:
         panel.spines[["top", "right"]].set_visible(False)
-        panel.title.set_fontsize(9)
         panel.tick_params(labelsize=8)
     for panel in panels[max(count - columns, 0) : count]:
         panel.set_xlabel("iteration", fontsize=8)

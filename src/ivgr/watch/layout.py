@@ -23,9 +23,7 @@ CHARTS = {
         "reward": f"{ANY}/reward/total/mean",
         "accuracy": f"{ANY}/reward/accuracy/mean",
         "format": f"{ANY}/reward/format/mean",
-        "box reward (grounded), consistency (textual)": (
-            f"({GROUNDED}/reward/box|{TEXTUAL}/reward/consistency)/mean"
-        ),
+        "box reward, consistency": f"({GROUNDED}/reward/box|{TEXTUAL}/reward/consistency)/mean",
         "response length, tokens": f"{ANY}/rollout/length_mean",
         "entropy, nats": f"{ANY}/policy/entropy",
         "KL to the reference, nats": f"{ANY}/policy/kl",
