@@ -2,24 +2,34 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+import yaml
 from conftest import make_query, make_rollout, make_sample, response
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.backend_context import Context
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from ivgr.cli import main
 from ivgr.errors import UserError
-from ivgr.watch.board import completions_table
+from ivgr.watch.board import Board, completions_table
 from ivgr.watch.charts import Symptom, average, draw_charts, draw_shares, draw_symptoms
 from ivgr.watch.curves import read_curves, thin_events
-from ivgr.watch.hparams import METRICS, flat_settings
-from ivgr.watch.layout import CHARTS, LEVELS, STACK, stack_shares
+from ivgr.watch.hparams import flat_settings
+from ivgr.watch.layout import CHARTS
+from ivgr.watch.stack import SHADES, paint_shares
 
 SMALL = (
     "--data.train_count 100 --data.val_count 60 --data.val_queries 8 --data.prompts 8 --model.iterations 2"
@@ -41,6 +51,11 @@ def board(run):
     return EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
 
 
+def config_of(run):
+    """The resolved configuration."""
+    return yaml.safe_load(json.loads((run / "run.json").read_text())["config"])["fit"]
+
+
 def layout_of(board):
     (event,) = board.Tensors("custom_scalars__config__")
     return layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
@@ -49,12 +64,10 @@ def layout_of(board):
 def test_every_chart_of_the_layout_shows_something(board):
     written = board.Tags()["scalars"]
     charts = [chart for category in layout_of(board).category for chart in category.chart]
-    assert len(charts) == sum(map(len, CHARTS.values())) + 1
+    assert len(charts) == sum(map(len, CHARTS.values()))
     for chart in charts:
         for pattern in chart.multiline.tag:
             assert any(re.match(pattern, tag) for tag in written), (chart.title, pattern)
-        for band in chart.margin.series:
-            assert {band.value, band.lower, band.upper} <= set(written)
 
 
 def test_the_streams_lie_in_one_chart(board):
@@ -64,42 +77,67 @@ def test_the_streams_lie_in_one_chart(board):
         assert {"grounded", "textual"} <= {tag.split("/")[0] for tag in found}, chart.title
 
 
-def test_the_bands_of_the_stack_are_the_shares(board):
-    (chart,) = [c for category in layout_of(board).category for c in category.chart if c.title == STACK]
-    bands = [
-        np.array([upper.value - lower.value for lower, upper in zip(*pair, strict=True)])
-        for pair in ((board.Scalars(s.lower), board.Scalars(s.upper)) for s in chart.margin.series)
-    ]
-    shares = [[e.value for e in board.Scalars(f"consistency/share_{s}")] for s in ("0", "0.3", "0.7", "1")]
-    assert np.allclose(bands, shares, atol=1e-6)
+shares = st.lists(st.integers(0, 60), min_size=4, max_size=4).filter(any)
 
 
-@given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
-def test_borders_of_the_stack_rise_from_zero_by_each_share(shares):
-    names = ("0", "0.3", "0.7", "1")
-    metrics = {f"consistency/share_{name}": share for name, share in zip(names, shares, strict=True)}
-    borders = stack_shares(metrics)
-    assert list(borders) == LEVELS and borders[LEVELS[0]] == 0
-    assert np.allclose(np.diff(list(borders.values())), shares)
-    assert stack_shares({"policy/kl": 0.0}) == {}
+@given(st.lists(shares, min_size=1, max_size=6))
+def test_each_score_is_painted_on_its_share_of_the_picture(counts):
+    history = [[n / sum(row) for n in row] for row in counts]
+    picture = paint_shares(history, (500, 3 * len(history)))
+    for index, row in enumerate(history):
+        column = picture[:, 3 * index + 1]
+        painted = [(column == shade).all(-1) for shade in SHADES]
+        assert np.allclose([found.mean() for found in painted], row, atol=1 / 250)
+        heights = [np.flatnonzero(found).mean() for found in painted if found.any()]
+        assert heights == sorted(heights, reverse=True)
 
 
-def test_hyperparameters_stand_beside_the_figures_that_summary_json_has(run, board):
-    contents = board.PluginTagToContent(metadata.PLUGIN_NAME)
-    started = metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
-    compared = metadata.parse_experiment_plugin_data(contents[metadata.EXPERIMENT_TAG])
-    metadata.parse_session_end_info_plugin_data(contents[metadata.SESSION_END_INFO_TAG])
+def test_where_nothing_was_compared_the_picture_is_white():
+    picture = paint_shares([[0, 0, 0, 1], [0, 0, 0, 0]], (10, 4))
+    assert (picture[:, 2:] == 255).all() and (picture[:, :2] == SHADES[3]).all()
+
+
+def test_the_stack_goes_on_after_a_resume():
+    board, resumed = Board(), Board()
+    board.shares = [[0.25, 0.25, 0.5, 0.0]]
+    resumed.load_state_dict(board.state_dict())
+    assert resumed.shares == board.shares
+
+
+def test_tensorboard_compares_runs_by_what_differs_and_how_well_they_did(run, tmp_path):
+    """Asked as its HPARAMS tab asks: two runs, of which one has another seed."""
+    shutil.copytree(run / "held_out", tmp_path / "one" / "held_out")
+    other = flat_settings(config_of(run) | {"seed_everything": 5})
+    with SummaryWriter(tmp_path / "two" / "held_out") as writer:
+        writer.file_writer.add_summary(hparams(other, {})[1])
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    provider = MultiplexerDataProvider(runs, str(tmp_path))
+    board, request = Context(base_plugin.TBContext(data_provider=provider)), RequestContext()
+    entered = board.hparams_metadata(request, ""), board.hparams_from_data_provider(request, "", 0)
+    found = board.experiment_from_metadata(request, "", True, *entered)
+    assert [info.name for info in found.hparam_infos if info.differs] == ["seed_everything"]
+    assert "model.optimizer.lr" in {info.name for info in found.hparam_infos}
+    summary = json.loads((run / "summary.json").read_text())
+    figures = {f"{stream} {name}" for stream, names in summary["after"].items() for name in names}
+    assert {info.name.tag for info in found.metric_infos} == figures
+
+
+def test_settings_and_figures_are_those_of_the_run(run):
+    settings = EventAccumulator(str(run / "held_out")).Reload().PluginTagToContent(metadata.PLUGIN_NAME)
+    started = metadata.parse_session_start_info_plugin_data(settings[metadata.SESSION_START_INFO_TAG])
+    ended = metadata.parse_session_end_info_plugin_data(settings[metadata.SESSION_END_INFO_TAG])
     assert started.hparams["model.optimizer.lr"].number_value == 1e-4
     assert started.hparams["model.policy"].string_value == "tiny"
     assert started.hparams["model.judge"].string_value == "ivgr.judge.RuleJudge"
-    assert {info.name for info in compared.hparam_infos} == set(started.hparams)
-    assert [info.name.tag for info in compared.metric_infos] == METRICS
+    assert ended.status == Status.Value("STATUS_SUCCESS")
     summary = json.loads((run / "summary.json").read_text())
+    beside, curves = read_curves(run / "held_out"), read_curves(run)
     for stream, figures in summary["after"].items():
         for name, value in figures.items():
-            curve = read_curves(run)[f"val/{stream}/{name}"]
-            assert curve.values[-1] == pytest.approx(value) and curve.steps[-1] == 2
-            assert curve.values[0] == pytest.approx(summary["before"][stream][name]) and curve.steps[0] == 0
+            for curve in (beside[f"{stream} {name}"], curves[f"val/{stream}/{name}"]):
+                assert curve.values[-1] == pytest.approx(value) and curve.steps[-1] == 2
+                assert curve.values[0] == pytest.approx(summary["before"][stream][name])
+                assert curve.steps[0] == 0
 
 
 def test_settings_are_named_as_on_the_command_line():
@@ -118,18 +156,18 @@ def test_settings_are_named_as_on_the_command_line():
 
 def test_completions_and_boxes_are_written(board):
     table = board.Tensors("completions/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert (
-        table.startswith("| query | stream | reward") and "| grounded |" in table and "| textual |" in table
-    )
-    (picture, *_) = board.Images(board.Tags()["images"][0])
-    assert picture.height == 280 and picture.width % 280 == 0
+    assert table.startswith("| query | rollout | completion |")
+    assert "| grounded: reward" in table and "| textual: reward" in table
+    boxes, shares = (board.Images(tag)[0] for tag in sorted(board.Tags()["images"]))
+    assert boxes.height == 280 and boxes.width % 280 == 0
+    assert (shares.height, shares.width) == (240, 480)
 
 
 def test_a_completion_shows_its_terms_and_cannot_break_the_table():
     rollout = make_rollout(response("a | b <b>", "red"), format=1.0, accuracy=0.0, box=0.625)
     rollout.reward = 1.625
     (_, _, row, _) = completions_table([make_query(make_sample(), grounded=[rollout])]).split("\n")
-    assert row.count("|") == 7 and "<b>" not in row
+    assert row.count("|") == 4 and "<b>" not in row
     assert "format 1, accuracy 0, box 0.62" in row
 
 

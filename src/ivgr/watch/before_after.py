@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ivgr.evaluation import HeldOutFigures
 from ivgr.seeding import run_seed
-from ivgr.watch.board import writer_of
+from ivgr.watch.hparams import enter_figures
 from ivgr.watch.record import write_atomically
 
 Figures = dict[str, dict[str, float]]
@@ -31,13 +31,13 @@ class BeforeAfter(L.Callback):
         self.since = time.perf_counter()
         if self.before is None:
             self.before = evaluate(trainer, module)
-            log_figures(trainer, self.before, module.iteration)
+            enter_figures(trainer, self.before, module.iteration)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if module.iteration < module.iterations:
             return
         after = evaluate(trainer, module)
-        log_figures(trainer, after, module.iteration)
+        enter_figures(trainer, after, module.iteration)
         summary = {
             "seed": run_seed(),
             "iterations": module.iteration,
@@ -69,14 +69,6 @@ def evaluate(trainer: L.Trainer, module: L.LightningModule) -> Figures:
             module.engine.answer(module.policy, module.processor.tokenizer, batch.queries)
             figures.update(batch.queries, module.judge)
     return figures.compute()
-
-
-def log_figures(trainer: L.Trainer, figures: Figures, iteration: int) -> None:
-    """Into the event file, where validation while training also puts them."""
-    writer = writer_of(trainer)
-    for stream, values in figures.items() if writer else ():
-        for name, value in values.items():
-            writer.add_scalar(f"val/{stream}/{name}", value, iteration)
 
 
 def print_table(summary: dict) -> None:

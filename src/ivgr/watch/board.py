@@ -13,7 +13,8 @@ from ivgr.data.prompts import GROUNDED
 from ivgr.picture import draw_boxes, shrink
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
-from ivgr.watch.layout import layout_summary, stack_shares
+from ivgr.watch.layout import layout_summary
+from ivgr.watch.stack import LEGEND, paint_shares, shares_of
 
 GOLD, PREDICTED = "#14a03c", "#dc2828"
 TILE = 280
@@ -29,6 +30,7 @@ class Board(L.Callback):
 
     def __init__(self, every: int = 10, queries: int = 4) -> None:
         self.every, self.queries = every, queries
+        self.shares: list[list[float]] = []
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         writer = writer_of(trainer)
@@ -40,15 +42,28 @@ class Board(L.Callback):
         if writer is None:
             return
         step = module.iteration
-        for name, value in (module.metrics | stack_shares(module.metrics)).items():
+        for name, value in module.metrics.items():
             writer.add_scalar(name, value, step)
+        if shares := shares_of(module.metrics):
+            self.shares.append(shares)
         if step % self.every == 0 or step == 1:
-            shown = [query for query in batch.queries if query.group(GROUNDED)][: self.queries]
-            writer.add_text("completions", completions_table(shown), step)
-            if any(query.sample.images for query in shown):
-                writer.add_image(
-                    "boxes (green gold, red predicted)", draw_queries(shown), step, dataformats="HWC"
-                )
+            self._show(writer, [q for q in batch.queries if q.group(GROUNDED)][: self.queries], step)
+
+    def _show(self, writer: SummaryWriter, queries: list[Query], step: int) -> None:
+        writer.add_text("completions", completions_table(queries), step)
+        if any(query.sample.images for query in queries):
+            writer.add_image(
+                "boxes (green gold, red predicted)", draw_queries(queries), step, dataformats="HWC"
+            )
+        if self.shares:
+            picture = paint_shares(self.shares)
+            writer.add_image(f"consistency ({LEGEND})", picture, step, dataformats="HWC")
+
+    def state_dict(self) -> dict:
+        return {"shares": self.shares}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.shares = state["shares"]
 
 
 def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
@@ -60,21 +75,20 @@ def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
 def completions_table(queries: list[Query]) -> str:
     """A Markdown table of the best and worst rollout of every group (the first, where no
     reward is known), with the reward's terms before weighting; model text escaped."""
-    rows = ["| query | stream | reward | terms | advantage | completion |", "| --- " * 6 + "|"]
+    rows = ["| query | rollout | completion |", "| --- | --- | --- |"]
     for query in queries:
         for group in query.groups:
             ranked = ranked_rollouts(group)
             for rollout in (ranked[0], ranked[-1]):
-                cells = (
-                    _cell(query.sample.question),
-                    group.stream,
-                    "unknown" if rollout.reward is None else f"{rollout.reward:.2f}",
-                    ", ".join(f"{name} {value:.2g}" for name, value in rollout.terms.items()),
-                    f"{rollout.advantage:+.2f}",
-                    _cell(rollout.text),
-                )
+                cells = (_cell(query.sample.question), _itemise(group, rollout), _cell(rollout.text))
                 rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _itemise(group: Group, rollout: Rollout) -> str:
+    reward = "unknown" if rollout.reward is None else f"{rollout.reward:.2f}"
+    terms = ", ".join(f"{name} {value:.2g}" for name, value in rollout.terms.items())
+    return f"{group.stream}: reward {reward}, advantage {rollout.advantage:+.2f}<br>{terms}"
 
 
 def ranked_rollouts(group: Group) -> list[Rollout]:

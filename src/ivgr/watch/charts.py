@@ -16,12 +16,12 @@ from ivgr.data.prompts import GROUNDED, SINGLE, TEXTUAL
 from ivgr.judge.protocol import CONSISTENCY_SCORES
 from ivgr.watch.curves import Curve
 from ivgr.watch.layout import CHARTS
+from ivgr.watch.stack import SHADES
 
 Curves = dict[str, Curve]
 
 COLORS = {GROUNDED: "#c8553d", TEXTUAL: "#2f6690", SINGLE: "#8d99a6"}
 OTHERS = ("#3a3a3a", "#5b8e7d", "#d9a441", "#7d5ba6")
-SHADES = ("#b23a48", "#e5a06f", "#9cc5a1", "#357266")
 PANEL = (2.9, 2.2)
 
 
@@ -62,7 +62,7 @@ def draw_shares(curves: Curves, window: int = 10) -> Figure:
     shares = [curves[f"consistency/share_{score:g}"] for score in CONSISTENCY_SCORES]
     layers = [average(share.values, window) for share in shares]
     names = [f"{score:g}" for score in CONSISTENCY_SCORES]
-    panel.stackplot(shares[0].steps, layers, labels=names, colors=SHADES)
+    panel.stackplot(shares[0].steps, layers, labels=names, colors=np.array(SHADES) / 255)
     panel.set(ylim=(0, 1), xlim=shares[0].steps[[0, -1]])
     panel.set_ylabel("share of compared rollouts", fontsize=8)
     handles, labels = panel.get_legend_handles_labels()

@@ -1,22 +1,27 @@
-"""TensorBoard's HPARAMS tab: a run's settings beside its last held-out figures, so that runs
-under one folder compare."""
+"""TensorBoard's HPARAMS tab: a run's settings beside its held-out figures, so that runs under one
+folder compare.
+
+They lie in a sub-run of their own, held_out/: TensorBoard then finds out by itself which settings
+differ, and offers these figures, not every scalar of the run, to compare by.
+"""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ivgr.evaluation.held_out import FIGURES
 from ivgr.watch.board import writer_of
 
 SECTIONS = ("seed_everything", "model", "data")
-METRICS = [f"val/{stream}/{name}" for stream, names in FIGURES.items() for name in names]
+FOLDER = "held_out"
 
 
 class Hyperparameters(L.Callback):
-    """Enters the run when training starts, and that it has come to its end.
+    """Enters the run's settings when training starts, and that it has come to its end.
 
     Args:
         config: The resolved configuration, as YAML text: one mapping, of the subcommand.
@@ -26,16 +31,34 @@ class Hyperparameters(L.Callback):
         self.settings = flat_settings(next(iter(yaml.safe_load(config).values())))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._enter(trainer, slice(0, 2))
+        self._enter(trainer, 1)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._enter(trainer, slice(2, 3))
+        self._enter(trainer, 2)
 
-    def _enter(self, trainer: L.Trainer, which: slice) -> None:
-        """Some of: what is compared, this run's settings, the end."""
-        writer = writer_of(trainer)
-        for summary in hparams(self.settings, dict.fromkeys(METRICS, 0.0))[which] if writer else ():
-            writer.file_writer.add_summary(summary)
+    def _enter(self, trainer: L.Trainer, which: int) -> None:
+        """Of (what is compared, the settings, the end) the one with that index."""
+        if (folder := held_out_folder(trainer)) is not None:
+            with SummaryWriter(folder) as writer:
+                writer.file_writer.add_summary(hparams(self.settings, {})[which])
+
+
+def enter_figures(trainer: L.Trainer, figures: dict[str, dict[str, float]], iteration: int) -> None:
+    """Held-out figures of each stream, for the charts and beside the settings."""
+    folder = held_out_folder(trainer)
+    if folder is None:
+        return
+    with SummaryWriter(folder) as writer:
+        for stream, values in figures.items():
+            for name, value in values.items():
+                writer_of(trainer).add_scalar(f"val/{stream}/{name}", value, iteration)
+                writer.add_scalar(f"{stream} {name}", value, iteration)
+
+
+def held_out_folder(trainer: L.Trainer) -> Path | None:
+    """Where the sub-run lies, None on other ranks and without a TensorBoard logger."""
+    writer = writer_of(trainer)
+    return Path(writer.log_dir) / FOLDER if writer else None
 
 
 def flat_settings(config: dict[str, Any]) -> dict[str, float | str]:

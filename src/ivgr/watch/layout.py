@@ -1,10 +1,7 @@
 """What TensorBoard's CUSTOM SCALARS tab shows: the streams in one chart, figure by figure.
 
-In: nothing, or an iteration's metrics. Out: the layout as an event-file summary, and the scalars
-that the stack of consistency scores is drawn from.
+In: nothing. Out: the layout, as a summary for an event file.
 """
-
-from itertools import accumulate
 
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -13,7 +10,6 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, PLUGIN_NAME
 
 from ivgr.data.prompts import GROUNDED, STREAMS, TEXTUAL
-from ivgr.judge.protocol import CONSISTENCY_SCORES
 
 ANY = f"({'|'.join(STREAMS)})"
 BOTH = f"({GROUNDED}|{TEXTUAL})"
@@ -32,7 +28,8 @@ CHARTS = {
         "accuracy": f"val/{BOTH}/accuracy",
         "localization": f"val/({GROUNDED}/iou|{TEXTUAL}/place_accuracy)",
     },
-    "Archive": {
+    "Consistency and archive": {
+        "shares of the consistency scores": "consistency/share_.*",
         "queries with a reference": "archive/size",
         "hit rate, mean box reward": "archive/(hit_rate|box_mean)",
     },
@@ -45,27 +42,14 @@ CHARTS = {
         "seconds by phase": "time/.*",
     },
 }
-STACK = "shares of the consistency scores, stacked"
-LEVELS = [f"consistency/below_{score:g}" for score in CONSISTENCY_SCORES] + ["consistency/below_any"]
-
-
-def stack_shares(metrics: dict[str, float]) -> dict[str, float]:
-    """The borders between the stacked shares: of the compared textual rollouts, how many score
-    below 0 (none), 0.3, 0.7, 1 and at all (1, or 0 where nothing was compared). Nothing, of metrics
-    without shares."""
-    shares = [metrics.get(f"consistency/share_{score:g}") for score in CONSISTENCY_SCORES]
-    if None in shares:
-        return {}
-    return dict(zip(LEVELS, accumulate(shares, initial=0.0), strict=True))
 
 
 def layout_summary() -> Summary:
     """The layout, for an event file."""
     categories = [
-        layout_pb2.Category(title=title, chart=[_lines(name, tag) for name, tag in charts.items()])
+        layout_pb2.Category(title=title, chart=[_chart(name, tag) for name, tag in charts.items()])
         for title, charts in CHARTS.items()
     ]
-    categories.insert(2, layout_pb2.Category(title="Consistency", chart=[_stack()]))
     layout = layout_pb2.Layout(category=categories)
     tensor = TensorProto(
         dtype="DT_STRING", string_val=[layout.SerializeToString()], tensor_shape=TensorShapeProto()
@@ -74,14 +58,5 @@ def layout_summary() -> Summary:
     return Summary(value=[Summary.Value(tag=CONFIG_SUMMARY_TAG, tensor=tensor, metadata=plugin)])
 
 
-def _lines(title: str, tag: str) -> layout_pb2.Chart:
+def _chart(title: str, tag: str) -> layout_pb2.Chart:
     return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"{tag}$"]))
-
-
-def _stack() -> layout_pb2.Chart:
-    """One band a score, between two borders."""
-    bands = [
-        layout_pb2.MarginChartContent.Series(value=upper, lower=lower, upper=upper)
-        for lower, upper in zip(LEVELS, LEVELS[1:], strict=False)
-    ]
-    return layout_pb2.Chart(title=STACK, margin=layout_pb2.MarginChartContent(series=bands))
