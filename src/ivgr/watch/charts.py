@@ -22,6 +22,7 @@ Curves = dict[str, Curve]
 
 COLORS = {GROUNDED: "#c8553d", TEXTUAL: "#2f6690", SINGLE: "#8d99a6"}
 OTHERS = ("#3a3a3a", "#5b8e7d", "#d9a441", "#7d5ba6")
+LEGEND = {"fontsize": 8, "edgecolor": "none", "framealpha": 0.75}
 PANEL = (2.9, 2.2)
 
 
@@ -51,7 +52,7 @@ def draw_charts(curves: Curves, category: str, window: int = 10) -> Figure:
             draw_curve(panel, curve, window, _color(tag, index), _label(tag, lines))
         panel.set_title(title, fontsize=9)
         if len(lines) > 1:
-            panel.legend(frameon=False, fontsize=8)
+            panel.legend(**LEGEND)
     return figure
 
 
@@ -89,7 +90,7 @@ def draw_symptoms(runs: dict[str, Curves], healthy: str, symptoms: list[Symptom]
         draw_curve(panel, Curve(sound.steps[shown], sound.values[shown]), window, "#8d99a6", "healthy")
         draw_curve(panel, broken, window, "#b23a48", symptom.cause)
         panel.set_title(symptom.title, fontsize=9)
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend(**LEGEND)
     return figure
 
 
