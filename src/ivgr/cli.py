@@ -22,6 +22,7 @@ from ivgr.help import HELP
 from ivgr.plan.command import plan
 from ivgr.tools import TOOLS
 from ivgr.watch.checkpoints import LAST, Checkpoints
+from ivgr.watch.hparams import Hyperparameters
 from ivgr.watch.preempt import Preempted, Preemption
 from ivgr.watch.record import RunRecord
 from ivgr.watch.rescue import Rescue
@@ -102,11 +103,13 @@ class CLI(LightningCLI):
         checkpoints = Checkpoints(root / "checkpoints", every, keep, config.checkpoint_best)
         kwargs["logger"] = TensorBoardLogger(root, name="", version="")
         kwargs["default_root_dir"] = str(root)
+        resolved = self.parser.dump(self.config, skip_none=False)
         self.trainer_defaults["callbacks"] = [
             checkpoints,
             Preemption(),
             Rescue(checkpoints),
-            RunRecord(self.parser.dump(self.config, skip_none=False)),
+            RunRecord(resolved),
+            Hyperparameters(resolved),
         ]
         return super().instantiate_trainer(**kwargs)
 

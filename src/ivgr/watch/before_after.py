@@ -1,5 +1,5 @@
 """What the run has taught: held-out figures before the first iteration and after the last,
-printed as a table and written to summary.json."""
+printed as a table, written to summary.json and to TensorBoard."""
 
 import json
 import time
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ivgr.evaluation import HeldOutFigures
 from ivgr.seeding import run_seed
+from ivgr.watch.hparams import enter_figures
 from ivgr.watch.record import write_atomically
 
 Figures = dict[str, dict[str, float]]
@@ -30,11 +31,13 @@ class BeforeAfter(L.Callback):
         self.since = time.perf_counter()
         if self.before is None:
             self.before = evaluate(trainer, module)
+            enter_figures(trainer, self.before, module.iteration)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if module.iteration < module.iterations:
             return
         after = evaluate(trainer, module)
+        enter_figures(trainer, after, module.iteration)
         summary = {
             "seed": run_seed(),
             "iterations": module.iteration,

@@ -1,5 +1,5 @@
-"""TensorBoard: every metric of every iteration, and now and then the completions of both
-streams and pictures with gold and predicted boxes."""
+"""TensorBoard: every metric of every iteration, the charts they are seen in, and now and then the
+completions of both streams and pictures with gold and predicted boxes."""
 
 import html
 
@@ -13,6 +13,8 @@ from ivgr.data.prompts import GROUNDED
 from ivgr.picture import draw_boxes, shrink
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
+from ivgr.watch.layout import layout_summary
+from ivgr.watch.stack import LEGEND, paint_shares, shares_of
 
 GOLD, PREDICTED = "#14a03c", "#dc2828"
 TILE = 280
@@ -28,6 +30,12 @@ class Board(L.Callback):
 
     def __init__(self, every: int = 10, queries: int = 4) -> None:
         self.every, self.queries = every, queries
+        self.shares: list[list[float]] = []
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        writer = writer_of(trainer)
+        if writer is not None:
+            writer.file_writer.add_summary(layout_summary())
 
     def on_train_batch_end(self, trainer, module, outputs, batch: Batch, batch_idx: int) -> None:
         writer = writer_of(trainer)
@@ -36,13 +44,26 @@ class Board(L.Callback):
         step = module.iteration
         for name, value in module.metrics.items():
             writer.add_scalar(name, value, step)
+        if shares := shares_of(module.metrics):
+            self.shares.append(shares)
         if step % self.every == 0 or step == 1:
-            shown = [query for query in batch.queries if query.group(GROUNDED)][: self.queries]
-            writer.add_text("completions", completions_table(shown), step)
-            if any(query.sample.images for query in shown):
-                writer.add_image(
-                    "boxes (green gold, red predicted)", draw_queries(shown), step, dataformats="HWC"
-                )
+            self._show(writer, [q for q in batch.queries if q.group(GROUNDED)][: self.queries], step)
+
+    def _show(self, writer: SummaryWriter, queries: list[Query], step: int) -> None:
+        writer.add_text("completions", completions_table(queries), step)
+        if any(query.sample.images for query in queries):
+            writer.add_image(
+                "boxes (green gold, red predicted)", draw_queries(queries), step, dataformats="HWC"
+            )
+        if self.shares:
+            picture = paint_shares(self.shares)
+            writer.add_image(f"consistency ({LEGEND})", picture, step, dataformats="HWC")
+
+    def state_dict(self) -> dict:
+        return {"shares": self.shares}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.shares = state["shares"]
 
 
 def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
@@ -53,21 +74,21 @@ def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
 
 def completions_table(queries: list[Query]) -> str:
     """A Markdown table of the best and worst rollout of every group (the first, where no
-    reward is known), model text escaped."""
-    rows = ["| query | stream | reward | advantage | completion |", "| --- | --- | --- | --- | --- |"]
+    reward is known), with the reward's terms before weighting; model text escaped."""
+    rows = ["| query | rollout | completion |", "| --- | --- | --- |"]
     for query in queries:
         for group in query.groups:
             ranked = ranked_rollouts(group)
             for rollout in (ranked[0], ranked[-1]):
-                cells = (
-                    _cell(query.sample.question),
-                    group.stream,
-                    "unknown" if rollout.reward is None else f"{rollout.reward:.2f}",
-                    f"{rollout.advantage:+.2f}",
-                    _cell(rollout.text),
-                )
+                cells = (_cell(query.sample.question), _itemise(group, rollout), _cell(rollout.text))
                 rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _itemise(group: Group, rollout: Rollout) -> str:
+    reward = "unknown" if rollout.reward is None else f"{rollout.reward:.2f}"
+    terms = ", ".join(f"{name} {value:.2g}" for name, value in rollout.terms.items())
+    return f"{group.stream}: reward {reward}, advantage {rollout.advantage:+.2f}<br>{terms}"
 
 
 def ranked_rollouts(group: Group) -> list[Rollout]:

@@ -1,4 +1,5 @@
-"""The figures of an iteration, by their TensorBoard names."""
+"""The figures of an iteration, by their TensorBoard names; STREAM/ before a name means that of
+one stream."""
 
 import math
 from collections import Counter
@@ -13,7 +14,7 @@ from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.judge.protocol import CONSISTENCY_SCORES, Judge
 from ivgr.kernels import TokenStatistics
 from ivgr.loss import TokenLoss
-from ivgr.query import Group, Query, rollouts_of
+from ivgr.query import Group, Query, Rollout, rollouts_of
 from ivgr.tree import Pack
 
 
@@ -21,10 +22,10 @@ def batch_metrics(queries: list[Query], archive: Archive, rollout_seconds: float
     """What the rollouts and rewards of one iteration look like."""
     groups = [group for query in queries for group in query.groups]
     rollouts = rollouts_of(queries)
-    tokens = [len(rollout.tokens) for rollout in rollouts]
+    tokens = _lengths(rollouts)
     known = [[r.reward for r in group.rollouts if r.reward is not None] for group in groups]
     return {
-        **_reward_metrics(groups),
+        **_stream_metrics(groups),
         **_archive_metrics(queries, archive),
         "reward/frac_zero_std": _mean([len(set(rewards)) < 2 for rewards in known]),
         "advantage/groups_without": float(sum(len(rewards) < 2 for rewards in known)),
@@ -45,8 +46,8 @@ def judge_metrics(judge: Judge, verdicts: list) -> dict[str, float]:
     }
 
 
-def _reward_metrics(groups: list[Group]) -> dict[str, float]:
-    """Of each stream's terms, over the rollouts that have them."""
+def _stream_metrics(groups: list[Group]) -> dict[str, float]:
+    """Each stream's lengths, and its terms over the rollouts that have them."""
     metrics = {}
     for stream in STREAMS:
         rollouts = [rollout for group in groups if group.stream == stream for rollout in group.rollouts]
@@ -54,6 +55,8 @@ def _reward_metrics(groups: list[Group]) -> dict[str, float]:
         for rollout in rollouts:
             for name, value in rollout.terms.items():
                 columns.setdefault(name, []).append(value)
+        if rollouts:
+            metrics[f"{stream}/rollout/length_mean"] = _mean(_lengths(rollouts))
         for name, values in columns.items():
             if not values:
                 continue
@@ -79,11 +82,10 @@ def _archive_metrics(queries: list[Query], archive: Archive) -> dict[str, float]
 @dataclass
 class UpdateMetrics:
     """Token-weighted means over an iteration's updates and all ranks; only the gradient norm where
-    no token took part."""
+    no token took part. counts holds the tokens behind each of the sums."""
 
     sums: Counter = field(default_factory=Counter)
-    tokens: int = 0
-    compared: int = 0
+    counts: Counter = field(default_factory=Counter)
     ratio_max: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
 
@@ -105,22 +107,39 @@ class UpdateMetrics:
             columns["policy/importance_capped"] = loss.importance_capped
         if old_logp is not None:
             columns["rollout/logp_mismatch"] = (old_logp - pack.rollout_logp).abs()
-            self.compared += len(pack.targets)
+        for stream, own in _tokens_by_stream(pack).items():
+            columns[f"{stream}/policy/kl"] = statistics.kl[own]
+            columns[f"{stream}/policy/entropy"] = statistics.entropy[own]
         self.sums.update({name: value.detach().double().sum().item() for name, value in columns.items()})
-        self.tokens += len(pack.targets)
+        self.counts.update({name: len(value) for name, value in columns.items()})
         self.ratio_max = max(self.ratio_max, loss.ratio.max().item())
 
     def compute(self) -> dict[str, float]:
         """All ranks must call it."""
         norm = {"optim/grad_norm": _mean(self.grad_norms)}
-        parts = gather((dict(self.sums), self.tokens, self.compared, self.ratio_max))
-        sums, tokens, compared, ratios = zip(*parts, strict=True)
-        if not sum(tokens):
+        parts = gather((dict(self.sums), dict(self.counts), self.ratio_max))
+        sums, counts, ratios = zip(*parts, strict=True)
+        counted = add_up(counts)
+        if not counted:
             return norm
-        counts = {"rollout/logp_mismatch": sum(compared)}
-        totals = add_up(sums)
-        means = {name: total / counts.get(name, sum(tokens)) for name, total in totals.items()}
+        means = {name: total / counted[name] for name, total in add_up(sums).items()}
         return means | norm | {"policy/ratio_max": max(ratios)}
+
+
+def _tokens_by_stream(pack: Pack) -> dict[str, torch.Tensor]:
+    """Which of the pack's R response tokens belong to each of its streams, as indices."""
+    owners = [group.stream for query in pack.queries for group in query.groups for _ in group.rollouts]
+    lengths = torch.tensor(_lengths(pack.rollouts))
+    return {
+        stream: torch.repeat_interleave(torch.tensor([owner == stream for owner in owners]), lengths)
+        .nonzero()[:, 0]
+        .to(pack.targets.device)
+        for stream in dict.fromkeys(owners)
+    }
+
+
+def _lengths(rollouts: Sequence[Rollout]) -> list[int]:
+    return [len(rollout.tokens) for rollout in rollouts]
 
 
 def add_up(parts: Sequence[dict[str, float]]) -> dict[str, float]:
