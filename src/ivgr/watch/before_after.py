@@ -24,6 +24,7 @@ class BeforeAfter(L.Callback):
 
     def __init__(self) -> None:
         self.before: Figures | None = None
+        self.validated: tuple[int, Figures] | None = None
         self.seconds = 0.0
         self.since = time.perf_counter()
 
@@ -33,10 +34,17 @@ class BeforeAfter(L.Callback):
             self.before = evaluate(trainer, module)
             enter_figures(trainer, self.before, module.iteration)
 
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Keeps the figures of a whole validation, which after the last iteration are the run's."""
+        if trainer.limit_val_batches == 1.0 and not trainer.sanity_checking:
+            self.validated = module.iteration, module.figures.compute()
+
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if module.iteration < module.iterations:
             return
-        after = evaluate(trainer, module)
+        if self.validated is None or self.validated[0] != module.iteration:
+            self.validated = module.iteration, evaluate(trainer, module)
+        after = self.validated[1]
         enter_figures(trainer, after, module.iteration)
         summary = {
             "seed": run_seed(),
