@@ -54,10 +54,11 @@ def test_readouts_stand_at_their_layers(policy, readings):
         for stream, part in readings.items()
     }
     baseline = found[TEXTUAL]["noun"][0]
-    left, right = figures.show_readouts(found, {"an encoder": baseline}).axes
+    figure = figures.show_readouts(found, {"an encoder": baseline})
+    left, _ = figure.axes
     heights = {float(line.get_ydata()[0]) for line in left.lines if line.get_marker() == "o"}
     assert heights == {one.centre.mean for points in found.values() for one in points["noun"].values()}
-    named = {text.get_text() for text in right.get_legend().get_texts()}
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
     assert named == {*STREAMS, "shuffled labels", "an encoder"}
 
 

@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
 from ivgr.data.prompts import GROUNDED, TEXTUAL
+from ivgr.picture import TILE
 from ivgr.probes.attention import Attention, Look
 from ivgr.probes.causal import Causal
 from ivgr.probes.heat import draw_heat, heat_of
 from ivgr.probes.interval import Interval
 from ivgr.probes.localization import ReadOut
 from ivgr.probes.reading import Reading
-from ivgr.probes.trace import trace_readings
+from ivgr.probes.trace import Traced, trace_readings
 
 COLORS = {GROUNDED: "#d1495b", TEXTUAL: "#2a6f97"}
 GREY = "#8d99ae"
@@ -32,40 +35,47 @@ def show_maps(
     layer: int = -1,
     head: int | None = None,
 ) -> Figure:
-    """Each stream's attention over the pictures, gold boxes in green, the reasoning below; the same
+    """Each stream's attention over the pictures, gold boxes in green, the response below; the same
     samples in each stream, a column a sample. All heads, unless one is named."""
     columns = len(next(iter(readings.values())))
     with plt.rc_context(STYLE):
-        size = (2.1 * columns, 2.9 * len(readings))
+        size = (2.1 * columns, 3.0 * len(readings))
         figure, grid = plt.subplots(len(readings), columns, figsize=size, squeeze=False)
         for row, (stream, found) in zip(grid, readings.items(), strict=True):
             for axes, traced in zip(row, trace_readings(policy, list(found), [layer]), strict=True):
-                query = traced.reading.query
-                heat = heat_of(policy, traced, look, head)
-                axes.imshow(draw_heat(query.sample.open_images()[0], heat, query.sample.boxes))
-                axes.set_axis_off()
-                said = query.groups[0].rollouts[0].text.replace("<think>", "").replace("</think>", " ")
-                axes.set_title(textwrap.fill(said, 36), fontsize=6, y=-0.02, va="top")
-            row[0].set_axis_on()
-            row[0].set(xticks=[], yticks=[], ylabel=stream)
-            row[0].spines[:].set_visible(False)
+                axes.imshow(_draw_square(policy, traced, look, head))
+                said = traced.reading.query.groups[0].rollouts[0].text
+                said = said.replace("<think>", "").replace("</think>", " ")
+                axes.set_xlabel(textwrap.fill(said, 38), fontsize=6)
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            row[0].set_ylabel(stream)
         figure.tight_layout()
     plt.close(figure)  # a notebook shows what a cell returns
     return figure
 
 
+def _draw_square(policy: PreTrainedModel, traced: Traced, look: Look, head: int | None) -> Image.Image:
+    query = traced.reading.query
+    image = query.sample.open_images()[0]
+    drawn = draw_heat(image, heat_of(policy, traced, look, head), query.sample.boxes)
+    return ImageOps.pad(drawn, (TILE, TILE), color="white", centering=(0.5, 1.0))
+
+
 def show_heads(found: Mapping[str, Attention]) -> Figure:
     """Attention inside the gold boxes by layer and head, as a multiple of the boxes' area."""
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(1, len(found), figsize=(3.2 * len(found), 2.6), squeeze=False)
+        size = (3.4 * len(found), 2.8)
+        figure, grid = plt.subplots(1, len(found), figsize=size, squeeze=False, layout="constrained")
         times = [
             np.array([[head.mean for head in heads] for heads in one.heads]) / one.area.mean
             for one in found.values()
         ]
         top = max(2.0, *(part.max() for part in times))
         for axes, stream, part in zip(grid[0], found, times, strict=True):
-            image = axes.imshow(part, cmap="PuOr_r", vmin=2 - top, vmax=top, aspect="auto")
-            axes.set(title=stream, xlabel="head", ylabel="layer")
+            image = axes.imshow(part, cmap="PuOr_r", norm=TwoSlopeNorm(1, 0, top), aspect="auto")
+            axes.set_title(stream, fontsize=9)
+            axes.set(xlabel="head", ylabel="layer")
             axes.set(xticks=range(part.shape[1]), yticks=range(part.shape[0]))
             if part.size <= 64:
                 for (layer, head), value in np.ndenumerate(part):
@@ -79,7 +89,7 @@ def show_attention(found: Mapping[str, Mapping[str, Attention]]) -> Figure:
     """By stream and look: the share of image attention inside the gold boxes with its interval, beside
     area and chance; and pointing."""
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.6), sharey=True)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3), sharey=True, layout="constrained")
         rows = [(stream, look, one) for stream, looks in found.items() for look, one in looks.items()]
         for y, (stream, _look, one) in enumerate(rows):
             _mark(left, y, one.inside, COLORS[stream], "all heads")
@@ -91,8 +101,7 @@ def show_attention(found: Mapping[str, Mapping[str, Attention]]) -> Figure:
         left.set(yticks=range(len(rows)), yticklabels=[f"{stream}, {look}" for stream, look, _ in rows])
         left.set(xlabel="share of image attention in gold boxes", ylim=(len(rows) - 0.5, -0.5))
         right.set(xlabel="pointing game: share of hits")
-        _legend(left)
-        figure.tight_layout()
+        figure.legend(*_names(left), loc="outside lower center", ncols=4, fontsize=7)
     plt.close(figure)
     return figure
 
@@ -103,7 +112,7 @@ def show_readouts(
     """R² of the box's centre by layer, for each stream and point, with its interval; shuffled labels
     as a band; baselines as lines. found[stream][point][layer]."""
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(1, len(POINTS), figsize=(6.4, 2.8), sharey=True)
+        figure, grid = plt.subplots(1, len(POINTS), figsize=(6.4, 3), sharey=True, layout="constrained")
         for axes, point in zip(grid, POINTS, strict=True):
             for stream, points in found.items():
                 layers = points[point]
@@ -118,8 +127,7 @@ def show_readouts(
                 axes.axhline(one.centre.mean, color="black", lw=1, ls=dashes, label=name)
             axes.set(title=POINTS[point], xlabel="decoder layer")
         grid[0].set(ylabel="R² of the box's centre")
-        _legend(grid[1])
-        figure.tight_layout()
+        figure.legend(*_names(grid[0]), loc="outside lower center", ncols=4, fontsize=7)
     plt.close(figure)
     return figure
 
@@ -129,16 +137,16 @@ def show_drops(found: Mapping[str, Causal]) -> Figure:
     what is their own."""
     texts = {"reasoned": "answer, reasoned", "direct": "answer, direct", "reasoning": "the reasoning"}
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(1, len(texts), figsize=(6.8, 2.2))
+        figure, grid = plt.subplots(1, len(texts), figsize=(6.8, 2.5), layout="constrained")
         for axes, (name, title) in zip(grid, texts.items(), strict=True):
             for y, (stream, one) in enumerate(found.items()):
                 drop = getattr(one, name)
-                _mark(axes, y - 0.1, drop.inside, COLORS[stream], "inside")
-                _mark(axes, y + 0.1, drop.outside, GREY, "outside")
+                _mark(axes, y - 0.1, drop.inside, COLORS[stream], "inside the gold boxes")
+                _mark(axes, y + 0.1, drop.outside, GREY, "as many tokens outside")
             axes.axvline(0, color="black", lw=0.6)
             axes.set(title=title, xlabel="fall of log-prob, nats", ylim=(len(found) - 0.5, -0.5))
             axes.set(yticks=range(len(found)), yticklabels=list(found) if axes is grid[0] else [])
-        figure.tight_layout()
+        figure.legend(*_names(grid[0]), loc="outside lower center", ncols=2, fontsize=7)
     plt.close(figure)
     return figure
 
@@ -155,7 +163,7 @@ def _mark(axes: Axes, one, other, color: str, label: str, marker: str = "o", upr
         axes.errorbar([found.mean], [place], xerr=sides, **options)
 
 
-def _legend(axes: Axes) -> None:
-    """Each name once."""
+def _names(axes: Axes) -> tuple[list, list[str]]:
+    """Handles and names of a legend, each name once."""
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(named.values(), named.keys(), fontsize=7)
+    return list(named.values()), list(named)

@@ -4,6 +4,7 @@ samples."""
 from itertools import islice
 
 from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
@@ -15,7 +16,8 @@ from ivgr.world.write import World, draw_samples
 
 def open_policy(path: str = "tiny", **settings) -> tuple[PreTrainedModel, QueryEncoder]:
     """A policy, ready to answer, and what encodes questions for it. path and settings: those of
-    `ivgr.policy.load.Pretrained`. UserError if there is no such model."""
+    `ivgr.policy.load.Pretrained`. No progress bars. UserError if there is no such model."""
+    disable_progress_bar()
     policy, processor = Pretrained(path, **settings).load()
     return policy.eval(), QueryEncoder(processor, policy.config.model_type, Prompts())
 
