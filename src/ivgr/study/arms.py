@@ -33,9 +33,10 @@ ARMS = {
 PAIRS = (("consistency", "both"), ("archive", "both"), ("archive", "consistency"))
 
 # Of the textual stream, and adjusted for being three (Holm): how well its objects' boxes can be read
-# from its hidden states, how much more its answers lose with the object's image tokens than with as
-# many others, and whether its words name the right places.
-LOCALIZATION = ("probe/textual/readout_r2", "probe/textual/causal_drop", "text/place_accuracy")
+# from its hidden states, how much more its reasoning loses with the objects' image tokens than with as
+# many others, and whether its words name the right places. (Its answer loses next to nothing with them,
+# since the reasoning has said it by then.)
+LOCALIZATION = ("probe/textual/readout_r2", "probe/textual/causal_reasoning", "text/place_accuracy")
 
 MEASURES = {
     "text/accuracy": "accuracy, text",
@@ -43,6 +44,7 @@ MEASURES = {
     "tool/accuracy": "accuracy, tool",
     "text/place_accuracy": "place accuracy",
     "probe/textual/readout_r2": "read-out R²",
-    "probe/textual/causal_drop": "causal drop",
+    "probe/textual/causal_reasoning": "causal, reasoning",
+    "probe/textual/causal_drop": "causal, answer",
     "grounded/iou": "IoU, grounded",
 }
