@@ -61,3 +61,26 @@ def test_stochastic_rounding_keeps_small_steps_and_states_are_restored():
         assert torch.equal(old.codes, new.codes) and torch.equal(old.scale, new.scale) and old.codes.any()
     schedule = Schedule("cosine", warmup=0.0).create(restored, 200)
     assert list(train(again, restored, schedule, range(100, 110)))[0] < rates[-1]
+
+
+@pytest.mark.slow
+def test_rounding_is_drawn_by_the_seed_and_the_step_alone():
+    """Two runs whose global generators are elsewhere, one of them resumed; neither generator moves."""
+    pytest.importorskip("torchao")
+    settings = Optimizer("torchao.AdamW8bit", 1e-4, 0.0, options={"bf16_stochastic_round": True})
+
+    def run(layer, optimizer, steps, seed):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        list(train(layer, optimizer, Schedule("constant", warmup=0.0).create(optimizer, 200), steps))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    unbroken, broken, resumed = ones(), ones(), ones()
+    run(unbroken, settings.create(unbroken), range(6), seed=1)
+    first = settings.create(broken)
+    run(broken, first, range(3), seed=2)
+    second = settings.create(resumed)
+    resumed.load_state_dict(broken.state_dict())
+    second.load_state_dict(first.state_dict())
+    run(resumed, second, range(3, 6), seed=3)
+    assert torch.equal(unbroken.weight, resumed.weight) and len(unbroken.weight.unique()) > 1
