@@ -11,12 +11,14 @@ from ivgr.kernels import fused_linear_logprob_kl
 
 from ivgr.bench.data import BATCH, data_contenders, draw_jpegs
 from ivgr.bench.decode import cache_bytes, decode_figures, weight_bytes
+from ivgr.bench.efficiency import plan_setting, planned_bytes
 from ivgr.bench.kernels import Ceiling, Figure
 from ivgr.bench.measure import Contender, LiveBytes, Measurement, measure
 from ivgr.bench.phases import rollout_contenders, update_contenders
 from ivgr.bench.roofline import plot_roofline
 from ivgr.bench.setting import Setting, build_model, build_queries
 from ivgr.cli import main
+from ivgr.plan.work import estimate_work
 from ivgr.rollout.kv import TreeCache
 from ivgr.tree import pack_queries, tree_length
 
@@ -105,12 +107,25 @@ def test_a_whole_iteration_beside_trl(capsys, tmp_path):
     # scores nothing before the one update that the iteration makes.
     assert (report["tree"]["vision_passes"], report["trl"]["vision_passes"]) == (4, 16)
     assert report["tree"]["tokens"] < report["trl"]["tokens"]
+    found, seconds = report["efficiency"], report["tree"]["seconds"]
+    assert found["responses_per_second"] == pytest.approx(2 * 2 * 2 / seconds)
+    assert found["tokens_per_second"] == pytest.approx(report["trl"]["tokens"] / seconds)
     assert all(0 < report[name]["rollout_seconds"] < report[name]["seconds"] for name in ("tree", "trl"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"micro_batch": 1, "checkpointing": True}, {"adapter": 8}])
+def test_the_plan_of_a_setting(changes):
+    """Its tokens exactly; the memory of an update within a third (test_plan.py has each part to 15 %)."""
+    setting = Setting(queries=2, image_tokens=256, **changes)
+    run, contender = plan_setting(setting), update_contenders(setting)["tree"]
+    work = estimate_work(run, 1.0, 1.0)
+    assert (work.tokens, work.rows) == (contender.tokens, update_contenders(setting)["rows"].tokens)
+    assert planned_bytes(run) == pytest.approx(measure({"tree": contender}, 1)["tree"].peak_bytes, rel=1 / 3)
 
 
 def test_long_means_images_of_512_tokens(monkeypatch):
     settings = []
-    figures = {"tree": Measurement(1.0, 1, 1, 1, 0.5)}
+    figures = {name: Measurement(1.0, 1, 1, 1, 0.5) for name in ("tree", "trl")}
     pytest.importorskip("trl", reason='needs pip install "ivgr[bench]"')
     monkeypatch.setattr(
         "ivgr.bench.step.step_figures", lambda setting, repeats: settings.append(setting) or figures

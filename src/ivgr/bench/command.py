@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ivgr.bench.data import data
 from ivgr.bench.decode import Decode, decode_figures
+from ivgr.bench.efficiency import efficiency_of, print_efficiency
 from ivgr.bench.evaluate import evaluate
 from ivgr.bench.kernels import KernelSetting, kernel_figures, missing_roads
 from ivgr.bench.measure import Measurement, measure
@@ -66,7 +67,10 @@ def step(
 
     if long:
         setting = replace(setting, image_tokens=512)
-    _report(step_figures(setting, repeats), setting, json)
+    figures = step_figures(setting, repeats)
+    efficiency = efficiency_of(setting, figures["tree"], rows=figures["trl"].tokens)
+    _report(figures, setting, json, efficiency=asdict(efficiency))
+    print_efficiency(efficiency)
 
 
 def kernels(

@@ -17,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from ivgr.bench.measure import Clock
 from ivgr.bench.setting import OPTIMIZERS, Setting
+from ivgr.policy.adapter import Adapter
 from ivgr.policy.forward import banned_ids
 from ivgr.rewards.format import format_reward
 
@@ -86,10 +87,21 @@ def train_trl(
             train_dataset=Dataset.from_list(rows),
             processing_class=processor,
             callbacks=[Alternate(clock, between)],
+            peft_config=_adapter(setting),
         )
         trainer.clock = clock
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+
+
+def _adapter(setting: Setting):
+    """The adapters of `ivgr.policy.adapter`, as TRL takes them."""
+    if not setting.adapter:
+        return None
+    from peft import LoraConfig
+
+    ours = Adapter(setting.adapter)
+    return LoraConfig(r=ours.rank, lora_alpha=ours.alpha, target_modules=r".*language_model.*_proj")
 
 
 def _format(completions: list, **kwargs) -> list[float]:

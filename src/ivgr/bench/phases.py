@@ -65,10 +65,11 @@ def rollout_contenders(setting: Setting) -> dict[str, Contender]:
 def build_iteration(setting: Setting) -> Iteration:
     """An iteration of one update on a model of the setting."""
     policy = build_model(setting)
-    optimizer = OPTIMIZERS[setting.optimizer][0](policy.parameters(), lr=1e-6)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[setting.optimizer][0](trained, lr=1e-6)
 
     def step() -> float:
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item()
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
         optimizer.step()
         optimizer.zero_grad()
         return norm

@@ -4,13 +4,14 @@ random pixels and words. In: a `Setting`. Out: a model and its queries."""
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Qwen2VLForConditionalGeneration
 
 from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.errors import UserError
 from ivgr.families.qwen2_vl import QWEN2_VL
+from ivgr.policy.adapter import Adapter
 from ivgr.policy.attention import use_tree_attention
-from ivgr.policy.form import checkpoint_layers
+from ivgr.policy.form import TrainingForm
 from ivgr.policy.load import TINY, Pretrained
 from ivgr.query import Group, Query, Rollout
 
@@ -35,6 +36,8 @@ class Setting:
         response: Tokens of every response.
         micro_batch: Queries a micro-batch of the update; 0 takes all at once.
         checkpointing: Gradient checkpointing, for all contenders.
+        adapter: Rank of low-rank adapters on the language model, trained instead of the weights by all
+            contenders; 0 for none.
         optimizer: "adamw" or "sgd"; two trainers at 7B leave one GPU no room for AdamW's state.
         cuda_graphs: Launch each decoding step as one CUDA graph.
         device: Where to run, "cpu" or "cuda".
@@ -50,6 +53,7 @@ class Setting:
     response: int = 32
     micro_batch: int = 0
     checkpointing: bool = False
+    adapter: int = 0
     optimizer: str = "adamw"
     cuda_graphs: bool = False
     device: str = "cpu"
@@ -71,22 +75,25 @@ def build_model(setting: Setting) -> PreTrainedModel:
     else:
         model = _random_model(setting)
         use_tree_attention(model)
-    model.eval()
-    if setting.checkpointing:
-        checkpoint_layers(model)
+    adapter = Adapter(setting.adapter) if setting.adapter else None
+    TrainingForm(adapter, gradient_checkpointing=setting.checkpointing).shape(model.eval())
     return model
 
 
 def _random_model(setting: Setting) -> PreTrainedModel:
-    """Random weights of a real shape; special tokens are the tiny model's, so that its
-    tokenizer serves all shapes."""
-    tiny = AutoConfig.from_pretrained(TINY)
-    config = QWEN2_VL.config(setting.shape, **{name: getattr(tiny, name) for name in SPECIAL})
     torch.manual_seed(0)
     with torch.device(setting.device):
         return Qwen2VLForConditionalGeneration._from_config(
-            config, dtype=getattr(torch, setting.dtype), attn_implementation="sdpa"
+            describe_shape(setting), dtype=getattr(torch, setting.dtype), attn_implementation="sdpa"
         )
+
+
+def describe_shape(setting: Setting) -> PreTrainedConfig:
+    """Of the setting's shape; special tokens are the tiny model's, so that its tokenizer serves all."""
+    tiny = AutoConfig.from_pretrained(TINY)
+    if setting.shape == "tiny":
+        return tiny
+    return QWEN2_VL.config(setting.shape, **{name: getattr(tiny, name) for name in SPECIAL})
 
 
 def build_queries(setting: Setting, model: PreTrainedModel, rollouts: bool, seed: int = 0) -> list[Query]:

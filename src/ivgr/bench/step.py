@@ -4,13 +4,14 @@ prompts, group sizes and response length, turn about in one process."""
 from dataclasses import replace
 from tempfile import TemporaryDirectory
 
+import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, ProcessorMixin
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from ivgr.bench.measure import Clock, Measurement
 from ivgr.bench.peer import train_trl
 from ivgr.bench.phases import build_iteration, count_tokens
-from ivgr.bench.setting import Setting, merged_grid
+from ivgr.bench.setting import Setting, build_model, merged_grid
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.data.sample import Sample
@@ -49,13 +50,18 @@ def step_figures(setting: Setting, repeats: int) -> dict[str, Measurement]:
         for sample in samples
         for stream in (GROUNDED, TEXTUAL)
     ]
+    policy.generation_config.eos_token_id = []
     with TemporaryDirectory() as folder:
-        policy.save_pretrained(folder)
-        peer_policy = AutoModelForImageTextToText.from_pretrained(folder, dtype=policy.dtype)
-        policy.generation_config.eos_token_id = []
-        clocks = {"tree": Clock(policy), "trl": Clock(peer_policy)}
-        train_trl(peer_policy.to(policy.device), processor, chats, setting, clocks["trl"], ours, repeats + 1)
+        stock = _stock(setting, folder)
+        clocks = {"tree": Clock(policy), "trl": Clock(stock)}
+        train_trl(stock.to(policy.device), processor, chats, setting, clocks["trl"], ours, repeats + 1)
     return {name: clock.measurement(tokens[name]) for name, clock in clocks.items()}
+
+
+def _stock(setting: Setting, folder: str) -> PreTrainedModel:
+    """The same weights as any user of transformers has them, from `folder`."""
+    build_model(replace(setting, adapter=0, checkpointing=False)).save_pretrained(folder)
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, setting.dtype))
 
 
 def _processor(setting: Setting) -> ProcessorMixin:
