@@ -65,12 +65,12 @@ def expected(data, tmp_path_factory):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_policy_that_learns_nothing_keeps_the_figures_of_evaluate(world, config, expected, tmp_path, ranks):
-    """At the first and the third of three validations."""
+    """At the first and the third of three validations; there are figures before training, too."""
     root = fit(ranks, tmp_path / "run", world, "--config", str(config))
     for mode in MODES:
         found = scalars(root, f"bench/vstar/{mode}/accuracy")
         assert found == [pytest.approx(expected[mode])] * 2
-    assert len(scalars(root, "val/textual/accuracy")) == 3 and 0 < expected["text"] < 1
+    assert len(scalars(root, "val/textual/accuracy")) == 4 and 0 < expected["text"] < 1
 
 
 @pytest.mark.parametrize("change, message", [

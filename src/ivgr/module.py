@@ -195,8 +195,10 @@ class IVGR(PolicyModule):
         self.figures = HeldOutFigures().to(self.device)
 
     def on_validation_epoch_end(self) -> None:
+        """For checkpoint_best; `BeforeAfter` writes them to TensorBoard, by iteration."""
         for stream, figures in self.figures.compute().items():
-            self.log_dict({f"val/{stream}/{name}": value for name, value in figures.items()})
+            named = {f"val/{stream}/{name}": value for name, value in figures.items()}
+            self.log_dict(named, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -35,17 +35,21 @@ class BeforeAfter(L.Callback):
             enter_figures(trainer, self.before, module.iteration)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Keeps the figures of a whole validation, which after the last iteration are the run's."""
-        if trainer.limit_val_batches == 1.0 and not trainer.sanity_checking:
-            self.validated = module.iteration, module.figures.compute()
+        """Enters the figures; those of a whole validation after the last iteration are the run's."""
+        if trainer.sanity_checking:
+            return
+        figures = module.figures.compute()
+        enter_figures(trainer, figures, module.iteration)
+        if trainer.limit_val_batches == 1.0:
+            self.validated = module.iteration, figures
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if module.iteration < module.iterations:
             return
         if self.validated is None or self.validated[0] != module.iteration:
             self.validated = module.iteration, evaluate(trainer, module)
+            enter_figures(trainer, self.validated[1], module.iteration)
         after = self.validated[1]
-        enter_figures(trainer, after, module.iteration)
         summary = {
             "seed": run_seed(),
             "iterations": module.iteration,

@@ -24,6 +24,7 @@ from ivgr.inference.crops import Cropping
 from ivgr.inference.modes import LAST, Mode, respond
 from ivgr.judge import Judge
 from ivgr.seeding import derive_seed
+from ivgr.watch.board import writer_of
 
 
 class Benchmarks(L.Callback):
@@ -85,7 +86,10 @@ class Benchmarks(L.Callback):
             numbers = draw_rows(file.total, self.rows, self.seed)[trainer.global_rank :: trainer.world_size]
             for mode in self.modes:
                 lines = gather_lists(self._ask(module, self.benchmarks[name], mode, file, numbers))
-                module.log(f"bench/{name}/{mode}/accuracy", score_of(lines, self.benchmarks[name]))
+                figure, score = f"bench/{name}/{mode}/accuracy", score_of(lines, self.benchmarks[name])
+                module.log(figure, score, logger=False)  # for checkpoint_best
+                if (writer := writer_of(trainer)) is not None:
+                    writer.add_scalar(figure, score, module.iteration)
 
     @torch.no_grad()
     def _ask(
