@@ -117,15 +117,18 @@ def test_a_whole_iteration_beside_trl(capsys, tmp_path):
 def test_the_plan_of_a_setting(changes):
     """Its tokens exactly; the memory of an update within a third (test_plan.py has each part to 15 %)."""
     setting = Setting(queries=2, image_tokens=256, **changes)
-    run, contender = plan_setting(setting), update_contenders(setting)["tree"]
+    contenders = update_contenders(setting)
+    contender, rows = contenders["tree"], contenders["rows"].tokens
+    run = plan_setting(setting, contender.tokens, rows)
+    assert (run.typical.prompt, run.typical.instruction) == (setting.question + 2, setting.instruction)
     work = estimate_work(run, 1.0, 1.0)
-    assert (work.tokens, work.rows) == (contender.tokens, update_contenders(setting)["rows"].tokens)
+    assert (work.tokens, work.rows) == (contender.tokens, rows)
     assert planned_bytes(run) == pytest.approx(measure({"tree": contender}, 1)["tree"].peak_bytes, rel=1 / 3)
 
 
 def test_long_means_images_of_512_tokens(monkeypatch):
-    settings = []
-    figures = {name: Measurement(1.0, 1, 1, 1, 0.5) for name in ("tree", "trl")}
+    settings, tokens = [], {"tree": 16 * (600 + 2 * (20 + 5 * 36)), "trl": 160 * (600 + 20 + 36)}
+    figures = {name: Measurement(1.0, count, 1, 1, 0.5) for name, count in tokens.items()}
     pytest.importorskip("trl", reason='needs pip install "ivgr[bench]"')
     monkeypatch.setattr(
         "ivgr.bench.step.step_figures", lambda setting, repeats: settings.append(setting) or figures

@@ -19,12 +19,16 @@ def test_the_two_commands_stand_there_verbatim():
     assert 'pip install -e ".[dev]" && pytest' in COMMANDS
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("ivgr fit", "ivgr validate"))])
-def test_every_training_command_parses(monkeypatch, capsys, command):
+PARSED = ("ivgr fit", "ivgr validate", "ivgr bench")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(PARSED)])
+def test_every_command_parses(monkeypatch, capsys, command):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stop:
         main([*shlex.split(command)[1:], "--print_config"])
-    assert stop.value.code == 0 and "class_path" in capsys.readouterr().out
+    shown = "repeats:" if command.startswith("ivgr bench") else "class_path:"
+    assert stop.value.code == 0 and shown in capsys.readouterr().out
 
 
 def test_the_own_data_example_writes_a_shard(monkeypatch, tmp_path):

@@ -49,10 +49,10 @@ def filter_shards(
     seed: int = 0,
     per_shard: int = 500,
 ) -> None:
-    """Keep the samples that a policy answers rightly and in form in some, but not all, of several
-    tries.
+    """Keep the samples that a policy answers rightly sometimes, but not always.
 
-    A call that was interrupted goes on from DST/pass_rates.jsonl; other bounds use it too.
+    Of several tries some, but not all, must be right and in form. A call
+    that was interrupted goes on from DST/pass_rates.jsonl; other bounds use it too.
 
     Args:
         shards: The samples: a glob, a folder or a brace range.

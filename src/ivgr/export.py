@@ -61,7 +61,7 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
 
 
 def _read_own(path: Path) -> dict[str, Any]:
-    """UserError if `path` is no checkpoint of an ivgr.IVGR model."""
+    """UserError if `path` is no checkpoint of `ivgr fit`."""
     if not path.exists():
         raise UserError(f"export: no checkpoint at {path}")
     try:

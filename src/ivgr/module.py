@@ -206,7 +206,7 @@ class IVGR(PolicyModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "archive" not in checkpoint.get("ivgr", {}):
-            raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.IVGR model")
+            raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.module.IVGR model")
         super().on_load_checkpoint(checkpoint)
         self.iteration = checkpoint["ivgr"]["iteration"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])

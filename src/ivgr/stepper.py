@@ -17,7 +17,7 @@ from ivgr.update import Stepper
 
 
 class ModuleStepper(Stepper):
-    """The `Stepper` of an ivgr.IVGR module.
+    """The `Stepper` of an `ivgr.policy_module.PolicyModule`.
 
     Args:
         module: Has policy, scheduler, clip_norm and a trainer.

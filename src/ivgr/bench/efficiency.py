@@ -3,7 +3,7 @@
 In: a `Setting` and how long its iteration took. Out: an `Efficiency`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,15 +35,16 @@ class Efficiency:
 
     @property
     def utilization(self) -> float:
-        """The update's share of what the machine multiplies (MFU, recomputing counted as work)."""
+        """The update's share of what the machine multiplies (MFU: what checkpointing computes again is
+        no work)."""
         return self.update_rate / self.gemm_rate
 
 
 def efficiency_of(setting: Setting, tree: Measurement, rows: int) -> Efficiency:
     """Of an iteration measured as `tree`; rows: tokens of its responses with their prompts."""
-    run = plan_setting(setting)
+    run = plan_setting(setting, tree.tokens, rows)
     # Only the operations are read: they do not depend on the GPU that is supposed.
-    work = estimate_work(run, tflops=1.0, bandwidth=1.0)
+    work = estimate_work(replace(run, checkpointing=False), tflops=1.0, bandwidth=1.0)
     side, dtype = GEMM[torch.device(setting.device).type], getattr(torch, setting.dtype)
     square = torch.randn(side, side, device=setting.device, dtype=dtype)
     return Efficiency(
@@ -56,9 +57,14 @@ def efficiency_of(setting: Setting, tree: Measurement, rows: int) -> Efficiency:
     )
 
 
-def plan_setting(setting: Setting) -> Run:
-    """The setting as `ivgr plan` would read it from a config."""
-    typical = Typical(setting.image_tokens, setting.question + 2, setting.instruction, setting.response)
+def plan_setting(setting: Setting, tree: int, rows: int) -> Run:
+    """The setting as `ivgr plan` would read it from a config; tree, rows: tokens of all queries as
+    trees and as separate rows, from which the lengths of questions and instructions follow."""
+    responses = 2 * setting.group_size
+    prompt = rows // (responses * setting.queries) - setting.response
+    instruction = tree // setting.queries - responses * setting.response - prompt
+    question = prompt - instruction - setting.image_tokens
+    typical = Typical(setting.image_tokens, question, instruction, setting.response)
     weight = getattr(torch, setting.dtype).itemsize
     trees = setting.micro_batch or setting.queries
     return Run(

@@ -43,10 +43,9 @@ def distill(
     batch: int = 64,
     per_shard: int = 500,
 ) -> None:
-    """Write cold-start shards from a run's grounded rollouts that are right and well boxed: as
-    they are, and rewritten without boxes.
+    """Write cold-start shards from a run's grounded rollouts that are right and well boxed.
 
-    A call that was interrupted goes on from DST/rewrites.jsonl.
+    As they are, and rewritten without boxes. A call that was interrupted goes on from DST/rewrites.jsonl.
 
     Args:
         run: The run's folder (its trainer.default_root_dir).

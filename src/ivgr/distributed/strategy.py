@@ -43,7 +43,7 @@ class FSDP2(ModelParallelStrategy):
     def setup(self, trainer) -> None:
         if not any(isinstance(weight, DTensor) for weight in self.model.parameters()):
             raise UserError(
-                "trainer.strategy fsdp2 is for ivgr.IVGR and ivgr.sft.SFT; use ddp with other models"
+                "trainer.strategy fsdp2 is for ivgr.module.IVGR and ivgr.sft.SFT; use ddp with other models"
             )
         super().setup(trainer)
 

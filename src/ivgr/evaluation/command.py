@@ -70,10 +70,10 @@ def evaluate(
     cropping: Cropping = Cropping(),  # noqa: B008
     export: str | None = None,
 ) -> None:
-    """Score models on benchmarks, from files that you have: one or several of each, in one or
-    several modes, side by side.
+    """Score models on benchmarks, from files that you have.
 
-    A call that was interrupted goes on where it stopped, and ends with the same files.
+    One or several of each, in one or several modes, side by side. A call that was
+    interrupted goes on where it stopped, and ends with the same files.
 
     Args:
         benchmark: Names, such as vstar hrbench4k pope; a wrong one lists them all.

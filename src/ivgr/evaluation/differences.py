@@ -13,8 +13,9 @@ from ivgr.evaluation.tables import print_lines, read_rows
 
 
 def compare(run_a: Path, run_b: Path) -> None:
-    """Print whether run b is really better than run a, on every benchmark that both have: the
-    difference in points with its 95 % interval, the rows that only one got right, and McNemar's p.
+    """Print whether run b is really better than run a, on every benchmark that both have.
+
+    The difference in points with its 95 % interval, the rows that only one got right, and McNemar's p.
 
     Args:
         run_a: A run's folder (OUT/MODEL/MODE of `ivgr evaluate`), or one of its .jsonl files.
@@ -52,8 +53,9 @@ def find_journals(run: Path) -> dict[str, Path]:
 
 
 def analyse(folder: Path, plot: Path | None = None) -> None:
-    """Print what the modes of one model differ in: their scores, what an answer costs, and accuracy
-    by how well the grounded reply's boxes fit.
+    """Print what the modes of one model differ in.
+
+    Their scores, what an answer costs, and accuracy by how well the grounded reply's boxes fit.
 
     Args:
         folder: OUT/MODEL of `ivgr evaluate`, with its modes inside.

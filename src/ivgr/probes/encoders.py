@@ -2,8 +2,9 @@
 
 In: pictures and the nouns asked for. Out: features (n, F), one row an object. A linear read-out of
 a picture's features beside the noun's words could only add the two; to ask the picture *for* the
-noun it needs their products. So an object's features are its words, and every product of a word
-with the picture's map, averaged to CELLS x CELLS and reduced to its COMPONENTS main directions.
+noun it needs their products. So an object's features are its words, the picture's map, and every
+product of the two; the map is averaged to CELLS x CELLS and reduced to its COMPONENTS main directions
+over all pictures.
 """
 
 from collections.abc import Sequence

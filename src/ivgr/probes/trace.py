@@ -1,7 +1,8 @@
 """A forward pass that is looked into: rows of attention, hidden states.
 
 In: `Reading`s. Out: for chosen layers, where chosen response tokens look in the image, and what
-they hold. Nothing of size N x N is made, and nothing but what was asked for is kept.
+they hold. No attention matrix of N x N is made (the mask off a GPU is one), and nothing but what was
+asked for is kept.
 """
 
 from collections.abc import Iterator, Sequence

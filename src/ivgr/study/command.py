@@ -37,18 +37,19 @@ def study(
 ) -> None:
     """Repeat the paper's ablation on the tiny world: what does each part of the method do?
 
-    Every arm is trained with the same seeds, data order and cold start, and then examined on
+    Every arm is trained with the same seeds, scenes and cold start, and then examined on
     held-out questions. Kill it whenever you like: the same command goes on; with more seeds or arms
     it adds runs.
 
     Args:
         folder: Where everything goes.
         base: The config of `ivgr fit` that all runs start from; of the tiny world.
-        arms: Which to train: cold textual grounded both consistency archive.
+        arms: Which to compare: cold textual grounded both consistency archive.
         seeds: Paired seeds with and without the consistency reward, which are tested.
         others: Seeds of the other arms.
         iterations: Of each run.
-        scenes: Drawn for training; by default each paired question is seen 2.2 times, as in the paper.
+        scenes: Drawn for training; by default the arms of two streams see each paired question 2.2 times, as
+            in the paper, those of one stream twice as often.
         questions: Held-out paired questions that each policy is asked.
         probed: How many of these the probes read.
         parallel: Runs at a time.
@@ -58,6 +59,7 @@ def study(
     check(arms, seeds, others)
     check_counts(min(iterations, scenes, questions, probed, parallel, threads), probed <= questions)
     training = Training(base, iterations, scenes, questions, threads)
+    name_policy(read_model(base))
     settings = training.saved()
     claim(folder, settings)
     training.draw_world(folder / "world")
@@ -107,15 +109,29 @@ def train_all(runs: list[Run], training: Training, world: Path, pool: Pool) -> N
 
 def plan_examination(run: Run, training: Training, world: Path, probed: int) -> Examination:
     """With the config's prompts and length of responses."""
-    model = read_config(training.base).get("model", {}).get("init_args", {})
+    model = read_model(training.base)
     return Examination(
-        policy=str(run.folder / POLICY) if ARMS[run.arm].trained else str(model.get("policy", "tiny")),
+        policy=str(run.folder / POLICY) if ARMS[run.arm].trained else name_policy(model),
         shards=str(world / "val"),
         questions=training.questions,
         probed=probed,
         max_new_tokens=model.get("engine", {}).get("init_args", {}).get("max_new_tokens", 1024),
         prompts=model.get("prompts", {}),
     )
+
+
+def read_model(base: Path) -> dict:
+    """Arguments of the config's model."""
+    return read_config(base).get("model", {}).get("init_args", {})
+
+
+def name_policy(model: dict) -> str:
+    """Where the config's policy is loaded from; UserError if that cannot be told."""
+    policy = model.get("policy", "tiny")
+    path = policy if isinstance(policy, str) else policy.get("init_args", {}).get("path")
+    if path is None:
+        raise UserError("study --base: model.policy must be a path or have init_args.path")
+    return str(path)
 
 
 def examine_all(examinations: dict[Run, Examination], pool: Pool, anew: bool) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 
 import torch
 from transformers import PreTrainedModel
@@ -16,12 +15,12 @@ from transformers import PreTrainedModel
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import TEXTUAL, Prompts
 from ivgr.data.sample import Sample
-from ivgr.data.shards import Located, find_shards, read_samples
 from ivgr.errors import UserError
 from ivgr.evaluation.held_out import names_places
 from ivgr.inference.modes import Reply, respond
 from ivgr.policy.load import Pretrained
 from ivgr.probes import measure
+from ivgr.probes.subject import read_questions
 from ivgr.query import Query
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.boxes import box_reward
@@ -53,7 +52,7 @@ def examine(examination: Examination) -> dict:
     policy, processor = Pretrained(examination.policy, "float32").load()
     encoder = QueryEncoder(processor, policy.config.model_type, Prompts(**examination.prompts))
     engine = TransformersEngine(max_new_tokens=examination.max_new_tokens)
-    samples = read_paired(examination.shards, examination.questions)
+    samples = read_enough(examination.shards, examination.questions)
     figures = answer_figures(partial(respond, policy.eval(), encoder, engine), encoder, samples)
     figures = probe(policy, encoder, engine, samples[: examination.probed]) | figures
     seconds = time.perf_counter() - since
@@ -68,10 +67,9 @@ def probe(
     return dict.fromkeys(LOCALIZATION) | measure(policy, encoder, engine, samples, TEXTUAL).metrics()
 
 
-def read_paired(shards: str, count: int) -> list[Sample]:
-    """The first `count` paired samples; UserError if there are not so many."""
-    drawn = read_samples(find_shards(shards), ("paired",))
-    samples = [item.sample for item in islice(drawn, count) if isinstance(item, Located)]
+def read_enough(shards: str, count: int) -> list[Sample]:
+    """The first `count` sound paired samples; UserError if there are not so many."""
+    samples = read_questions(shards, count)
     if len(samples) < count:
         raise UserError(f"study: {shards} holds {len(samples)} sound paired samples, {count} are asked for")
     return samples

@@ -16,7 +16,6 @@ from ivgr.watch.record import write_atomically
 from ivgr.world.write import World, write_world
 
 TINY_WORLD, SHARDS = "ivgr.data.datamodule.TinyWorld", "ivgr.data.datamodule.ShardDataModule"
-DRAWN = ("train_count", "val_count", "world_seed")
 POLICY, TRAINED, EXAMINED = "policy", "trained.json", "examined.json"
 
 

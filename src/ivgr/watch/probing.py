@@ -53,6 +53,10 @@ class Probing(L.Callback):
         self.every, self.count, self.streams, self.pictures = every, count, tuple(streams), pictures
         self.layer, self.budget = layer, budget
 
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if not hasattr(module, "iteration"):
+            raise UserError(f"Probing: {type(module).__name__} has no iterations; take ivgr.module.IVGR")
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.samples = self._choose(trainer, module)
         if module.iteration == 0:
