@@ -21,7 +21,7 @@ from ivgr.judge import RuleJudge
 from ivgr.policy.load import Pretrained
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.study.arms import ARMS, LOCALIZATION, MEASURES, PAIRS
-from ivgr.study.examine import Examination, examine, read_paired
+from ivgr.study.examine import Examination, examine, read_enough
 from ivgr.study.figure import draw
 from ivgr.study.pool import Pool, Task
 from ivgr.study.report import Outcome, compare_arms, estimate_arms, write_results
@@ -97,7 +97,7 @@ def test_an_examination_finds_what_evaluation_while_training_finds(tmp_path):
     figures = examine(wanted)["figures"]
     policy, processor = Pretrained("tiny").load()
     encoder = QueryEncoder(processor, policy.config.model_type, Prompts())
-    queries = [encoder(sample) for sample in read_paired(wanted.shards, 24)]
+    queries = [encoder(sample) for sample in read_enough(wanted.shards, 24)]
     TransformersEngine(max_new_tokens=72).answer(policy.eval(), processor.tokenizer, queries)
     held_out = HeldOutFigures()
     held_out.update(queries, RuleJudge())
@@ -110,7 +110,7 @@ def test_an_examination_finds_what_evaluation_while_training_finds(tmp_path):
     assert 0 <= figures["tool/accuracy"] <= 1 and figures["tool/length"] > figures["grounded/length"]
     assert MEASURES.keys() <= figures.keys()
     with pytest.raises(UserError, match="holds 32 sound paired samples, 33"):
-        read_paired(wanted.shards, 33)
+        read_enough(wanted.shards, 33)
 
 
 def outcomes():

@@ -59,10 +59,10 @@ def study(
     check(arms, seeds, others)
     check_counts(min(iterations, scenes, questions, probed, parallel, threads), probed <= questions)
     training = Training(base, iterations, scenes, questions, threads)
-    name_policy(read_model(base))
     settings = training.saved()
     claim(folder, settings)
     training.draw_world(folder / "world")
+    name_policy(read_model(base))
     runs, pool = plan_runs(folder, arms, seeds, others), Pool(parallel, threads)
     train_all(runs, training, folder / "world", pool)
     examinations = {run: plan_examination(run, training, folder / "world", probed) for run in runs}
