@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ivgr.cli import ParseOnly, main, run_lightning
+from ivgr.cli import main
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
+from ivgr.fit import ParseOnly, run_lightning
 from ivgr.judge import RuleJudge
 from ivgr.policy.load import Pretrained
 from ivgr.rollout.engine import TransformersEngine

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import lightning as L
 from jsonargparse import lazy_instance
+from lightning.pytorch.trainer.states import TrainerFn
 
 from ivgr.archive import Archive
 from ivgr.data.encode import Batch
@@ -195,10 +196,12 @@ class IVGR(PolicyModule):
         self.figures = HeldOutFigures().to(self.device)
 
     def on_validation_epoch_end(self) -> None:
-        """For checkpoint_best; `BeforeAfter` writes them to TensorBoard, by iteration."""
+        """For checkpoint_best and `ivgr validate`; in training `BeforeAfter` writes them to
+        TensorBoard, by iteration."""
+        alone = self.trainer.state.fn == TrainerFn.VALIDATING
         for stream, figures in self.figures.compute().items():
             named = {f"val/{stream}/{name}": value for name, value in figures.items()}
-            self.log_dict(named, logger=False)
+            self.log_dict(named, logger=alone)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -13,6 +13,7 @@ from torch import nn
 from ivgr.data.prompts import PAIRED
 from ivgr.data.stream import Mix
 from ivgr.errors import UserError
+from ivgr.fit import parse_fit
 from ivgr.optim import Optimizer
 from ivgr.plan.shape import Shape, find_config, read_shape
 from ivgr.policy.scratch import TinyScratch
@@ -90,8 +91,6 @@ class Run:
 def read_run(config: Path, gpus: int | None, typical: Typical) -> Run:
     """The run of `config` on `gpus` (default: its own devices x nodes). UserError as the parser's,
     and for an unknown policy."""
-    from ivgr.cli import parse_fit  # which knows `plan` itself
-
     fit = parse_fit(config)
     model, data = fit["model"]["init_args"], fit["data"]["init_args"]
     cold_start = fit["model"]["class_path"].endswith("SFT")

@@ -1,0 +1,154 @@
+"""`ivgr fit|validate`: a LightningCLI, its parser, and the settings that every run shares."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from ivgr.compose import compose_words
+from ivgr.distributed.strategy import FSDP2
+from ivgr.errors import UserError
+from ivgr.watch.checkpoints import LAST, Checkpoints
+from ivgr.watch.hparams import Hyperparameters
+from ivgr.watch.preempt import Preemption
+from ivgr.watch.record import RunRecord
+from ivgr.watch.rescue import Rescue
+
+
+class Parser(LightningArgumentParser):
+    """Says in one line what is wrong with a config: of the messages of nested parsers the
+    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`; its
+    argument `words` is a list of all that are given: `a.png b.png`."""
+
+    messages: list[str] = []
+
+    def add_argument(self, *args, **kwargs):
+        if kwargs.get("type") is bool:
+            kwargs |= {"nargs": "?", "const": True}
+        if args == ("words",):
+            kwargs = {"nargs": "+", "help": kwargs["help"]}
+        return super().add_argument(*args, **kwargs)
+
+    def parse_args(self, args: list[str] | None = None, **options):
+        if args is not None:
+            switches = {name for a in self._actions if a.const is True for name in a.option_strings}
+            followed = zip(args, [*args[1:], ""], strict=False)
+            args = [f"{w}=true" if w in switches and n not in ("true", "false") else w for w, n in followed]
+        return super().parse_args(args, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        self.messages.append(" ".join(str(message).split()))
+        raise UserError(self.messages[0][:300]) from ex
+
+
+class CLI(LightningCLI):
+    """Settings that every run shares: what it writes lies under trainer.default_root_dir."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = {
+            "model",
+            "train_dataloaders",
+            "val_dataloaders",
+            "dataloaders",
+            "datamodule",
+            "weights_only",
+        }
+        return {"fit": skipped, "validate": skipped}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=25, help="Optimizer updates between two checkpoints."
+        )
+        parser.add_argument(
+            "--checkpoint_keep", type=int, default=1, help="Latest checkpoints to keep, beside the best."
+        )
+        parser.add_argument(
+            "--checkpoint_best",
+            default="val/textual/accuracy",
+            help="Validation figure whose highest value makes best.ckpt (see trainer.val_check_interval).",
+        )
+
+    def instantiate_trainer(self, **kwargs) -> L.Trainer:
+        config = self.config[self.subcommand]
+        if str(config.trainer.strategy).startswith("fsdp") and config.trainer.strategy != "fsdp2":
+            raise UserError(f"trainer.strategy is {config.trainer.strategy}, the old sharding; use fsdp2")
+        root = Path(config.trainer.default_root_dir or "runs/default")
+        every, keep = config.checkpoint_every, config.checkpoint_keep
+        if every < 1 or keep < 1:
+            raise UserError(f"checkpoint_every is {every}, checkpoint_keep {keep}: both must be at least 1")
+        checkpoints = Checkpoints(root / "checkpoints", every, keep, config.checkpoint_best)
+        kwargs["logger"] = TensorBoardLogger(root, name="", version="")
+        kwargs["default_root_dir"] = str(root)
+        resolved = self.parser.dump(self.config, skip_none=False)
+        self.trainer_defaults["callbacks"] = [
+            checkpoints,
+            Preemption(),
+            Rescue(checkpoints),
+            RunRecord(resolved),
+            Hyperparameters(resolved),
+        ]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        self._find_last()
+
+    def before_validate(self) -> None:
+        self._find_last()
+
+    def _find_last(self) -> None:
+        """`--ckpt_path last` is the run's own last checkpoint, and there must be one; so is `best`;
+        `auto` is the last, if there is one."""
+        config = self.config_init[self.subcommand]
+        folder = Path(self.trainer.default_root_dir) / "checkpoints"
+        if config.ckpt_path == "auto":
+            config.ckpt_path = folder / LAST if (folder / LAST).exists() else None
+        elif config.ckpt_path in ("last", "best"):
+            config.ckpt_path = folder / f"{config.ckpt_path}.ckpt"
+        sharded = isinstance(self.trainer.strategy, FSDP2)
+        if config.ckpt_path and not Path(config.ckpt_path).exists():
+            raise UserError(f"--ckpt_path: no checkpoint at {config.ckpt_path}; leave it out to start afresh")
+        if config.ckpt_path and Path(config.ckpt_path).is_dir() and not sharded:
+            raise UserError(f"--ckpt_path: {config.ckpt_path} is sharded; add --trainer.strategy fsdp2")
+
+
+class ParseOnly(CLI):
+    """Reads a config and stops: nothing is instantiated."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def parse_fit(config: Path) -> dict[str, Any]:
+    """Every setting of `ivgr fit --config CONFIG`, as plain mappings."""
+    if not config.is_file():
+        raise UserError(f"--config: no file at {config}")
+    parsed = run_lightning(compose_words(["fit", "--config", str(config)]), ParseOnly)
+    return parsed.config["fit"].as_dict()
+
+
+def run_lightning(args: list[str], cli: type[CLI] = CLI) -> CLI:
+    return cli(
+        model_class=L.LightningModule,
+        datamodule_class=L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=Parser,
+        parser_kwargs={"prog": "ivgr"},
+        auto_configure_optimizers=False,
+        save_config_callback=None,
+        seed_everything_default=0,
+        args=args,
+        trainer_defaults={
+            "accelerator": "auto",
+            "max_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+    )
