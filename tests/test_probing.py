@@ -80,6 +80,7 @@ def test_what_cannot_be_read_out_is_left_out(tiny):
     assert "probe/textual/attention_inside" in few.metrics()
 
 
+@pytest.mark.slow
 def test_probing_changes_no_token_and_is_seen_in_tensorboard(tmp_path):
     settings = {"model.iterations": 2, "data.prompts": 4, **write_world(tmp_path)}
     callback = {"trainer.callbacks+": "ivgr.watch.probing.Probing"}

@@ -203,6 +203,7 @@ def killed(tmp_path_factory):
     return words, root / "s"
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_keeps_what_is_finished(capsys, killed):
     words, folder = killed
     run = folder / "textual" / "0"

@@ -63,7 +63,7 @@ def expected(data, tmp_path_factory):
     return shares
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_policy_that_learns_nothing_keeps_the_figures_of_evaluate(world, config, expected, tmp_path, ranks):
     """At the first and the third of three validations; there are figures before training, too."""
     root = fit(ranks, tmp_path / "run", world, "--config", str(config))
