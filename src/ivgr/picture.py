@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ivgr.errors import UserError
 
 TILE, COLUMNS, TEXT, LINES = 360, 4, 14, 7
-COLORS = ("#14a03c", "#dc2828", "#1e5ad2", "#e69600", "#8c28b4", "#00969b")
+GOLD = "#14a03c"
+COLORS = (GOLD, "#dc2828", "#1e5ad2", "#e69600", "#8c28b4", "#00969b")
 STYLE = (
     "body{font:14px sans-serif;margin:16px} main{display:flex;flex-wrap:wrap;gap:16px} "
     "figure{margin:0;width:360px} img{display:block;max-width:100%} code{font-size:12px} "

@@ -6,13 +6,12 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
-from ivgr.picture import TILE, draw_boxes, shrink
+from ivgr.picture import GOLD, TILE, draw_boxes, shrink
 from ivgr.probes.attention import Look
 from ivgr.probes.grid import grid_shape
 from ivgr.probes.reading import Reading
 from ivgr.probes.trace import Traced, trace_readings
 
-GOLD = "#14a03c"
 COLD, WARM, HOT = "#0b0724", "#b5367a", "#fcfdbf"
 OPACITY = 0.65
 

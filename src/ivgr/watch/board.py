@@ -10,13 +10,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ivgr.data.encode import Batch
 from ivgr.data.prompts import GROUNDED
-from ivgr.picture import draw_boxes, shrink
+from ivgr.picture import GOLD, draw_boxes, shrink
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
 from ivgr.watch.layout import layout_summary
 from ivgr.watch.stack import LEGEND, paint_shares, shares_of
 
-GOLD, PREDICTED = "#14a03c", "#dc2828"
+PREDICTED = "#dc2828"
 TILE = 280
 
 

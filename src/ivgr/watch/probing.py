@@ -7,7 +7,7 @@ import lightning as L
 
 from ivgr.data.encode import encode_batch
 from ivgr.data.held_out import HeldOut
-from ivgr.data.prompts import GROUNDED, TEXTUAL
+from ivgr.data.prompts import GROUNDED, PAIRED, TEXTUAL
 from ivgr.data.sample import Sample
 from ivgr.data.shards import find_shards
 from ivgr.errors import UserError
@@ -16,8 +16,6 @@ from ivgr.probes.measures import measure_readings
 from ivgr.probes.reading import respond
 from ivgr.probes.trace import BUDGET
 from ivgr.watch.board import writer_of
-
-STREAMS = (GROUNDED, TEXTUAL)
 
 
 class Probing(L.Callback):
@@ -48,8 +46,8 @@ class Probing(L.Callback):
             raise UserError(
                 f"Probing: every is {every}, count {count}, pictures {pictures}; give at least 1, 1, 0"
             )
-        if not streams or not set(streams) <= set(STREAMS):
-            raise UserError(f"Probing: streams is {list(streams)}, must be some of {', '.join(STREAMS)}")
+        if not streams or not set(streams) <= set(PAIRED):
+            raise UserError(f"Probing: streams is {list(streams)}, must be some of {', '.join(PAIRED)}")
         self.every, self.count, self.streams, self.pictures = every, count, tuple(streams), pictures
         self.layer, self.budget = layer, budget
 
@@ -80,12 +78,12 @@ class Probing(L.Callback):
         return samples
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        writer, step = writer_of(trainer), module.iteration
+        writer, step, policy = writer_of(trainer), module.iteration, module.rollout_policy()
         for stream in self.streams:
-            readings = respond(module.policy, module.encoder, module.engine, self.samples, stream)
-            found = measure_readings(module.policy, module.encoder, readings, stream, self.layer, self.budget)
+            readings = respond(policy, module.encoder, module.engine, self.samples, stream)
+            found = measure_readings(policy, module.encoder, readings, stream, self.layer, self.budget)
             shown = [reading for reading in readings if reading.query.sample.images][: self.pictures]
-            strip = draw_readings(module.policy, shown, "place", found.layer) if shown else None
+            strip = draw_readings(policy, shown, "place", found.layer) if shown else None
             if writer is None:
                 continue
             for name, value in found.metrics().items():

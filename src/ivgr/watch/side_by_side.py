@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ivgr.data.prompts import GROUNDED
+from ivgr.picture import GOLD
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
 from ivgr.watch.charts import COLORS
 from ivgr.watch.figures import make_figure, outline
 
-GOLD = "#14a03c"
 TERMS = {
     "format": "#c3c9cf",
     "accuracy": "#5b8e7d",
