@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,11 +99,18 @@ def test_an_examination_finds_what_evaluation_while_training_finds(tmp_path):
     figures = examine(wanted)["figures"]
     policy, processor = Pretrained("tiny").load()
     encoder = QueryEncoder(processor, policy.config.model_type, Prompts())
-    queries = [encoder(sample) for sample in read_enough(wanted.shards, 24)]
-    TransformersEngine(max_new_tokens=72).answer(policy.eval(), processor.tokenizer, queries)
-    held_out = HeldOutFigures()
-    held_out.update(queries, RuleJudge())
-    truth = held_out.compute()
+    samples = read_enough(wanted.shards, 24)
+    twice = [replace(sample, images=sample.images * 2) for sample in samples]
+
+    def evaluate(samples):
+        queries = [encoder(sample) for sample in samples]
+        TransformersEngine(max_new_tokens=72).answer(policy.eval(), processor.tokenizer, queries)
+        held_out = HeldOutFigures()
+        held_out.update(queries, RuleJudge())
+        return held_out.compute()
+
+    truth = evaluate(samples)
+    assert figures["twice/accuracy"] == pytest.approx(evaluate(twice)["textual"]["accuracy"])
     for stream, mode in (("textual", "text"), ("grounded", "grounded")):
         for name in ("accuracy", "format", "length"):
             assert figures[f"{mode}/{name}"] == pytest.approx(truth[stream][name])

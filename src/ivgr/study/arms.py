@@ -38,10 +38,13 @@ PAIRS = (("consistency", "both"), ("archive", "both"), ("archive", "consistency"
 # since the reasoning has said it by then.)
 LOCALIZATION = ("probe/textual/readout_r2", "probe/textual/causal_reasoning", "text/place_accuracy")
 
+# "image twice" is text mode with the picture shown a second time: what of tool mode's difference is due
+# to there being several images, whatever they show.
 MEASURES = {
     "text/accuracy": "accuracy, text",
     "grounded/accuracy": "accuracy, grounded",
     "tool/accuracy": "accuracy, tool",
+    "twice/accuracy": "accuracy, image twice",
     "text/place_accuracy": "place accuracy",
     "probe/textual/readout_r2": "read-out R²",
     "probe/textual/causal_reasoning": "causal, reasoning",

@@ -6,7 +6,7 @@ the training is needed, so that policies can be examined anew.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -17,7 +17,7 @@ from ivgr.data.prompts import TEXTUAL, Prompts
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
 from ivgr.evaluation.held_out import names_places
-from ivgr.inference.modes import Reply, respond
+from ivgr.inference.modes import MODES, Mode, Reply, respond
 from ivgr.policy.load import Pretrained
 from ivgr.probes import measure
 from ivgr.probes.subject import read_questions
@@ -76,13 +76,11 @@ def read_enough(shards: str, count: int) -> list[Sample]:
 
 
 def answer_figures(ask, encoder: QueryEncoder, samples: list[Sample]) -> dict[str, float]:
-    """Means over `samples` of what `ask(samples, mode)` replies."""
+    """Means over `samples` of what `ask(samples, mode)` replies; "twice" is text mode with each sample's
+    images shown twice."""
     queries = [encoder(sample, (TEXTUAL,)) for sample in samples]
-    starts = range(0, len(samples), BATCH)
-    replies = {
-        mode: [reply for start in starts for reply in ask(samples[start : start + BATCH], mode)]
-        for mode in ("text", "grounded", "tool")
-    }
+    twice = [replace(sample, images=sample.images * 2) for sample in samples]
+    replies = {mode: _ask_all(ask, samples, mode) for mode in MODES} | {"twice": _ask_all(ask, twice, "text")}
     figures = {
         f"{mode}/{name}": sum(values) / len(values)
         for mode, found in replies.items()
@@ -91,6 +89,11 @@ def answer_figures(ask, encoder: QueryEncoder, samples: list[Sample]) -> dict[st
     wanted = ("accuracy", "format", "length")
     kept = {name: value for name, value in figures.items() if name.split("/")[1] in wanted}
     return kept | {name: figures[name] for name in ("text/place_accuracy", "grounded/iou")}
+
+
+def _ask_all(ask, samples: list[Sample], mode: Mode) -> list[Reply]:
+    starts = range(0, len(samples), BATCH)
+    return [reply for start in starts for reply in ask(samples[start : start + BATCH], mode)]
 
 
 def _score_all(queries: Sequence[Query], replies: Sequence[Reply]) -> dict[str, list[float]]:
