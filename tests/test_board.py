@@ -26,7 +26,7 @@ from ivgr.cli import main
 from ivgr.errors import UserError
 from ivgr.watch.board import Board, completions_table
 from ivgr.watch.charts import Symptom, average, draw_charts, draw_shares, draw_symptoms
-from ivgr.watch.curves import read_curves, thin_events
+from ivgr.watch.curves import read_curves
 from ivgr.watch.hparams import flat_settings
 from ivgr.watch.layout import CHARTS
 from ivgr.watch.stack import SHADES, paint_shares
@@ -188,15 +188,6 @@ def test_curves_are_what_was_written_and_a_restart_replaces(tmp_path):
     first.rename(first.with_name("events.out.tfevents.0000000001.host"))
     write_events(tmp_path / "a", {"x": [(2, 9.0), (3, 4.5)]})
     assert read_curves(tmp_path / "a")["x"].values.tolist() == [1.5, 2.5, 9.0, 4.5]
-
-
-def test_a_thinned_file_holds_the_chosen_scalars_alone(tmp_path, run):
-    write_events(tmp_path / "a", {tag: [(n, n / 2) for n in range(20)] for tag in ("keep/a", "keep/b", "no")})
-    thin_events(tmp_path / "a", tmp_path / "thin.tfevents", "keep/.*", every=5)
-    curves = read_curves(tmp_path / "thin.tfevents")
-    assert set(curves) == {"keep/a", "keep/b"}
-    assert curves["keep/a"].steps.tolist() == [0, 1, 5, 10, 15]
-    assert EventAccumulator(str(tmp_path)).Reload().Scalars("keep/a")[-1].value == 7.5
 
 
 def test_a_torn_file_gives_what_is_whole(tmp_path):

@@ -1,9 +1,8 @@
 """The scalars of a run, read back from its event files; every reader of them goes through here.
 
-In: a run's folder, or one event file. Out: a `Curve` by tag; or a smaller event file.
+In: a run's folder, or one event file. Out: a `Curve` by tag.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ivgr.errors import UserError
 
@@ -30,7 +28,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     repeated after a restart the last value counts. UserError where there is no event file, or
     no scalar in it."""
     points: dict[str, dict[int, float]] = {}
-    for _, event in _events(path):
+    for event in _events(path):
         for value in event.summary.value:
             if value.HasField("simple_value"):
                 points.setdefault(value.tag, {})[event.step] = value.simple_value
@@ -40,24 +38,11 @@ def read_curves(path: Path) -> dict[str, Curve]:
     return {tag: Curve(*map(np.array, zip(*found, strict=True))) for tag, found in ordered.items()}
 
 
-def thin_events(path: Path, target: Path, tags: str, every: int = 1) -> None:
-    """Writes to the file `target` the scalars of `path` whose whole tag matches the regular
-    expression `tags`, of every so many steps and the first two. UserError as for `read_curves`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        writer = RecordWriter(file)
-        for record, event in _events(path):
-            values = event.summary.value
-            wanted = any(v.HasField("simple_value") and re.fullmatch(tags, v.tag) for v in values)
-            if event.file_version or wanted and (event.step % every == 0 or event.step < 2):
-                writer.write(record)
-
-
-def _events(path: Path) -> Iterator[tuple[bytes, Event]]:
-    """Each record with its event, file by file as they were begun."""
+def _events(path: Path) -> Iterator[Event]:
+    """File by file as they were begun."""
     files = [path] if path.is_file() else sorted(path.glob(FILES))
     if not files:
         raise UserError(f"{path}: no event file ({FILES}) there; give the folder of a run")
     for file in files:
         for record in RawEventFileLoader(str(file)).Load():
-            yield record, Event.FromString(record)
+            yield Event.FromString(record)
