@@ -93,7 +93,7 @@ class IVGR(PolicyModule):
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:
         super().__init__(
-            source=Pretrained(policy) if isinstance(policy, str) else policy,
+            source=policy,
             form=TrainingForm(adapter, tuple(freeze), gradient_checkpointing),
             prompts=prompts,
             max_prompt_tokens=max_prompt_tokens,

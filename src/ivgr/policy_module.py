@@ -33,7 +33,7 @@ class PolicyModule(L.LightningModule):
 
     def __init__(
         self,
-        source: Pretrained | TinyScratch,
+        source: Pretrained | TinyScratch | str,
         form: TrainingForm,
         prompts: Prompts,
         max_prompt_tokens: int,
@@ -44,7 +44,8 @@ class PolicyModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.source, self.form = source, form
+        self.source = Pretrained(source) if isinstance(source, str) else source
+        self.form = form
         self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
         self.optimizer, self.schedule, self.clip_norm = optimizer, schedule, clip_norm
         self.guard = StepGuard(guard.patience)

@@ -29,7 +29,7 @@ class SFT(PolicyModule):
     """Imitates `<think>reasoning</think><answer>answer</answer>` token by token.
 
     Args:
-        policy: Where the weights come from: pretrained, or from scratch.
+        policy: HF directory, hub id or "tiny"; or a class with `load() -> (model, processor)`.
         adapter: Low-rank adapters to train instead of the weights, merged at the end.
         freeze: Parts that are not trained: "vision" (with its merger), "embeddings" (with a tied head).
         gradient_checkpointing: Keep layers' inputs only for the backward pass, which computes the rest again.
@@ -47,7 +47,7 @@ class SFT(PolicyModule):
 
     def __init__(
         self,
-        policy: Pretrained | TinyScratch = lazy_instance(TinyScratch),  # noqa: B008
+        policy: Pretrained | TinyScratch | str = lazy_instance(TinyScratch),  # noqa: B008
         adapter: Adapter | None = None,
         freeze: Sequence[Part] = (),
         gradient_checkpointing: bool = False,
