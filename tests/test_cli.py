@@ -139,6 +139,7 @@ def test_a_limit_that_is_no_share_is_named(capsys, tmp_path, shards):
     assert "max_rejected" in error
 
 
+@pytest.mark.slow
 def test_reader_processes_bring_back_what_they_rejected(tmp_path, shards):
     train = shards(changed(images=(b"",)), count=6)
     write_shards(Path(train), "more", draw_samples(World("train", 6, seed=4)), 100)

@@ -100,6 +100,7 @@ def terminated(tmp_path_factory):
     return root, *finish(process)
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_checkpoint_that_resumes_exactly(runs, terminated):
     root, code, error = terminated
     assert code == 128 + signal.SIGTERM and error.count("\n") == 1
@@ -117,6 +118,7 @@ def test_sigterm_leaves_a_checkpoint_that_resumes_exactly(runs, terminated):
     assert set(kept) == before | {"iteration-000004.ckpt", "last.ckpt", "best.ckpt"}
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_and_resumes_exactly(runs, tmp_path):
     """Validation after every second iteration; the first sets the record, an equal one does not."""
     extra = ("--trainer.val_check_interval", "2", "--checkpoint_best", "val/textual/format")
