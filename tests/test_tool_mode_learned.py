@@ -12,7 +12,7 @@ from ivgr.data.prompts import TEXTUAL
 from ivgr.data.sample import Sample
 from ivgr.data.shards import write_shards
 from ivgr.inference.crops import Cropping
-from ivgr.inference.modes import encode_png
+from ivgr.inference.modes import add_crops
 from ivgr.study.examine import Examination, examine
 from ivgr.world.write import World, draw_samples, write_world
 
@@ -22,11 +22,9 @@ STEPS, QUESTIONS = 200, 512
 
 def look_again(sample: Sample) -> Sample:
     """The textual demonstration on what tool mode would show if the boxes were the gold ones."""
-    (image,), cropping = sample.open_images(), Cropping()
-    around = cropping.union(sample.boxes, image.size)
-    crops = [c for c in cropping.crops(sample.boxes, image.size) if c != around] + [around]
-    images = sample.images + tuple(encode_png(image.crop(rectangle)) for rectangle in crops)
-    return replace(sample, images=images, reasoning={TEXTUAL: sample.reasoning[TEXTUAL]})
+    (image,) = sample.open_images()
+    shown = add_crops(sample, Cropping().look_again(sample.boxes, image.size))
+    return replace(shown, reasoning={TEXTUAL: sample.reasoning[TEXTUAL]})
 
 
 def demonstrations() -> Iterator[Sample]:

@@ -76,6 +76,14 @@ class Cropping:
         lefts, tops, rights, bottoms = zip(*found, strict=True)
         return min(lefts), min(tops), max(rights), max(bottoms)
 
+    def look_again(self, boxes: Sequence[Box], size: tuple[int, int]) -> list[Rectangle]:
+        """What a second look shows: the crops, the one around them all last; it may be the only one.
+        Empty if nothing of a box lies in the image."""
+        around = self.union(boxes, size)
+        if around is None:
+            return []
+        return [rectangle for rectangle in self.crops(boxes, size) if rectangle != around] + [around]
+
 
 def _area(rectangle: Rectangle) -> int:
     return (rectangle[2] - rectangle[0]) * (rectangle[3] - rectangle[1])

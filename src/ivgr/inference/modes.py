@@ -112,28 +112,25 @@ def _look_again(query: Query, reply: Reply, encoder: QueryEncoder, cropping: Cro
     """The textual query that also sees what `reply`'s boxes hold; `reply` then knows the crops, or
     says why there are none."""
     reply.notes = [f"grounded pass: {note}" for note in reply.notes]
-    crops = _choose_crops(query.sample, reply, cropping)
+    size = query.sample.open_images()[0].size if query.sample.images else (0, 0)
+    crops = cropping.look_again(reply.boxes, size)
     if crops:
-        image = query.sample.open_images()[0]
-        images = query.sample.images + tuple(encode_png(image.crop(rectangle)) for rectangle in crops)
         try:
-            again = encoder(replace(query.sample, images=images), (TEXTUAL,))
+            again = encoder(add_crops(query.sample, crops), (TEXTUAL,))
             reply.crops = crops
             return again
         except RejectedSample as error:
             reply.notes.append(f"answered in text mode, without the crops: {error}")
+    else:
+        reply.notes.append("no box in the image to look at: answered in text mode")
     return encoder(query.sample, (TEXTUAL,))
 
 
-def _choose_crops(sample: Sample, reply: Reply, cropping: Cropping) -> list[Rectangle]:
-    """The crops, the one around them all last; it may be the only one."""
-    size = sample.open_images()[0].size if sample.images else (0, 0)
-    rectangles = cropping.crops(reply.boxes, size)
-    if not rectangles:
-        reply.notes.append("no box in the image to look at: answered in text mode")
-        return []
-    around = cropping.union(reply.boxes, size)
-    return [rectangle for rectangle in rectangles if rectangle != around] + [around]
+def add_crops(sample: Sample, rectangles: list[Rectangle]) -> Sample:
+    """`sample` with these parts of its first image behind its images."""
+    image = sample.open_images()[0]
+    crops = tuple(encode_png(image.crop(rectangle)) for rectangle in rectangles)
+    return replace(sample, images=sample.images + crops)
 
 
 def _join(first: Reply, query: Query) -> Reply:
