@@ -6,7 +6,7 @@ results.json, results.md, results.png and results.pdf.
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,10 +62,13 @@ def study(
     settings = training.saved()
     claim(folder, settings)
     training.draw_world(folder / "world")
-    name_policy(read_model(base))
+    asked = plan_examination(training, folder / "world", probed)
     runs, pool = plan_runs(folder, arms, seeds, others), Pool(parallel, threads)
     train_all(runs, training, folder / "world", pool)
-    examinations = {run: plan_examination(run, training, folder / "world", probed) for run in runs}
+    examinations = {
+        run: replace(asked, policy=str(run.folder / POLICY)) if ARMS[run.arm].trained else asked
+        for run in runs
+    }
     examine_all(examinations, pool, anew)
     outcomes = [read_outcome(run) for run in runs]
     estimates, differences = estimate_arms(outcomes), compare_arms(outcomes)
@@ -107,22 +110,17 @@ def train_all(runs: list[Run], training: Training, world: Path, pool: Pool) -> N
     pool.run(tasks, Progress("trained", len(tasks)))
 
 
-def plan_examination(run: Run, training: Training, world: Path, probed: int) -> Examination:
-    """With the config's prompts and length of responses."""
-    model = read_model(training.base)
+def plan_examination(training: Training, world: Path, probed: int) -> Examination:
+    """Of the policy that all runs start from, with the config's prompts and length of responses."""
+    model = read_config(training.base).get("model", {}).get("init_args", {})
     return Examination(
-        policy=str(run.folder / POLICY) if ARMS[run.arm].trained else name_policy(model),
+        policy=name_policy(model),
         shards=str(world / "val"),
         questions=training.questions,
         probed=probed,
         max_new_tokens=model.get("engine", {}).get("init_args", {}).get("max_new_tokens", 1024),
         prompts=model.get("prompts", {}),
     )
-
-
-def read_model(base: Path) -> dict:
-    """Arguments of the config's model."""
-    return read_config(base).get("model", {}).get("init_args", {})
 
 
 def name_policy(model: dict) -> str:
