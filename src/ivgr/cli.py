@@ -15,6 +15,7 @@ from ivgr.errors import UserError
 from ivgr.fit import Parser, run_lightning
 from ivgr.help import HELP
 from ivgr.plan.command import plan
+from ivgr.printable import printable
 from ivgr.tools import TOOLS
 from ivgr.watch.preempt import Preempted
 
@@ -39,7 +40,7 @@ def user_error_behind(error: BaseException | None) -> UserError | None:
 
 def last_line_of(error: Exception) -> str:
     """The message with its notes, also where a reader process has put its traceback before it."""
-    message = str(error).strip().splitlines()[-1].removeprefix("ivgr.errors.UserError: ")
+    message = str(error).strip().split("\n")[-1].removeprefix("ivgr.errors.UserError: ")
     return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
@@ -56,13 +57,13 @@ def main(args: list[str] | None = None) -> None:
         else:
             run_lightning(compose_words(words))
     except Preempted as stopped:
-        print(f"ivgr: {last_line_of(stopped)}", file=sys.stderr)
+        print(f"ivgr: {printable(last_line_of(stopped))}", file=sys.stderr)
         raise SystemExit(stopped.code) from None
     except Exception as error:
         mendable = user_error_behind(error)
         if mendable is None:
             raise
-        print(f"ivgr: error: {last_line_of(mendable)}", file=sys.stderr)
+        print(f"ivgr: error: {printable(last_line_of(mendable))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -4,7 +4,6 @@ In: PIL images and boxes in pixels. Everything that draws a box draws it here.
 """
 
 import base64
-import html
 import io
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ivgr.errors import UserError
+from ivgr.printable import as_html, printable
 
 TILE, COLUMNS, TEXT, LINES = 360, 4, 14, 7
 GOLD = "#14a03c"
@@ -57,7 +57,8 @@ def draw_boxes(
         pen.rectangle(outline, None, color, width)
         if labels:
             corner = (x1 + 2 * width, y1 + width)
-            pen.text(corner, labels[index], color, font, stroke_width=width, stroke_fill="white")
+            label = printable(labels[index])
+            pen.text(corner, label, color, font, stroke_width=width, stroke_fill="white")
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,11 @@ def _write_html(tiles: list[Tile], path: Path) -> None:
     figures = []
     for tile in tiles:
         images = "".join(f'<img src="data:image/png;base64,{_base64(p)}">' for p in tile.pictures)
-        first, *rest = map(html.escape, tile.lines)
+        first, *rest = map(as_html, tile.lines)
         caption = "\n".join([f"<code>{first}</code>", *rest])
         figures.append(f"<figure>{images}<figcaption>{caption}</figcaption></figure>")
-    head = (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(path.stem)}</title><style>{STYLE}</style>'
-    )
+    title = as_html(path.stem)
+    head = f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     path.write_text(f"{head}<main>{''.join(figures)}</main>", encoding="utf-8", errors="backslashreplace")
 
 
@@ -106,7 +106,7 @@ def _write_png(tiles: list[Tile], path: Path) -> None:
         if tile.pictures:
             sheet.paste(tile.pictures[0], (x, y))
         more = [f"and {len(tile.pictures) - 1} more images"] if len(tile.pictures) > 1 else []
-        lines = [part for line in tile.lines + more for part in textwrap.wrap(line, 48)[:2]]
+        lines = [part for line in tile.lines + more for part in textwrap.wrap(printable(line), 48)[:2]]
         pen.multiline_text((x, y + TILE + 4), "\n".join(lines[:LINES]), "black", font)
     sheet.save(path, "PNG")
 

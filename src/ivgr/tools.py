@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from ivgr.bench.command import BENCH
 from ivgr.difficulty import filter_shards
 from ivgr.distill.command import distill
@@ -17,6 +14,7 @@ from ivgr.pack.command import pack
 from ivgr.pack.look import inspect
 from ivgr.plan.command import plan
 from ivgr.policy.checkpoint import scratch
+from ivgr.printable import print_table
 from ivgr.study.command import study
 from ivgr.watch.checkpoints import read_checkpoint
 from ivgr.world.quiz import write_quiz
@@ -65,11 +63,12 @@ def show(checkpoint: Path) -> None:
     state = read_checkpoint(checkpoint)
     if "ivgr" not in state or "archive" not in state["ivgr"]:
         raise UserError(f"archive show: {checkpoint} holds no rollout archive")
-    table = Table("id", "box reward", "reference reasoning")
-    for sample_id, (box_reward, think) in sorted(state["ivgr"]["archive"].items()):
-        table.add_row(sample_id, f"{box_reward:.3f}", think)
-    Console().print(table)
-    print(f"{table.row_count} queries in the archive at iteration {state['ivgr']['iteration']}")
+    rows = [
+        (sample_id, f"{box_reward:.3f}", think)
+        for sample_id, (box_reward, think) in sorted(state["ivgr"]["archive"].items())
+    ]
+    print_table(("id", "box reward", "reference reasoning"), rows)
+    print(f"{len(rows)} queries in the archive at iteration {state['ivgr']['iteration']}")
 
 
 TOOLS = {

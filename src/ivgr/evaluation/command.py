@@ -27,6 +27,7 @@ from ivgr.inference.modes import LAST, MODES, Mode, Reply, respond
 from ivgr.journal import Journal
 from ivgr.judge import Judge
 from ivgr.policy.patches import use_linear_patches
+from ivgr.printable import printable
 from ivgr.rollout.engine import TransformersEngine
 
 SCORES = ".scores.json"
@@ -181,7 +182,8 @@ def examine(policy: Policy, mode: Mode, name: str, file: RowFile, journal: Journ
     label = f"{BENCHMARKS[name].title} · {Path(policy.source).name} · {mode}"
     seconds = examination.fill(journal, file, label)
     done = len(journal.rows) - before
-    print(f"{label}: {done} rows in {seconds:.1f} s" if done else f"{label}: was done before")
+    said = f"{done} rows in {seconds:.1f} s" if done else "was done before"
+    print(f"{printable(label)}: {said}")
 
 
 def summarise(journal: Journal, folder: Path, name: str) -> None:
@@ -210,7 +212,7 @@ def print_columns(columns: list[Column], out: Path) -> None:
         for title, notes in column.notes.items():
             odd = [f"{notes[key]} {said}" for key, said in ODD.items() if notes[key]]
             if odd:
-                print(f"{title} · {column.name}: of {notes['rows']} replies {', '.join(odd)}")
+                print(f"{title} · {printable(column.name)}: of {notes['rows']} replies {', '.join(odd)}")
     print(f"{out / 'scores.md'}, {out / 'scores.csv'}")
 
 

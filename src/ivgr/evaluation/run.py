@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ivgr.data.rejection import RejectedSample
 from ivgr.data.sample import Sample
@@ -21,6 +21,7 @@ from ivgr.evaluation.scoring import RULES, Verdict, mean_best_iou
 from ivgr.inference.modes import Reply
 from ivgr.journal import Journal
 from ivgr.judge import Agreement, Judge
+from ivgr.printable import printable
 
 Respond = Callable[[list[Sample]], list[Reply]]
 REJECTED = "rejected"
@@ -45,8 +46,10 @@ class Examination:
         if len(journal.rows) < rows.total:
             journal.keep(len(journal.rows) // self.batch * self.batch)
         console = Console()
-        with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(label, total=rows.total, completed=len(journal.rows))
+        named = TextColumn("{task.description}", markup=False)
+        columns = (named, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(printable(label), total=rows.total, completed=len(journal.rows))
             left = rows.read(range(len(journal.rows), rows.total))
             while batch := list(islice(left, self.batch)):
                 journal.append(self.examine(batch))

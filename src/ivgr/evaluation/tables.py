@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from ivgr.evaluation.benchmarks import BENCHMARKS, Benchmark
 from ivgr.evaluation.compare import Statistic, interval, mean_of_groups, resample, tabulate
 from ivgr.evaluation.run import REJECTED
 from ivgr.inference.modes import Mode
 from ivgr.inference.reading import BLOCK
+from ivgr.printable import as_markdown, print_table
 from ivgr.watch.record import write_atomically
 
 AVERAGE = "Average"
@@ -192,13 +191,12 @@ def _as_csv(columns: Iterable[Column]) -> str:
 
 
 def _as_markdown(lines: list[list[str]]) -> str:
-    header, *rest = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([header, "| --- " * len(lines[0]) + "|", *rest]) + "\n"
+    names, *rest = lines
+    table = [list(map(as_markdown, names)), ["---"] * len(names)]
+    table += [[as_markdown(name), *figures] for name, *figures in rest]
+    return "".join(f"| {' | '.join(line)} |\n" for line in table)
 
 
 def print_lines(lines: list[list[str]], title: str) -> None:
     """The lines on the terminal, the first as header."""
-    table = Table(*lines[0], title=title)
-    for line in lines[1:]:
-        table.add_row(*line)
-    Console().print(table)
+    print_table(lines[0], lines[1:], title)

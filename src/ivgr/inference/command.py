@@ -1,6 +1,5 @@
 """`ivgr ask`: one question about images, to one policy."""
 
-import json
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from ivgr.inference.load import Dtype, load_policy
 from ivgr.inference.modes import Mode, Reply, respond
 from ivgr.inference.stream import Speaker
 from ivgr.picture import write_sheet
+from ivgr.printable import as_json, printable
 from ivgr.rollout.engine import TransformersEngine
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -128,14 +128,14 @@ def _save(path: Path, sample: Sample, reply: Reply, mode: Mode) -> None:
 def print_reply(reply: Reply, spoken: bool) -> None:
     """The reply for people; its reasoning only if it was not `spoken` already."""
     if not spoken:
-        print(f"reasoning: {reply.think or '(none)'}")
+        print(f"reasoning: {printable(reply.think) or '(none)'}")
     for number, box in enumerate(reply.boxes, 1):
         print(f"box {number}: {_round(box)}")
     for name, rectangle in zip(name_crops(reply), reply.crops, strict=True):
         print(f"{name}: {list(rectangle)}")
     for note in reply.notes:
-        print(f"note: {note}")
-    print(f"answer: {reply.answer}")
+        print(f"note: {printable(note)}")
+    print(f"answer: {printable(reply.answer)}")
 
 
 def to_json(reply: Reply, mode: Mode, model: str, seconds: float) -> str:
@@ -146,7 +146,7 @@ def to_json(reply: Reply, mode: Mode, model: str, seconds: float) -> str:
         "text": reply.text, "first_pass": reply.first_pass, "mode": mode, "model": model,
         "tokens": reply.tokens, "seconds": seconds,
     }  # fmt: skip
-    return json.dumps(fields, ensure_ascii=False)
+    return as_json(fields)
 
 
 def _round(box: tuple[float, ...]) -> list[float]:

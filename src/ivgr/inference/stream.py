@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.policy.forward import banned_ids
+from ivgr.printable import printable
 from ivgr.query import Query
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.rollout.sampling import Sampling
@@ -51,6 +52,6 @@ class Voice:
         self.tokens += tokens.tolist()
         text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # half a character: its other bytes are to come
-            sys.stdout.write(text[self.written :])
+            sys.stdout.write(printable(text[self.written :]))
             sys.stdout.flush()
             self.written = len(text)

@@ -21,6 +21,7 @@ from ivgr.judge.rubric import (
     agreement_data,
     comparison_data,
 )
+from ivgr.printable import in_line
 
 
 class LLMJudge:
@@ -142,7 +143,7 @@ class LLMJudge:
             return
         end, pause = time.monotonic() + self.patience, self.client.pause
         self.counts["pauses"] += 1
-        print(f"judge: {self._complaint(verdicts)}; waiting up to {self.patience:g} s", flush=True)
+        print(f"judge: {in_line(self._complaint(verdicts))}; waiting up to {self.patience:g} s", flush=True)
         while self._too_many_missing(verdicts):
             time.sleep(max(min(pause, end - time.monotonic()), 0.0))
             left = end - time.monotonic()

@@ -28,6 +28,7 @@ from ivgr.pack.journal import Journal
 from ivgr.pack.rows import count_kinds, find_sources, mix_kinds
 from ivgr.pack.unpack import image_folder
 from ivgr.pack.write import REPORT, Packer, Target
+from ivgr.printable import in_line
 
 VERSION = 1
 
@@ -142,6 +143,6 @@ def _summarise(journal: Journal, target: Path) -> int:
     if reasons:
         print(f"{reasons.total()} rows rejected, listed in {target / REPORT}:")
         for reason, count in reasons.most_common():
-            print(f"  {reason}: {count}")
+            print(f"  {in_line(reason)}: {count}")
         print("mend them and pack again with --overwrite, or leave them out")
     return reasons.total()

@@ -12,11 +12,11 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import read_shards
 from ivgr.errors import UserError
+from ivgr.printable import as_cell
 
 SIDES = (64, 128, 256, 512, 1024, 2048, 4096)
 SHARES = (0.1, 1, 3, 10, 30, 100)
@@ -77,7 +77,7 @@ class Survey:
     def _shard_table(self) -> Table:
         table = Table("shard", "samples", "paired", "single")
         for name, kinds in self.shards.items():
-            table.add_row(Text(name), *map(str, (kinds.total(), kinds["paired"], kinds["single"])))
+            table.add_row(as_cell(name), *map(str, (kinds.total(), kinds["paired"], kinds["single"])))
         everything = sum(self.shards.values(), Counter())
         table.add_row("all", *map(str, (everything.total(), everything["paired"], everything["single"])))
         return table
@@ -85,7 +85,7 @@ class Survey:
     def _value_table(self, name: str) -> Table:
         table = Table(name, "samples", box=None)
         for value, count in self.values[name].most_common(MOST_VALUES):
-            table.add_row(Text(value), str(count))
+            table.add_row(as_cell(value), str(count))
         if len(self.values[name]) > MOST_VALUES:
             table.add_row(f"{len(self.values[name]) - MOST_VALUES} others", "")
         return table

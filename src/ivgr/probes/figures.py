@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.picture import TILE
+from ivgr.printable import as_label
 from ivgr.probes.attention import Attention, Look
 from ivgr.probes.causal import Causal
 from ivgr.probes.heat import draw_heat, heat_of
@@ -46,7 +47,7 @@ def show_maps(
                 axes.imshow(_draw_square(policy, traced, look, head))
                 said = traced.reading.query.groups[0].rollouts[0].text
                 said = said.replace("<think>", "").replace("</think>", " ")
-                axes.set_xlabel(textwrap.fill(said, 38), fontsize=6)
+                axes.set_xlabel(as_label(textwrap.fill(said, 38)), fontsize=6)
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
             row[0].set_ylabel(stream)

@@ -15,6 +15,7 @@ from pathlib import Path
 from ivgr.cli import main
 from ivgr.errors import UserError
 from ivgr.export import export
+from ivgr.printable import printable
 from ivgr.study.examine import Examination, examine
 from ivgr.study.runs import EXAMINED, POLICY, TRAINED
 from ivgr.watch.before_after import BeforeAfter
@@ -66,5 +67,5 @@ if __name__ == "__main__":
     try:
         work(json.loads(sys.argv[1]))
     except UserError as error:
-        print(f"ivgr: error: {error}", file=sys.stderr)
+        print(f"ivgr: error: {printable(error)}", file=sys.stderr)
         raise SystemExit(2) from None

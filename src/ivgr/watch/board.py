@@ -1,8 +1,6 @@
 """TensorBoard: every metric of every iteration, the charts they are seen in, and now and then the
 completions of both streams and pictures with gold and predicted boxes."""
 
-import html
-
 import lightning as L
 import numpy as np
 from PIL import Image
@@ -11,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ivgr.data.encode import Batch
 from ivgr.data.prompts import GROUNDED
 from ivgr.picture import GOLD, draw_boxes, shrink
+from ivgr.printable import as_markdown
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
 from ivgr.watch.layout import layout_summary
@@ -80,8 +79,9 @@ def completions_table(queries: list[Query]) -> str:
         for group in query.groups:
             ranked = ranked_rollouts(group)
             for rollout in (ranked[0], ranked[-1]):
-                cells = (_cell(query.sample.question), _itemise(group, rollout), _cell(rollout.text))
-                rows.append(f"| {' | '.join(cells)} |")
+                said = (query.sample.question, rollout.text)
+                question, completion = map(as_markdown, said)
+                rows.append(f"| {question} | {_itemise(group, rollout)} | {completion} |")
     return "\n".join(rows)
 
 
@@ -95,11 +95,6 @@ def ranked_rollouts(group: Group) -> list[Rollout]:
     """Those whose reward is known, best first; if there are none, all as they are."""
     known = [rollout for rollout in group.rollouts if rollout.reward is not None]
     return sorted(known, key=lambda rollout: -rollout.reward) or group.rollouts
-
-
-def _cell(text: str) -> str:
-    escaped = html.escape(text).replace("|", "&#124;").replace("\n", "<br>")
-    return "".join(f"&#{ord(char)};" if char in "*_`[]#\\" else char for char in escaped)
 
 
 def draw_queries(queries: list[Query]) -> np.ndarray:

@@ -20,6 +20,7 @@ from ivgr.families.family import Family
 from ivgr.families.registry import FAMILIES
 from ivgr.picture import COLORS
 from ivgr.policy.attention import visible
+from ivgr.printable import as_label
 from ivgr.query import Query
 from ivgr.rewards.boxes import Box
 from ivgr.tree import pack_queries, separate, tree_length
@@ -41,7 +42,7 @@ def draw_gallery(samples: Sequence[Sample], columns: int = 4) -> Figure:
         for index, box in enumerate(sample.boxes):
             outline(panel, box, COLORS[index % len(COLORS)], sample.labels[index] if sample.labels else "")
         title = "\n".join(textwrap.wrap(sample.question, 28)[:3])
-        panel.set_title(f"{title}\n→ {sample.answer}  ({sample.kind})", fontsize=8, loc="left")
+        panel.set_title(as_label(f"{title}\n→ {sample.answer}  ({sample.kind})"), fontsize=8, loc="left")
     return figure
 
 
@@ -132,7 +133,7 @@ def _write_label(panel: Axes, box: Box, color: str, label: str) -> None:
     x, align = (box[2], "right") if far else (box[0], "left")
     y, stand = (box[3], "top") if high else (box[1], "bottom")
     ground = {"facecolor": "white", "alpha": 0.75, "pad": 0.6, "edgecolor": "none"}
-    panel.text(x, y, label, color=color, fontsize=6.5, ha=align, va=stand, bbox=ground)
+    panel.text(x, y, as_label(label), color=color, fontsize=6.5, ha=align, va=stand, bbox=ground)
 
 
 def make_figure(width: float, height: float) -> Figure:

@@ -3,13 +3,12 @@
 In: scored queries with advantages. Out: matplotlib figures and an HTML table.
 """
 
-import html
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ivgr.data.prompts import GROUNDED
 from ivgr.picture import GOLD
+from ivgr.printable import as_html, as_label
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
 from ivgr.watch.charts import COLORS
@@ -33,7 +32,7 @@ def draw_rollouts(query: Query, weights: dict[str, dict[str, float]]) -> Figure:
     _draw_boxes(picture, query)
     for panel, group in zip(panels, query.groups, strict=True):
         _draw_bars(panel, group, {name: weight for name, weight in weights[group.stream].items() if weight})
-    figure.suptitle(f"{query.sample.question}  → {query.sample.answer}", fontsize=10)
+    figure.suptitle(as_label(f"{query.sample.question}  → {query.sample.answer}"), fontsize=10)
     return figure
 
 
@@ -89,4 +88,4 @@ def _cell(rollout: Rollout) -> str:
     terms = " · ".join(f"{name} {value:.2f}" for name, value in rollout.terms.items())
     reward = "unknown" if rollout.reward is None else f"{rollout.reward:.2f}"
     figures = f"{terms} → reward {reward}, advantage {rollout.advantage:+.2f}"
-    return f'<td style="text-align:left">{html.escape(rollout.text)}<br><small>{figures}</small></td>'
+    return f'<td style="text-align:left">{as_html(rollout.text)}<br><small>{figures}</small></td>'

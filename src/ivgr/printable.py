@@ -1,0 +1,75 @@
+"""Text of others (a policy, a data set, a server), made fit to be shown: nothing in it is taken for
+markup, for a command to the terminal, or for a script.
+
+In: any text. Out: the same text for a terminal, a rich table, HTML, Markdown, JSON or a figure.
+Whatever shows text of others takes it from here.
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+LONGEST = 200  # characters of a name within a message
+# Control characters but line feed and tab, line separators, what turns the direction of writing
+# around, halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_BREAKS = re.compile("[\n\t]")
+# An underscore within a word is none of Markdown's marks.
+_MARKS = re.compile(r"[&<>|*`~#\\\[\]{}]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def printable(text: object) -> str:
+    """`text` with what cannot be printed written out, such as \\x1b."""
+    return _UNPRINTABLE.sub(_write_out, str(text))
+
+
+def in_line(text: object, longest: int = LONGEST) -> str:
+    """`text` as part of a one-line message: also line feeds written out, cut to `longest`."""
+    text = str(text)
+    shown = _BREAKS.sub(_write_out, printable(text[: longest + 1]))
+    return shown if len(text) <= longest else f"{shown[: longest - 1]}…"
+
+
+def _write_out(match: re.Match) -> str:
+    return repr(match[0])[1:-1]
+
+
+def as_cell(text: object) -> Text:
+    """For rich, whose markup then is text like any other."""
+    return Text(printable(text))
+
+
+def as_html(text: object) -> str:
+    return html.escape(printable(text))
+
+
+def as_markdown(text: object) -> str:
+    """For a cell of a Markdown table: marks as entities, line feeds as <br>."""
+    entities = _MARKS.sub(lambda match: f"&#{ord(match[0])};", printable(text).replace("\t", " "))
+    return entities.replace("\n", "<br>")
+
+
+def as_json(value: object) -> str:
+    """One line of JSON; what cannot be printed is escaped, all else is written as it is."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def as_label(text: object) -> str:
+    """For matplotlib, which would read mathematics between dollar signs."""
+    return printable(text).replace("$", r"\$")
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """On the terminal; every cell is text of others."""
+    table = Table(*(Column(as_cell(name)) for name in header))
+    if title is not None:
+        table.title = Text(printable(title), "table.title")
+    for row in rows:
+        table.add_row(*map(as_cell, row))
+    Console().print(table)
