@@ -175,7 +175,7 @@ REJECTS = {
     "missing image": published_row("A?", "a", ["images/none.jpg"], [[0, 0, 9, 9]]),
     "image path": published_row("B?", "b", ["../rows.parquet"], [[0, 0, 9, 9]]),
     "broken image": published_row("C?", "c", ["images/broken.jpg"], [[0, 0, 9, 9]]),
-    "box outside": published_row("D?", "d", ["images/chelsea.png"], [[440, 0, 470, 9]]),
+    "box outside the image": published_row("D?", "d", ["images/chelsea.png"], [[440, 0, 470, 9]]),
     "bad box": published_row("E?", "e", ["images/chelsea.png"], [[0, 0, float("nan"), 9]]),
     "not a sample": published_row("F?", " ", ["images/chelsea.png"], [[0, 0, 9, 9]]),
     "image markers": published_row("G <image>?", "g", ["images/chelsea.png"], [[0, 0, 9, 9]]),

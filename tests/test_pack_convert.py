@@ -34,6 +34,15 @@ def test_options_are_read_off_the_question(layout):
     assert read_options(layout.format(q="What is it?")) == {"A": "a dog", "B": "a cat", "C": "3.5 m"}
 
 
+def test_more_than_ten_options_are_read_and_initials_are_none():
+    many = "".join(f"\n{letter}. thing {letter}" for letter in "ABCDEFGHIJKL")
+    assert list(read_options(f"Which?{many}")) == list("ABCDEFGHIJKL")
+    assert read_options("Who?\nA. one by W. Shakespeare\nB. two") == {
+        "A": "one by W. Shakespeare",
+        "B": "two",
+    }
+
+
 @pytest.mark.parametrize("question", ["Is A. Smith here?", "B. one\nC. two", "A. one\nC. three", "What?"])
 def test_no_options_are_made_up(question):
     assert read_options(question) == {}

@@ -23,6 +23,7 @@ from ivgr.errors import UserError
 from ivgr.journal import Journal, refuse_overlap, replace_shards
 from ivgr.judge import Judge, RuleJudge
 from ivgr.policy.load import Pretrained
+from ivgr.printable import in_line
 from ivgr.query import Query, rollouts_of
 from ivgr.rewards.total import Rewards, ask_once, enter_verdicts
 from ivgr.rollout.engine import TransformersEngine
@@ -141,8 +142,8 @@ def select(shards: list[str], rows: list[dict], lowest: float, highest: float) -
     for sample, row in zip(map(read_sample, read_shards(shards)), rows, strict=True):
         if sample.id != row["id"]:
             raise UserError(
-                f"pass_rates.jsonl: it has {row['id']} where the shards now hold {sample.id}; "
-                "choose another folder"
+                f"pass_rates.jsonl: it has {in_line(row['id'])} where the shards now hold "
+                f"{in_line(sample.id)}; choose another folder"
             )
         if lowest <= row["rate"] <= highest:
             yield sample

@@ -8,6 +8,7 @@ Whatever shows text of others takes it from here.
 import html
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -19,6 +20,8 @@ LONGEST = 200  # characters of a name within a message
 # around, halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BREAKS = re.compile("[\n\t]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 # An underscore within a word is none of Markdown's marks.
 _MARKS = re.compile(r"[&<>|*`~#\\\[\]{}]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -33,6 +36,11 @@ def in_line(text: object, longest: int = LONGEST) -> str:
     text = str(text)
     shown = _BREAKS.sub(_write_out, printable(text[: longest + 1]))
     return shown if len(text) <= longest else f"{shown[: longest - 1]}…"
+
+
+def brief(value: object) -> str:
+    """The beginning of `value` as Python writes it, however long or deep it is."""
+    return printable(_SHORT.repr(value))
 
 
 def _write_out(match: re.Match) -> str:

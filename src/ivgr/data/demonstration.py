@@ -61,5 +61,5 @@ def write_response(reasoning: str, answer: str) -> str:
 def _reasoning(sample: Sample, stream: str) -> str:
     name = GROUNDED if stream == GROUNDED else TEXTUAL
     if name not in sample.reasoning:
-        raise UserError(f'sample {sample.id}: "reasoning" has no "{name}" text to imitate')
+        raise UserError(f'{sample.where}: "reasoning" has no "{name}" text to imitate')
     return sample.reasoning[name]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
+from ivgr.data.boxes import clip_box
 from ivgr.data.prompts import PAIRED, Prompts, streams_of
 from ivgr.data.rejection import RejectedSample, Rejection
 from ivgr.data.sample import Sample
@@ -42,8 +43,8 @@ class QueryEncoder:
         the sample if an image is broken, a box lies outside the first one or a prompt is too
         long."""
         images = sample.open_images()
-        pixels = [clip_box(box, images[0].size, sample.id) for box in sample.boxes]
-        vision = self._process(images, sample.id) if images else {}
+        pixels = [clip_box(box, images[0].size, sample.where) for box in sample.boxes]
+        vision = self._process(images, sample.where) if images else {}
         grid = vision.get("image_grid_thw")
         grids = [] if grid is None else grid.tolist()
         streams = streams or streams_of(sample.kind)
@@ -64,12 +65,12 @@ class QueryEncoder:
         """A query without groups: a token, or the tokens of the smallest image."""
         if not picture:
             return Query(FILLER, torch.tensor([self.processor.tokenizer.eos_token_id]), [])
-        vision = self._process([Image.new("RGB", (64, 64))], FILLER.id)
+        vision = self._process([Image.new("RGB", (64, 64))], FILLER.where)
         (count,) = self._image_tokens(vision["image_grid_thw"].tolist())
         prefix = torch.full((count,), self.processor.image_token_id)
         return Query(FILLER, prefix, [], **vision)
 
-    def _process(self, images: list[Image.Image], id: str) -> dict[str, torch.Tensor]:
+    def _process(self, images: list[Image.Image], where: str) -> dict[str, torch.Tensor]:
         """pixel_values and image_grid_thw; a processor refuses images that are all too narrow."""
         try:
             # They are RGB already; converting would copy each once more.
@@ -77,7 +78,7 @@ class QueryEncoder:
             return dict(process(images=images, do_convert_rgb=False, return_tensors="pt"))
         except ValueError as error:
             raise RejectedSample(
-                f"sample {id}: the processor refuses its images ({error}); crop or remove them",
+                f"{where}: the processor refuses its images ({error}); crop or remove them",
                 "image: refused by the processor",
             ) from error
 
@@ -88,7 +89,7 @@ class QueryEncoder:
         reserved = next((token for token in self._reserved if token in sample.question), None)
         if reserved is not None:
             raise RejectedSample(
-                f"sample {sample.id}: the question holds the model's own token {reserved}; remove it",
+                f"{sample.where}: the question holds the model's own token {reserved}; remove it",
                 "question: holds a reserved token",
             )
         chats = [self.prompts.messages(sample.question, len(sample.images), stream) for stream in streams]
@@ -97,7 +98,7 @@ class QueryEncoder:
         for ids, stream in zip(prompts, streams, strict=True):
             if len(ids) > self.max_prompt_tokens:
                 raise RejectedSample(
-                    f"sample {sample.id}: its {stream} prompt has {len(ids)} tokens, more than "
+                    f"{sample.where}: its {stream} prompt has {len(ids)} tokens, more than "
                     f"max_prompt_tokens {self.max_prompt_tokens}; lower model.policy.max_pixels or raise it",
                     "prompt: too long",
                 )
@@ -160,19 +161,6 @@ def encode_batch(
         except RejectedSample as error:
             batch.rejected.append(Rejection.of(error, item.shard, item.key, item.sample.id))
     return batch
-
-
-def clip_box(box: tuple[float, ...], size: tuple[int, int], id: str) -> tuple[float, ...]:
-    """`box` as far as it lies in an image of `size` (width, height); RejectedSample if that is
-    less than half of its area."""
-    x1, y1, x2, y2 = max(box[0], 0), max(box[1], 0), min(box[2], size[0]), min(box[3], size[1])
-    if max(x2 - x1, 0) * max(y2 - y1, 0) * 2 < (box[2] - box[0]) * (box[3] - box[1]):
-        raise RejectedSample(
-            f"sample {id}: box {list(box)} lies outside its image of {size[0]} x {size[1]} pixels; "
-            "boxes are pixels of the upright original image",
-            "box: outside the image",
-        )
-    return (x1, y1, x2, y2)
 
 
 def _shared_length(prompts: list[list[int]]) -> int:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ivgr.data.image import open_image
+from ivgr.data.boxes import is_box
+from ivgr.data.image import open_images
 from ivgr.data.rejection import RejectedSample
+from ivgr.printable import brief, in_line
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 KINDS = ("paired", "single")
@@ -40,16 +42,20 @@ class Sample:
 
     def open_images(self) -> list[Image.Image]:
         """The images as RGB, turned upright; RejectedSample names the sample if one is broken."""
-        return [
-            open_image(data, f"sample {self.id}: image {index}") for index, data in enumerate(self.images)
-        ]
+        return open_images(self.images, self.where)
+
+    @property
+    def where(self) -> str:
+        """What messages about the sample begin with."""
+        return f"sample {in_line(self.id, 80)}"
 
 
 def read_sample(entry: dict) -> Sample:
     """The `Sample` of one group of files, checked; RejectedSample names shard, key and field."""
-    where = f"{entry.get('__url__', 'shard')}: {entry['__key__']}"
+    key = in_line(entry["__key__"], 80)
+    where = f"{entry.get('__url__', 'shard')}: {key}"
     if "json" not in entry:
-        raise RejectedSample(f"{where}: {entry['__key__']}.json is missing", "json: missing")
+        raise RejectedSample(f"{where}: {key}.json is missing", "json: missing")
     try:
         fields = json.loads(entry["json"])
     except (ValueError, RecursionError) as error:
@@ -77,7 +83,7 @@ def _parse(fields: dict, images: tuple[bytes, ...], where: str) -> Sample:
     for name, allowed in (("kind", KINDS), ("check", CHECKS)):
         if fields[name] not in allowed:
             raise RejectedSample(
-                f'{where}: "{name}" is {repr(fields[name])[:80]}, must be one of {", ".join(allowed)}',
+                f'{where}: "{name}" is {brief(fields[name])}, must be one of {", ".join(allowed)}',
                 f"{name}: unknown",
             )
     if not _is_text(fields.get("source", "")):
@@ -122,9 +128,9 @@ def _read_boxes(fields: dict, images: tuple[bytes, ...], where: str) -> tuple[tu
     if not isinstance(given, list | tuple):
         raise RejectedSample(f'{where}: "boxes" must be a list of [x1, y1, x2, y2]', "box: malformed")
     for box in given:
-        if not _is_box(box):
+        if not is_box(box):
             raise RejectedSample(
-                f'{where}: "boxes" holds {repr(box)[:80]}, must be [x1, y1, x2, y2] with x1<x2, y1<y2',
+                f'{where}: "boxes" holds {brief(box)}, must be [x1, y1, x2, y2] with x1<x2, y1<y2',
                 "box: malformed",
             )
     if given and not images:
@@ -136,15 +142,6 @@ def _read_boxes(fields: dict, images: tuple[bytes, ...], where: str) -> tuple[tu
             f'{where}: a paired sample needs "boxes"; without them its "kind" is "single"', "box: missing"
         )
     return tuple(map(tuple, given))
-
-
-def _is_box(box: object) -> bool:
-    """Four finite numbers, x1 < x2 and y1 < y2."""
-    if not isinstance(box, list | tuple) or len(box) != 4:
-        return False
-    if not all(isinstance(c, int | float) and not isinstance(c, bool) and abs(c) < 1e9 for c in box):
-        return False
-    return box[0] < box[2] and box[1] < box[3]
 
 
 def _read_labels(fields: dict, boxes: int, where: str) -> tuple[str, ...]:
@@ -172,7 +169,7 @@ def _read_options(fields: dict, where: str) -> dict[str, str]:
     known = {name.casefold() for name in options} | {text.casefold() for text in options.values()}
     if fields["check"] == "choice" and options and not {letter, fields["answer"].casefold()} & known:
         raise RejectedSample(
-            f'{where}: "answer" is {fields["answer"][:80]!r}, which is none of its "options"',
+            f'{where}: "answer" is {brief(fields["answer"])}, which is none of its "options"',
             "answer: not an option",
         )
     return options

@@ -30,7 +30,7 @@ from ivgr.pack.unpack import image_folder
 from ivgr.pack.write import REPORT, Packer, Target
 from ivgr.printable import in_line
 
-VERSION = 1
+VERSION = 2
 
 
 def pack(

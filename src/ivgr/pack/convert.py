@@ -8,17 +8,20 @@ import json
 import re
 from dataclasses import dataclass
 
+from ivgr.data.options import LETTERS, letter_options
+from ivgr.printable import brief
+
 PAIRED_SOURCES = ("treevgr",)
 SINGLE_SOURCES = ("ours_",)
 MATH_SOURCES = ("ours_mmk12", "ours_thinklite", "ours_virl", "ours_wemath_pro", "ours_wemath_std")
 NUMBER_TYPES = ("stem_science", "chart_analysis")
 MARKER = "<image>"
-LETTERS = "ABCDEFGHIJ"
+SHORT = "ABCDEFGHIJ"  # a list of up to ten may stand within a sentence; further letters are initials
 
 _QUANTITY = re.compile(r"[0-9\\]")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)?(?:\.[0-9]+)?%?")
-_OPTION = re.compile(r"(?:^|[\s;,])\(?([A-J])[).:]\s*(\S.*?)(?=[\s;,]+\(?[A-J][).:]\s|\s*\n|\s*$)")
-_LETTER = re.compile(r"\(?([A-J])\)?(?:[.:)]\s*\S.*)?\.?", re.DOTALL)
+_MARK = re.compile(r"(?:^|[\s;,])\(?([A-Z])[).:]\s*(?=\S)")
+_LETTER = re.compile(r"\(?([A-Z])\)?(?:[.:)]\s*\S.*)?\.?", re.DOTALL)
 _SPECIAL = re.compile(r"<\|[a-z_]+\|>")
 
 
@@ -29,31 +32,33 @@ class Rejected(Exception):
 @dataclass(frozen=True)
 class Draft:
     """fields of a sample without id and checks of the images; id is "" if the row has none;
-    images are paths (relative to the image folder) or bytes."""
+    images are paths (relative to the image folder) or bytes; notes say what was left out."""
 
     id: str
     fields: dict
     images: tuple[str | bytes, ...]
+    notes: tuple[str, ...] = ()
 
 
 def convert_row(row: dict) -> Draft:
     """`row` as a draft; Rejected says what is wrong with it."""
     images = _images_of(row)
     question = _text(row, "question", "problem", "query")
+    boxes, labels, notes = _boxes_of(row)
     fields = {
         "question": place_markers(question, len(images)),
         "answer": _text(row, "answer"),
         "kind": kind_of(row),
         "source": _text(row, "source", "datasource"),
-        "boxes": _boxes_of(row),
-        "labels": row.get("labels") or [],
+        "boxes": boxes,
+        "labels": labels,
         "reasoning": _strings(row.get("reasoning")),
         "options": _options_of(row, question),
     }
     fields["check"], fields["answer"] = _check_of(row, fields)
     for name in ("question", "answer", "source"):
         _check_text(name, fields[name])
-    return Draft(_text(row, "id"), fields, images)
+    return Draft(_text(row, "id"), fields, images, notes)
 
 
 def kind_of(row: dict) -> str:
@@ -65,7 +70,9 @@ def kind_of(row: dict) -> str:
         return "paired"
     if str(source).startswith(SINGLE_SOURCES):
         return "single"
-    return "paired" if _given(row, "boxes", "target_instances") else "single"
+    given = _given(row, "boxes", "target_instances")
+    entries = given if isinstance(given, list | tuple) else [given] if given else []
+    return "single" if all(map(_is_empty, entries)) else "paired"
 
 
 def place_markers(question: str, images: int) -> str:
@@ -90,17 +97,25 @@ def place_markers(question: str, images: int) -> str:
 def read_options(question: str) -> dict[str, str]:
     """The options that `question` lists as "A. …", "(A) …" or "A: …", from A on without a gap;
     {} if there are not two."""
-    found = _OPTION.findall(question)
-    letters = [letter for letter, _ in found]
-    if len(found) < 2 or letters != list(LETTERS[: len(found)]):
+    marks: list[re.Match] = []
+    for mark in _MARK.finditer(question):
+        if mark[1] == LETTERS[len(marks) : len(marks) + 1]:
+            marks.append(mark)
+        elif mark[1] in SHORT:
+            return {}
+    if len(marks) < 2:
         return {}
-    return {letter: text.strip() for letter, text in found}
+    ends = [mark.start() for mark in marks[1:]] + [len(question)]
+    texts = [question[mark.end() : end].partition("\n")[0] for mark, end in zip(marks, ends, strict=True)]
+    return {mark[1]: text.strip(" \t\r;,") for mark, text in zip(marks, texts, strict=True)}
 
 
 def _check_of(row: dict, fields: dict) -> tuple[str, str]:
     """The check and the answer as that check wants it: for a choice, the option's letter."""
     answer, options = fields["answer"], fields["options"]
     letter = _letter_of(answer, options)
+    if options and not letter and row.get("options") and not row.get("check"):
+        raise Rejected(f"answer: {brief(answer)} is none of its options {', '.join(options)}")
     check = row.get("check") or ("choice" if letter else "math" if _is_math(row, answer) else "text")
     return check, (letter or answer) if check == "choice" else answer
 
@@ -137,22 +152,48 @@ def _reference(image: object) -> str | bytes:
     return image
 
 
-def _boxes_of(row: dict) -> list:
-    given = _given(row, "boxes", "target_instances") or []
+def _boxes_of(row: dict) -> tuple[list, object, tuple[str, ...]]:
+    """Boxes and labels, of the entries without a box neither, and whether there were such."""
+    given, labels = _given(row, "boxes", "target_instances") or [], row.get("labels") or []
     if not isinstance(given, list | tuple):
-        raise Rejected(f"bad box: {str(given)[:60]!r} is no list of boxes")
-    return [box.get("bbox") if isinstance(box, dict) else box for box in given]
+        raise Rejected(f"bad box: {brief(given)} is no list of boxes")
+    found = list(map(_box_of, given))
+    boxes = [box for box in found if box is not None]
+    if isinstance(labels, list | tuple) and len(labels) == len(found):
+        labels = [label for label, box in zip(labels, found, strict=True) if box is not None]
+    return boxes, labels, ("entry without a box left out",) * (len(boxes) < len(found))
+
+
+def _box_of(entry: object) -> object:
+    """The box of an entry of a list of boxes, None if it is empty."""
+    if not isinstance(entry, dict):
+        return entry
+    if _is_empty(entry):
+        return None
+    if entry.get("bbox") is None:
+        raise Rejected(
+            f'bad box: no "bbox" among {brief(list(entry))}; give [x1, y1, x2, y2] in pixels of the upright '
+            "image, whatever the frame of a model"
+        )
+    return entry["bbox"]
+
+
+def _is_empty(entry: object) -> bool:
+    """Whether it says that there is no box, as published rows do: null, or "bbox": null."""
+    if not isinstance(entry, dict):
+        return entry is None
+    renamed = any(isinstance(value, list | tuple) for value in entry.values())
+    return "bbox" in entry and entry["bbox"] is None and not renamed
 
 
 def _options_of(row: dict, question: str) -> dict[str, str]:
     given = row.get("options")
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise Rejected(f"options: {given[:60]!r} is no JSON") from error
-    if isinstance(given, list | tuple):
-        return {letter: str(text) for letter, text in zip(LETTERS, given, strict=False)}
+    try:
+        given = json.loads(given) if isinstance(given, str) else given
+        if isinstance(given, list | tuple):
+            return letter_options(given)
+    except (ValueError, RecursionError) as error:
+        raise Rejected(f"options: {brief(given)}: {error}; give a list, or texts by letter") from error
     return _strings(given) or read_options(question)
 
 
@@ -171,7 +212,7 @@ def _text(row: dict, *names: str) -> str:
     if value != value:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise Rejected(f"{names[0]}: {str(value)[:60]!r} is no text")
+        raise Rejected(f"{names[0]}: {brief(value)} is no text")
     return value if isinstance(value, str) else str(value)
 
 

@@ -4,19 +4,27 @@ In: a reference (a path under the image folder, or the bytes themselves). Out: b
 JPEG, PNG or WebP and within the budget, and by how much the image was shrunk.
 """
 
+import base64
+import binascii
 import io
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ivgr.data.files import read_file
+from ivgr.data.image import open_image, read_format
+from ivgr.data.rejection import RejectedSample
 from ivgr.pack.convert import Rejected
+from ivgr.printable import in_line
 
 MOST_PIXELS = 3_211_264
 STEEPEST = 200
 KEPT = ("JPEG", "PNG", "WEBP")
+# How base64 of a JPEG, PNG, WebP, GIF, little- and big-endian TIFF begins; BMP's "Qk" says too little.
+BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "SUkqA", "TU0AK")
 
 
 @dataclass(frozen=True)
@@ -31,34 +39,44 @@ class Fitted:
 
 
 def fetch_image(reference: str | bytes, folder: Path) -> bytes:
-    """The bytes that `reference` names; Rejected if the path is missing or leads out of `folder`."""
+    """The bytes that `reference` is, writes as base64 or names; Rejected if the path is missing, leads
+    out of `folder` or is no file."""
     if isinstance(reference, bytes):
         return reference
+    if (written := _decode_base64(reference)) is not None:
+        return written
     root = os.path.abspath(folder)
-    path = os.path.abspath(os.path.join(root, reference))
+    path, named = os.path.abspath(os.path.join(root, reference)), in_line(reference, 80)
     if os.path.commonpath((root, path)) != root:
-        raise Rejected(f"image path: {reference} leads out of the image folder")
+        raise Rejected(f"image path: {named} leads out of the image folder")
     try:
-        return Path(path).read_bytes()
+        return read_file(Path(path))
     except (OSError, ValueError) as error:
-        raise Rejected(f"missing image: {reference} ({type(error).__name__})") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise Rejected(f"missing image: {named} ({reason})") from error
+
+
+def _decode_base64(text: str) -> bytes | None:
+    """The image that `text` is in base64, as a data URL or alone; None if it is no such."""
+    head, comma, body = text.partition(",") if text[:5] == "data:" else ("", "", text)
+    if not comma and not text.startswith(BASE64):
+        return None
+    try:
+        return base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
 
 
 def fit_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Fitted:
     """`data` untouched if it is a JPEG, PNG or WebP of at most `most_pixels`; else shrunk to as
     many (upright) or, from another format, rewritten as PNG. A smaller image than the budget's
-    lower end stays as it is: the processor enlarges it. Rejected if it cannot be decoded."""
+    lower end stays as it is: the processor enlarges it. What is written anew shows what training
+    shows of `data` (`ivgr.data.image`). Rejected if that cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind = image.format
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
-            return _fit(data, kind, upright, most_pixels)
-    except Rejected:
-        raise
-    except Exception as error:
-        # Decoders of broken files raise whatever they like.
-        raise Rejected(f"broken image: {type(error).__name__}: {str(error)[:80]}") from error
+        picture = open_image(data, "image")
+    except RejectedSample as error:
+        raise Rejected(f"broken image: {error.reason.removeprefix('image: ')}") from error
+    return _fit(data, read_format(data), picture, most_pixels)
 
 
 def _fit(data: bytes, kind: str, image: Image.Image, most_pixels: int) -> Fitted:
@@ -71,7 +89,7 @@ def _fit(data: bytes, kind: str, image: Image.Image, most_pixels: int) -> Fitted
         return Fitted(_encode(image, "PNG"), image.size, change=f"{kind} rewritten as PNG")
     small = shrunk_size(width, height, most_pixels)
     scale = (small[0] / width, small[1] / height)
-    picture = image.convert("RGB").resize(small, Image.Resampling.LANCZOS)
+    picture = image.resize(small, Image.Resampling.LANCZOS)
     return Fitted(_encode(picture, kind), image.size, scale, "image shrunk to the pixel budget")
 
 
@@ -89,5 +107,5 @@ def _encode(image: Image.Image, kind: str) -> bytes:
     if kind == "JPEG":
         image.save(buffer, "JPEG", quality=95)
     else:
-        image.convert("RGB").save(buffer, "PNG")
+        image.save(buffer, "PNG")
     return buffer.getvalue()

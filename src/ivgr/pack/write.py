@@ -22,6 +22,7 @@ from ivgr.data.sizes import ShardSize, write_sizes
 from ivgr.pack.admit import Verdict
 from ivgr.pack.journal import Journal
 from ivgr.pack.rows import Row
+from ivgr.printable import in_line
 
 REPORT = "rejected.jsonl"
 
@@ -98,9 +99,9 @@ class Packer:
             self.moved(self.rows)
             reason = verdict.reason
             if not reason and not self.journal.is_new(verdict.id, self.number):
-                reason = f"duplicate id: {verdict.id} was packed before"
+                reason = f"duplicate id: {in_line(verdict.id)} was packed before"
             if reason:
-                self.journal.reject(self.number, verdict.position, verdict.id, reason)
+                self.journal.reject(self.number, verdict.position, in_line(verdict.id), reason)
                 continue
             for note in verdict.notes:
                 self.journal.note(self.number, verdict.position, note)
