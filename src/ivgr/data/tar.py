@@ -2,52 +2,71 @@
 
 In: the path or URL of a shard. Out: its raw entries, one a key: {"__key__", "__url__", "json":
 bytes, "jpg": bytes, …}, and a `RejectedSample` for what is missing. Of a local tar, only what is
-asked for is read.
+asked for is read. What a tar states is believed only within bounds, so that none costs more memory or
+time than its bytes are worth.
 """
 
+import bz2
+import gzip
+import io
+import lzma
 import re
 import tarfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO
 
-from webdataset.tariterators import group_by_keys
+from webdataset.tariterators import base_plus_ext, group_by_keys
 
+from ivgr.data.files import LARGEST_FILE, open_file
 from ivgr.data.rejection import RejectedSample
 from ivgr.data.remote import is_url, open_shard
+from ivgr.printable import in_line
 
-LARGEST_FILE = 2**30  # bytes, of a file inside a shard
+LARGEST_JSON = 2**26  # bytes, of one file
+LARGEST_SAMPLE = 2**29  # bytes, of all files of a key
+MOST_FILES = 1000  # of a key
+LONGEST_HEADER = 2**20  # bytes, of what a tar says of one file in a header of its own
+LARGEST_STREAM = 2**35  # bytes, of a shard whose size nobody knows
+SLACK, RATIO = 2**26, 20  # bytes that may come out of any compressed file, and how many for each of its own
 ATTEMPTS, PAUSE = 5, 1.0  # for a shard that cannot be reached; seconds, doubled after each
-COMPRESSED = (b"\x1f\x8b", b"BZ", b"\xfd7")  # gzip, bzip2, xz
+COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 META = re.compile(r"__[^/]*__($|/)")
-UNREACHABLE = "shard: unreachable"
+HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+UNREACHABLE, OVERSIZED = "shard: unreachable", "shard: oversized file"
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Bytes of a file that lie there but have not been read."""
+    """Bytes of a local file that lie there but have not been read."""
 
-    file: BinaryIO
+    path: str
     start: int
     size: int
 
+    def __len__(self) -> int:
+        return self.size
+
     def read(self) -> bytes:
-        self.file.seek(self.start)
-        return self.file.read(self.size)
+        with open_file(self.path) as file:
+            file.seek(self.start)
+            return file.read(self.size)
 
 
 def load(data: "bytes | Slice") -> bytes:
+    """OSError if the file is gone."""
     return data.read() if isinstance(data, Slice) else data
 
 
 def read_shard(shard: str) -> Iterator[dict]:
-    """The raw entries of a shard in order; what is no JSON is a `Slice` where it can be, to be
-    loaded before the next entry is asked for. A shard that is broken raises
-    RejectedSample after the entries that are whole ("shard: truncated", "not a tar", "duplicate
-    file", "oversized file", "unreadable"); one that cannot be reached is taken up where it broke
-    off, until `ATTEMPTS` in a row gave nothing ("shard: unreachable")."""
+    """The raw entries of a shard in order; what is no JSON is a `Slice` where it can be. A shard that
+    is broken raises RejectedSample after the entries that are whole ("shard: truncated", "not a
+    tar", "duplicate file", "oversized file", "unpacks too far", "endless", "unreadable"); one that
+    cannot be reached is taken up where it broke off, until `ATTEMPTS` in a row gave nothing ("shard:
+    unreachable")."""
     done = failures = 0
     streamed = False
     while True:
@@ -66,33 +85,91 @@ def read_shard(shard: str) -> Iterator[dict]:
 def _read_once(shard: str, streamed: bool) -> Iterator[dict]:
     try:
         with open_shard(shard, streamed) as file:
-            yield from group_by_keys(_files(file, shard))
+            yield from group_by_keys(_bounded(_files(file, shard), shard))
     except RejectedSample:
         raise
     except Exception as error:  # tarfile's, a decompressor's, or a file system's own
         reason = _reason(error, shard)
-        detail = str(error.args[0] if error.args else "") or type(error).__name__
+        detail = in_line(error.args[0] if error.args else "") or type(error).__name__
         mend = "check the network and the address" if reason == UNREACHABLE else "write it anew"
-        raise RejectedSample(f"{shard}: no whole tar ({detail.splitlines()[0]}); {mend}", reason) from None
+        raise RejectedSample(f"{shard}: no whole tar ({detail}); {mend}", reason) from None
 
 
-def _files(file, shard: str) -> Iterator[dict]:
+def _files(file: BinaryIO, shard: str) -> Iterator[dict]:
     """The regular files of a tar as WebDataset groups them."""
-    plain = not is_url(shard) and shard.endswith(".tar") and file.peek(2)[:2] not in COMPRESSED
-    with tarfile.open(fileobj=file, mode="r:" if plain else "r|*", tarinfo=_StrictInfo) as tar:
+    metered = io.BufferedReader(Meter(file, LARGEST_STREAM))
+    kind = metered.peek(2)[:2]
+    plain = not is_url(shard) and shard.endswith(".tar") and kind not in COMPRESSED
+    if plain:
+        file.seek(0)
+    with open_tar(file if plain else unpack(metered, kind), "r:" if plain else "r|") as tar:
         for member in tar:
+            if kind in COMPRESSED:
+                check_ratio(member.offset, metered.raw.count, shard)
             if member.isreg() and not META.match(member.name):
-                if member.size > LARGEST_FILE or member.sparse is not None:
-                    raise RejectedSample(
-                        f"{shard}: {member.name} is sparse or larger than {LARGEST_FILE} bytes; leave it out",
-                        "shard: oversized file",
-                    )
                 lazy = plain and not member.name.endswith(".json")
                 data = (
-                    Slice(file, member.offset_data, member.size) if lazy else tar.extractfile(member).read()
+                    Slice(shard, member.offset_data, member.size) if lazy else tar.extractfile(member).read()
                 )
                 yield {"fname": member.name, "data": data, "__url__": shard}
             tar.members = []
+
+
+def _bounded(files: Iterator[dict], shard: str) -> Iterator[dict]:
+    """RejectedSample where a file, or all of a key, is larger than anybody's sample."""
+    key, size, count = None, 0, 0
+    for file in files:
+        own, length = base_plus_ext(file["fname"])[0], len(file["data"])
+        size, count = (size + length, count + 1) if own == key else (length, 1)
+        key = own
+        large = file["fname"].endswith(".json") and length > LARGEST_JSON
+        if large or size > LARGEST_SAMPLE or count > MOST_FILES:
+            raise RejectedSample(
+                f"{shard}: {in_line(file['fname'], 80)} or its sample is larger than any should be ({length} of "
+                f"{size} bytes, {count} files); leave it out",
+                OVERSIZED,
+            )
+        yield file
+
+
+class Meter(io.RawIOBase):
+    """Counts the bytes that are read of `file`; RejectedSample ("shard: endless") past `most`."""
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self.file, self.most, self.count = file, most, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = self.file.read(len(buffer))
+        self.count += len(data)
+        if self.count > self.most:
+            raise RejectedSample(
+                f"it does not end within {self.most} bytes; write smaller shards", "shard: endless"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def unpack(file: io.BufferedReader, kind: bytes) -> BinaryIO:
+    """What `file`, whose first two bytes are `kind`, holds uncompressed."""
+    return COMPRESSED[kind](file, "rb") if kind in COMPRESSED else file
+
+
+def check_ratio(unpacked: int, packed: int, name: str) -> None:
+    """RejectedSample if so many bytes cannot have come out of `packed` ones by honest means."""
+    if unpacked > SLACK + RATIO * packed:
+        raise RejectedSample(
+            f"{name}: {packed} compressed bytes hold more than {unpacked}; write it without compression",
+            "shard: unpacks too far",
+        )
+
+
+def open_tar(file: BinaryIO, mode: str) -> tarfile.TarFile:
+    """`tarfile.open` that believes no header beyond bounds: its iteration raises ReadError or, for a
+    file that is sparse or larger than `LARGEST_FILE`, RejectedSample."""
+    return tarfile.open(fileobj=file, mode=mode, tarinfo=_StrictInfo)
 
 
 class _StrictInfo(tarfile.TarInfo):
@@ -107,6 +184,28 @@ class _StrictInfo(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
 
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        """tarfile's hook for a member of any type: before what follows the header is read, and after."""
+        if self.type in HEADERS and not 0 <= self.size <= LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            _refuse(self)
+        member = super()._proc_member(tar)
+        if member.size < 0:
+            raise tarfile.ReadError(f"a file of {member.size} bytes")
+        if member.size > LARGEST_FILE or member.sparse is not None:
+            _refuse(member)
+        return member
+
+    def _proc_gnusparse_10(self, next: tarfile.TarInfo, *_) -> None:
+        _refuse(next)
+
+
+def _refuse(member: tarfile.TarInfo) -> None:
+    raise RejectedSample(
+        f"{in_line(member.name, 80)} is sparse or larger than {LARGEST_FILE} bytes; leave it out", OVERSIZED
+    )
+
 
 def _reason(error: Exception, shard: str) -> str:
     text = str(error.args[0]) if error.args else ""
@@ -114,6 +213,7 @@ def _reason(error: Exception, shard: str) -> str:
         return "shard: truncated"
     if "duplicate file name" in text:
         return "shard: duplicate file"
-    if isinstance(error, tarfile.TarError):
+    packed = isinstance(error, zlib.error | lzma.LZMAError | gzip.BadGzipFile) or "Invalid data" in text
+    if packed or isinstance(error, tarfile.TarError | RecursionError):
         return "shard: not a tar"
     return UNREACHABLE if is_url(shard) else "shard: unreadable"
