@@ -79,7 +79,7 @@ def test_a_stem_is_kept_once_a_query_and_the_tower_runs_once_an_image(model):
     hook = model.model.visual.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     branches = _Branches(model, LIMIT, graphs=False)
     with hook, torch.no_grad():
-        branches.prefill(queries, copies=5)
+        branches.prefill(queries, [5] * 6)
     assert seen == [sum(len(q.pixel_values) for q in queries if q.pixel_values is not None)]
     assert all(len(keys) == len(queries) for keys, _ in branches.cache.stems)
     branches._select(torch.tensor([0, 1, 7, 29]))  # of the first query and the last
@@ -90,7 +90,7 @@ def test_a_step_can_be_replayed(model):
     """Between growths a step reads and writes the same tensors, and twice is as good as once."""
     branches = _Branches(model, LIMIT, graphs=False)
     with torch.no_grad():
-        branches.prefill(trees(model), copies=2)
+        branches.prefill(trees(model), [2] * 6)
         places = []
         for step in range(4):
             token = Sampling(0.0, 1.0, (201, 202, 203, 204)).choose(branches.logits)[0]

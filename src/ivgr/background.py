@@ -8,12 +8,16 @@ from threading import Thread
 def in_background(call: Callable, *arguments) -> Future:
     """Starts `call` in a daemon thread, which a program that ends does not wait for."""
     future: Future = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
+    Thread(target=_run, args=(future, call, arguments), daemon=True).start()
     return future
+
+
+def _run(future: Future, call: Callable, arguments: tuple) -> None:
+    try:
+        future.set_result(call(*arguments))
+    except BaseException as error:
+        future.set_exception(error)
+    finally:
+        # An error keeps the frames that it has passed, this one too: with the future in it, it would
+        # keep itself, and all that the call has held.
+        del future, call, arguments

@@ -6,14 +6,18 @@ of all queries decode together on that, and those that have ended leave the batc
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
+from ivgr.memory import unless_out_of_memory
 from ivgr.policy.forward import banned_ids, hidden_states, stop_ids
-from ivgr.query import Query, Rollout, places_of
+from ivgr.query import Group, Query, Rollout, places_of
 from ivgr.rollout.kv import TreeCache
 from ivgr.rollout.replay import Replay
 from ivgr.rollout.sampling import Sampling, draw_noise
@@ -23,9 +27,12 @@ from ivgr.tree import pack_queries
 # leaving copies the cache.
 KEEP = 0.75
 
-# Hears every step as it is decoded: branches (A,) still being answered, numbered within the batch
-# in tree order, and the token (A,) chosen for each.
+# Hears every step as it is decoded: branches (A,) still being answered, numbered in tree order within
+# what is decoded together, and the token (A,) chosen for each.
 Listener = Callable[[torch.Tensor, torch.Tensor], None]
+
+# A response to come: its query, and the group of that query which it belongs to.
+Branch = tuple[Query, Group]
 
 
 class RolloutEngine(Protocol):
@@ -46,15 +53,19 @@ class RolloutEngine(Protocol):
 
 
 class TransformersEngine:
-    """Batched decoding with the HF model itself, so that the policy that samples is
-    bit for bit the one that is updated.
+    """Batched decoding with the HF model itself: what samples has the very weights that are updated
+    (rounded to fsdp2's param_dtype, in which the update then computes too).
+
+    Where memory runs out, what is decoded together is halved for the rest of the run: whole
+    queries first, then a single query's branches, down to one. The tokens stay what they would
+    have been.
 
     Args:
         group_size: Rollouts per query and stream (N).
         temperature: Sampling temperature; all log-probs of the run are taken at it.
         top_p: Nucleus kept when sampling.
         max_new_tokens: Longest response; longer ones are cut and counted.
-        batch_queries: Queries decoded together.
+        batch_queries: Queries decoded together, where memory holds them.
         cuda_graphs: On a GPU, launches each decoding step as one CUDA graph.
     """
 
@@ -71,6 +82,8 @@ class TransformersEngine:
         self.group_size, self.temperature, self.top_p = group_size, temperature, top_p
         self.max_new_tokens, self.batch_queries = max_new_tokens, batch_queries
         self.cuda_graphs = cuda_graphs
+        # Branches decoded together, by copies a group, once memory has run out for more.
+        self.most: dict[int, int] = {}
 
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
@@ -94,21 +107,78 @@ class TransformersEngine:
         seed: int,
         listener: Listener | None = None,
     ) -> None:
-        """Appends `copies` rollouts to each group."""
+        """Appends `copies` rollouts to each group. The listener hears what memory ran out for once
+        more, from its beginning. UserError if memory does not hold one response."""
         places = places_of(queries)
         for start in range(0, len(queries), self.batch_queries):
             batch = queries[start : start + self.batch_queries]
-            branches = _Branches(model, self.max_new_tokens, self.cuda_graphs)
-            branches.prefill(batch, copies)
+            branches = [(query, group) for query in batch for group in query.groups for _ in range(copies)]
             noise = None
             if sampling.temperature:
                 counts = [copies * len(query.groups) for query in batch]
                 noise = draw_noise(places[start:][: len(batch)], counts, self.max_new_tokens, seed)
-            responses = branches.decode(sampling, noise, listener)
-            groups = [group for query in batch for group in query.groups for _ in range(copies)]
-            for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses, strict=True):
+            responses: list[tuple] = []
+            while waiting := branches[len(responses) :]:
+                part = _first_queries(waiting, self.most.get(copies, len(waiting)))
+                own = None if noise is None else noise[len(responses) :][: len(part)]
+                found = unless_out_of_memory(partial(self._decode, model, part, sampling, own, listener))
+                if found is None:
+                    self.most[copies] = self._halve(part)
+                responses += found or []
+            for (_, group), (tokens, logp, sampling_logp, ended) in zip(branches, responses, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
                 group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
+
+    def _decode(
+        self,
+        model: PreTrainedModel,
+        branches: list[Branch],
+        sampling: Sampling,
+        noise: torch.Tensor | None,
+        listener: Listener | None,
+    ) -> list[tuple]:
+        """The responses of all `branches` together, as of `_Branches.decode`."""
+        decoding = _Branches(model, self.max_new_tokens, self.cuda_graphs)
+        decoding.prefill(*_stems(branches))
+        return decoding.decode(sampling, noise, listener)
+
+    def _halve(self, branches: list[Branch]) -> int:
+        """How many branches to decode together from now on, after memory ran out for these."""
+        if len(branches) == 1:
+            query, group = branches[0]
+            raise UserError(
+                "memory ran out as one response was decoded, to a prompt of "
+                f"{len(query.prefix) + len(group.instruction)} tokens: lower max_new_tokens, which is "
+                f"{self.max_new_tokens}, or max_prompt_tokens; batch_queries makes no difference"
+            )
+        half = len(branches) // 2
+        print(
+            f"rollout: memory ran out for {len(branches)} responses together; {half} from now on",
+            file=sys.stderr,
+            flush=True,
+        )
+        return half
+
+
+def _first_queries(branches: list[Branch], most: int) -> list[Branch]:
+    """The first of `branches`, at most so many: those of whole queries, or if there is no room for one
+    query, some of its own."""
+    if len(branches) <= most:
+        return branches
+    whole = [end for end in range(1, most + 1) if branches[end][0] is not branches[end - 1][0]]
+    return branches[: max(whole, default=most)]
+
+
+def _stems(branches: list[Branch]) -> tuple[list[Query], list[int]]:
+    """The queries of `branches` without rollouts, each with the groups that have branches here; and
+    how many each group has."""
+    queries, copies = [], []
+    for _, own in groupby(branches, key=lambda branch: id(branch[0])):
+        own = list(own)
+        parts = [list(part) for _, part in groupby(own, key=lambda branch: id(branch[1]))]
+        queries.append(replace(own[0][0], groups=[replace(part[0][1], rollouts=[]) for part in parts]))
+        copies += map(len, parts)
+    return queries, copies
 
 
 def check_sampling(group_size: int, temperature: float, top_p: float) -> None:
@@ -127,17 +197,16 @@ class _Branches:
         self.model, self.limit, self.cache, self.graphs = model, limit, TreeCache(), graphs
         self.next_position = self.logits = torch.empty(0)
 
-    def prefill(self, queries: list[Query], copies: int) -> None:
+    def prefill(self, queries: list[Query], copies: list[int]) -> None:
         """Reads every query's prefix and instructions in one pass, vision tower included, and
-        starts `copies` branches a group."""
+        starts `copies` branches of each group."""
         (stems,) = pack_queries(self.model, queries, budget=sys.maxsize, join=False)
         hidden = stems.hidden(self.model, tree_cache=self.cache)
         position = stems.positions.amax(0)[stems.fork_row, stems.fork_column] + 1
         logits = self.model.lm_head(hidden[stems.fork_row, stems.fork_column])
-        self.next_position = position.repeat_interleave(copies)
-        self.logits = logits.repeat_interleave(copies, 0)
-        owner, sees = stems.fork_row, stems.fork_sees
-        self.cache.fork(owner.repeat_interleave(copies), sees.repeat_interleave(copies, 0), self.limit)
+        group = torch.arange(len(copies)).repeat_interleave(torch.tensor(copies)).to(logits.device)
+        self.next_position, self.logits = position[group], logits[group]
+        self.cache.fork(stems.fork_row[group], stems.fork_sees[group], self.limit)
 
     def decode(
         self, sampling: Sampling, noise: torch.Tensor | None, listener: Listener | None = None
@@ -180,7 +249,7 @@ class _Branches:
         if self.cache.begin_step(step):
             self._renew()
         self.token.copy_(token)
-        self.logits = self._forward()
+        self.logits = self.replay(self._logits_after) if self.replay else self._logits_after()
         self.next_position += 1
 
     def _logits_after(self) -> torch.Tensor:
@@ -198,4 +267,4 @@ class _Branches:
         """Makes the tensors that a step reads, for as many branches as there are now."""
         self.token = torch.zeros_like(self.next_position)
         self.unused = torch.zeros(len(self.token), 1, 1, 1, dtype=self.model.dtype, device=self.token.device)
-        self._forward = Replay(self._logits_after) if self.graphs else self._logits_after
+        self.replay = Replay() if self.graphs else None

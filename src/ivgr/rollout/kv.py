@@ -62,24 +62,25 @@ class TreeCache:
     def attend(self, module: nn.Module, query, key, value, mask, scaling: float) -> torch.Tensor:
         """Prefill: keeps the stem and attends under `mask`; decoding: one token a branch."""
         if self.owner is None:
-            self.stems.append((key, value))
+            self.stems.append((key.contiguous(), value.contiguous()))
             return attend_mask(module, query, key, value, mask, scaling=scaling)
         branches, heads, _, size = query.shape
-        query = query.view(branches, key.shape[1], -1, size) * scaling
-        stem, stem_lse = self._attend_stem(query, *self.stems[module.layer_idx])
+        query = query.view(branches, key.shape[1], -1, size)
+        stem, stem_lse = self._attend_stem(query, *self.stems[module.layer_idx], scaling)
         keys, values = self.suffixes[module.layer_idx]
         keys.index_copy_(2, self.length[None], key)
         values.index_copy_(2, self.length[None], value)
-        own, own_lse = _attend(query, keys, values, self.written)
-        share = torch.sigmoid(stem_lse - own_lse).to(stem.dtype)
-        return (share * stem + (1 - share) * own).reshape(branches, 1, heads, size)
+        own, own_lse = _attend(query, keys, values, self.written, scaling)
+        share = torch.sigmoid(stem_lse - own_lse)
+        both = (share * stem + (1 - share) * own).to(value.dtype)
+        return both.reshape(branches, 1, heads, size)
 
-    def _attend_stem(self, query, keys, values) -> tuple[torch.Tensor, torch.Tensor]:
+    def _attend_stem(self, query, keys, values, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Of queries (R, KV heads, G, D) over their stems: output alike, lse (R, KV, G, 1)."""
         stems, slots = self.table.shape
         _, groups, heads, size = query.shape
         seated = query[self.table].transpose(1, 2).reshape(stems, groups, slots * heads, size)
-        out, lse = _attend(seated, keys, values, self.bias.repeat_interleave(heads, 1)[:, None])
+        out, lse = _attend(seated, keys, values, self.bias.repeat_interleave(heads, 1)[:, None], scaling)
         out = out.view(stems, groups, slots, heads, size)[self.owner, :, self.slot]
         return out, lse.view(stems, groups, slots, heads, 1)[self.owner, :, self.slot]
 
@@ -95,11 +96,23 @@ class TreeCache:
         )
 
 
-def _attend(query, keys, values, bias) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(query·keysᵀ + bias)·values and the log-sum-exp (…, 1), fp32."""
-    scores = (query @ keys.transpose(-1, -2)).float() + bias
+def _attend(query, keys, values, bias, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(scaling·query·keysᵀ + bias)·values and the log-sum-exp (…, 1), fp32. Scores of lower
+    precision would be off by whole units where keys have a large bias."""
+    scores = _product(query, keys.mT, scaling) + bias
     lse = scores.logsumexp(-1, keepdim=True)
-    return (scores - lse).exp().to(values.dtype) @ values, lse
+    return _product((scores - lse).exp().to(values.dtype), values), lse
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    """scale·left (B, H, M, K)·right (B, H, K, N), fp32. On a GPU operands of lower precision go into
+    the GEMM as they are, so that no fp32 copy of the cache is made."""
+    if left.is_cuda and left.dtype != torch.float32:
+        found = torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)
+        found = found.unflatten(0, left.shape[:2])
+        return found if scale is None else found.mul_(scale)
+    left = left.float() if scale is None else left.float() * scale
+    return left @ right.float()
 
 
 def _grow(part: torch.Tensor, capacity: int) -> torch.Tensor:

@@ -6,28 +6,29 @@ import torch
 
 
 class Replay:
-    """Runs `step` from a CUDA graph, captured at the first call.
+    """Runs a step from a CUDA graph, captured at the first call.
 
-    `step` must read and write the same tensors every time, and give the same result when it
-    runs twice: it is run once more to warm up before the capture
-    (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
+    The step must be the same at every call, read and write the same tensors, and give the same
+    result when it runs twice: it is run once more to warm up before the capture
+    (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It is not kept: a step is
+    its owner's method, and an owner that keeps itself is freed only when Python looks for cycles.
     """
 
-    def __init__(self, step: Callable[[], torch.Tensor]) -> None:
-        self.step, self.graph, self.output = step, None, None
+    def __init__(self) -> None:
+        self.graph, self.output = None, None
 
-    def __call__(self) -> torch.Tensor:
+    def __call__(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
         if self.graph is None:
-            self._capture()
+            self._capture(step)
         self.graph.replay()
         return self.output
 
-    def _capture(self) -> None:
+    def _capture(self, step: Callable[[], torch.Tensor]) -> None:
         main, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(main)
         with torch.cuda.stream(side):
-            self.step()
+            step()
         main.wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.output = self.step()
+            self.output = step()

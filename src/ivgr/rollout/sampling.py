@@ -29,23 +29,32 @@ class Sampling:
         if self.temperature == 0:
             token = allowed.argmax(-1)
             return token, full.gather(1, token[:, None])[:, 0], torch.zeros_like(full[:, 0])
-        kept, order = self._nucleus(allowed.softmax(-1))
+        token, sampling_logp = self._draw(allowed.softmax(-1), draw)
+        return token, full.gather(1, token[:, None])[:, 0], sampling_logp
+
+    def _draw(self, probability: torch.Tensor, draw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token and sampling_logp (B,) of rows (B, V). Only rows whose HEAD likeliest tokens do not
+        hold top_p are sorted, so that a row's token does not depend on the others."""
+        head, order = probability.topk(min(HEAD, probability.shape[-1]), -1)
+        token, sampling_logp = self._pick(head, order, draw)
+        if head.shape[-1] < probability.shape[-1]:
+            rows = (head.double().sum(-1) < min(self.top_p, 1 - 1e-9)).nonzero()[:, 0]
+            if len(rows):
+                whole = probability[rows].sort(-1, descending=True)
+                token[rows], sampling_logp[rows] = self._pick(*whole, draw[rows])
+        return token, sampling_logp
+
+    def _pick(
+        self, falling: torch.Tensor, order: torch.Tensor, draw: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from probabilities in falling order, which hold top_p, and their token ids."""
+        falling = falling.double()
+        kept = falling.masked_fill(falling.cumsum(-1) - falling >= self.top_p, 0.0)
         total = kept.cumsum(-1)
         index = (total <= draw[:, None] * total[:, -1:]).sum(-1, keepdim=True)
         index = torch.minimum(index, (kept > 0).sum(-1, keepdim=True) - 1)
         token = order.gather(1, index)
-        sampling_logp = (kept.gather(1, index) / total[:, -1:]).log().float()
-        return token[:, 0], full.gather(1, token)[:, 0], sampling_logp[:, 0]
-
-    def _nucleus(self, probability: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities in falling order, fp64, 0 outside the nucleus, and their token ids."""
-        size = probability.shape[-1]
-        head, order = probability.topk(min(HEAD, size), -1)
-        if head.shape[-1] < size and bool((head.double().sum(-1) < min(self.top_p, 1 - 1e-9)).any()):
-            head, order = probability.sort(-1, descending=True)
-        head = head.double()
-        before = head.cumsum(-1) - head
-        return head.masked_fill(before >= self.top_p, 0.0), order
+        return token[:, 0], (kept.gather(1, index) / total[:, -1:]).log().float()[:, 0]
 
 
 def draw_noise(places: list[int], branches: list[int], limit: int, seed: int) -> torch.Tensor:
