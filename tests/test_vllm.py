@@ -47,7 +47,8 @@ def tiny():
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
     """A fake vllm, which needs no GPU."""
-    monkeypatch.setitem(sys.modules, "vllm", fake_vllm.fake_module())
+    for name, module in fake_vllm.fake_modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(engine_module, "check_device", lambda device: None)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
 
@@ -99,14 +100,13 @@ def test_calls_come_in_order(tiny):
     assert not fake_vllm.LLM.made
     engine.roll_out(tiny[0], tiny[1].tokenizer, queries, seed=1)
     counts = [sum(len(query.groups) for query in part) for part in (queries[:2], queries[2:])]
+    keep, load = [("apply_model",)] * 2
     assert fake_vllm.LLM.made[0].calls == [
-        ("sleep", 2),
-        ("wake_up", "weights"),
-        ("apply_model",),
-        ("wake_up", "kv_cache"),
+        *(keep, ("sleep", 2)),
+        *(("wake_up", "weights"), load, ("wake_up", "kv_cache")),
+        *(("reset_prefix_cache",), ("reset_mm_cache",), ("reset_encoder_cache",)),
         *(("generate", count) for count in counts),
-        ("reset_prefix_cache",),
-        ("sleep", 2),
+        *(keep, ("sleep", 2)),
     ]
     assert fake_vllm.LLM.made[0].asleep == fake_vllm.TAGS
     assert engine_module.os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
@@ -214,6 +214,7 @@ def test_another_pixel_budget_names_both_lengths(tiny):
         ({"top_p": 0.0}, "top_p"),
         ({"options": {"logprobs_mode": "processed_logprobs"}}, "options: logprobs_mode"),
         ({"options": {"tensor_parallel_size": 2}}, "options: tensor_parallel_size"),
+        ({"options": {"hf_overrides": {"tie_word_embeddings": False}}}, "options: hf_overrides"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings, named):

@@ -16,10 +16,23 @@ from pathlib import Path
 SIGNATURES = Path(__file__).with_name("vllm_signatures.json")
 METHODS = {
     "entrypoints/llm.py": {
-        "LLM": ("__init__", "generate", "apply_model", "sleep", "wake_up", "reset_prefix_cache")
+        "LLM": (
+            "__init__",
+            "generate",
+            "apply_model",
+            "collective_rpc",
+            "sleep",
+            "wake_up",
+            "reset_mm_cache",
+            "reset_prefix_cache",
+        )
     },
+    "v1/engine/llm_engine.py": {"LLMEngine": ("abort_request", "is_sleeping", "reset_encoder_cache")},
+    "v1/worker/gpu_worker.py": {"Worker": ("sleep", "wake_up")},
+    "model_executor/model_loader/dummy_loader.py": {"DummyModelLoader": ("load_weights",)},
     "outputs.py": {"RequestOutput": ("__init__",)},
     "model_executor/models/qwen2_vl.py": {"Qwen2VLForConditionalGeneration": ("load_weights",)},
+    "model_executor/models/qwen3_vl.py": {"Qwen3VLForConditionalGeneration": ("load_weights",)},
 }
 FIELDS = {
     "sampling_params.py": ("SamplingParams",),
@@ -31,6 +44,7 @@ FIELDS = {
 MAPPERS = {
     "model_executor/models/qwen2_vl.py": ("Qwen2VLForConditionalGeneration", "Qwen2VisionTransformer"),
     "model_executor/models/qwen2.py": ("Qwen2Model",),
+    "model_executor/models/qwen3_vl.py": ("Qwen3VLForConditionalGeneration", "Qwen3_VisionTransformer"),
 }
 
 SWITCHES = ("VLLM_ENABLE_V1_MULTIPROCESSING",)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from ivgr.errors import UserError
+from ivgr.families.fields import INTERLEAVED
 from ivgr.families.frame import Frame
 
 
@@ -83,6 +84,11 @@ class Family:
             video_processor=self.video_processor(**shared),
             chat_template=chat_template,
         )
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether the rotary frequencies of time, rows and columns are interleaved."""
+        return all(size["text_config"]["rope_parameters"].get(INTERLEAVED) for size in self.sizes.values())
 
     def vision_tower(self, model: PreTrainedModel) -> nn.Module:
         return model.get_submodule(self.vision)

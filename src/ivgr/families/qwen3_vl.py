@@ -1,6 +1,7 @@
 """Qwen3-VL: boxes in thousandths of the image, patches of 16 pixels. Numbers: config.json of
 https://huggingface.co/Qwen/Qwen3-VL-2B-Instruct, -4B-Instruct, -8B-Instruct, -32B-Instruct."""
 
+from functools import partial
 from typing import Any
 
 from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
@@ -9,6 +10,7 @@ from ivgr.families.family import Family
 from ivgr.families.fields import text_fields
 from ivgr.families.frame import relative
 
+interleaved_fields = partial(text_fields, interleaved=True)
 SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
 SMALL_TOWER["deepstack_visual_indexes"] = [5, 11, 17]
 LARGE_TOWER = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304}
@@ -17,7 +19,7 @@ LARGE_TOWER["deepstack_visual_indexes"] = [8, 16, 24]
 
 def _size(tower: dict, hidden: int, *numbers: int, tied: bool = False) -> dict[str, Any]:
     return {
-        "text_config": text_fields(
+        "text_config": interleaved_fields(
             hidden, *numbers, 151936, length=262144, theta=5e6, section=(24, 20, 20), head_dim=128
         ),
         "vision_config": {
@@ -41,7 +43,7 @@ QWEN3_VL = Family(
         "8b": _size(LARGE_TOWER, 4096, 12288, 36, 32, 8),
         "32b": _size(LARGE_TOWER, 5120, 25600, 64, 64, 8),
         "tiny": {
-            "text_config": text_fields(
+            "text_config": interleaved_fields(
                 64, 128, 3, 4, 2, 1460, length=8192, theta=20.0, section=(4, 2, 2), head_dim=16
             ),
             "vision_config": {

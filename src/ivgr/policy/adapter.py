@@ -87,14 +87,36 @@ def adapters_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Adds every adapter into the weights it adapts and takes the wrapping off. The sum is
-    rounded once, from double precision."""
+    """Adds every adapter into the weights it adapts and takes the wrapping off."""
     for name, layer in _wrapped(model):
         base = layer.get_base_layer()
-        dtype = base.weight.dtype
-        layer.double().merge()
-        model.set_submodule(name, base.to(dtype))
+        base.weight.data = _merge(layer)
+        model.set_submodule(name, base)
     del model.peft_config
+
+
+def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter by the name and with the value that `merge_adapters` would give it, one at a
+    time; the model stays as it is, with its adapters or without."""
+    layers = dict(_wrapped(model)) if is_adapted(model) else {}
+    for name, parameter in model.named_parameters():
+        owner, wrapped, own = name.partition(".base_layer.")
+        if wrapped:
+            yield f"{owner}.{own}", _merge(layers[owner]) if own == "weight" else parameter.detach()
+        elif not (layers and ".lora_" in name):
+            yield name, parameter.detach()
+
+
+@torch.no_grad()
+def _merge(layer: nn.Module) -> torch.Tensor:
+    """The adapted weight with its adapters added, rounded once, from double precision."""
+    weight = layer.get_base_layer().weight
+    merged = weight.to(torch.float64, copy=True)
+    for name in layer.active_adapters:
+        merged += (
+            layer.lora_B[name].weight.double() @ layer.lora_A[name].weight.double() * layer.scaling[name]
+        )
+    return merged.to(weight.dtype)
 
 
 def _wrapped(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:

@@ -6,27 +6,32 @@ it wakes it takes the policy's weights, in memory.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
+from ivgr.families.fields import INTERLEAVED
+from ivgr.families.registry import find_family
 from ivgr.policy.forward import banned_ids, stop_ids
 from ivgr.query import Query, places_of
 from ivgr.rollout.engine import check_sampling
+from ivgr.rollout.vllm_loader import keep_buffers
 from ivgr.rollout.vllm_requests import check_expansion, make_prompt, read_completion
+from ivgr.rollout.vllm_sleep import SleepingEngine
 from ivgr.rollout.weights import load_weights, load_weights_checked
 from ivgr.seeding import derive_seed
 
 # What rollouts or weights rely on, and so no option.
 FIXED = {
-    "dtype", "enable_sleep_mode", "gpu_memory_utilization", "load_format", "logprobs_mode", "max_model_len",
-    "model", "pipeline_parallel_size", "quantization", "tensor_parallel_size",
+    "dtype", "enable_sleep_mode", "gpu_memory_utilization", "hf_overrides", "load_format", "logprobs_mode",
+    "max_model_len", "model", "pipeline_parallel_size", "quantization", "tensor_parallel_size",
 }  # fmt: skip
 
 
@@ -81,7 +86,7 @@ class VLLMEngine:
         self.batch_queries, self.gpu_memory_utilization = batch_queries, gpu_memory_utilization
         self.sleep_level, self.checkpoint, self.dtype = sleep_level, checkpoint, dtype
         self.options = options or {}
-        self.llm, self.checked = None, False
+        self.engine, self.checked = None, False
 
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
@@ -125,24 +130,20 @@ class VLLMEngine:
                     check_expansion(query, group, output.prompt_token_ids)
                     group.rollouts += [read_completion(c, tokenizer, stops, greedy) for c in output.outputs]
 
-    @contextmanager
-    def _awake(self, policy: PreTrainedModel) -> Iterator[Any]:
-        """The engine, holding the policy's weights; asleep again afterwards. Sleeping also drops
-        what vLLM has computed from images with these weights."""
-        if self.llm is None:
-            self.llm = self._build(policy)
+    def _awake(self, policy: PreTrainedModel) -> AbstractContextManager[Any]:
+        """The engine, awake with the policy's weights."""
+        if self.engine is None:
+            self.engine = SleepingEngine(self._build(policy), self.sleep_level)
         torch.cuda.empty_cache()
-        self.llm.wake_up(tags=["weights"])
+        return self.engine.awake(partial(self._load, policy))
+
+    def _load(self, policy: PreTrainedModel, model: nn.Module) -> None:
         load = load_weights if self.checked else load_weights_checked
-        self.llm.apply_model(lambda model: load(policy, model))
+        load(policy, model)
         self.checked = True
-        self.llm.wake_up(tags=["kv_cache"])
-        yield self.llm
-        self.llm.reset_prefix_cache()
-        self.llm.sleep(level=self.sleep_level)
 
     def _build(self, policy: PreTrainedModel) -> Any:
-        """A sleeping `vllm.LLM` without weights of its own."""
+        """A `vllm.LLM` without weights of its own."""
         check_device(policy.device)
         checkpoint = self.checkpoint or policy.name_or_path
         if not checkpoint:
@@ -155,8 +156,12 @@ class VLLMEngine:
                 f"model.engine: max_prompt_tokens and max_new_tokens are {length} together, more than the "
                 f"{room} positions of the policy; lower one of them"
             )
-        llm = import_vllm().LLM(
+        vllm = import_vllm()
+        keep_buffers()
+        rope = {"text_config": {"rope_parameters": {INTERLEAVED: True}}}
+        return vllm.LLM(
             model=str(checkpoint),
+            hf_overrides=rope if find_family(policy.config.model_type).interleaved else {},
             load_format="dummy",
             dtype=self.dtype or str(policy.dtype).removeprefix("torch."),
             max_model_len=length,
@@ -167,8 +172,6 @@ class VLLMEngine:
             | _launcher(policy.device)
             | self.options,
         )
-        llm.sleep(level=self.sleep_level)
-        return llm
 
 
 def import_vllm() -> ModuleType:

@@ -13,15 +13,30 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ivgr.errors import UserError
+from ivgr.policy.adapter import merged_weights
 
 # vLLM rounds the vocabulary up to whole blocks of rows.
 PADDED = ("embed_tokens.weight", "lm_head.weight")
+# How vLLM says that it has no place for a name, or another shape there.
+REFUSALS = (ValueError, KeyError, AssertionError, AttributeError, RuntimeError)
+# Which are RuntimeErrors, too, but not of the weight.
+DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 @torch.no_grad()
 def load_weights(policy: PreTrainedModel, model: nn.Module) -> None:
-    """Copies every parameter of `policy` into vLLM's `model`."""
-    model.load_weights((name, parameter.detach()) for name, parameter in policy.named_parameters())
+    """Copies every parameter of `policy` into vLLM's `model`, low-rank adapters added to what they
+    adapt; UserError if it does not take them."""
+    try:
+        model.load_weights(merged_weights(policy))
+    except DEVICE_ERRORS:
+        raise
+    except REFUSALS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.engine: vLLM's {type(model).__name__} does not take the policy's weights ({reason}); "
+            "model.engine.checkpoint must be what model.policy was loaded from"
+        ) from error
 
 
 @torch.no_grad()
@@ -30,12 +45,12 @@ def load_weights_checked(policy: PreTrainedModel, model: nn.Module) -> None:
     in `model` and each parameter of `model` is filled exactly once."""
     filled = {name: [] for name, _ in model.named_parameters()}
     homeless = []
-    for name, parameter in policy.named_parameters():
-        places = _place(model, name, parameter.detach())
+    for name, weight in merged_weights(policy):
+        places = _place(model, name, weight)
         if not places:
             homeless.append(name)
         for place in places:
-            filled.setdefault(place, []).append(parameter.numel())
+            filled.setdefault(place, []).append(weight.numel())
     odd = [name for name, own in model.named_parameters() if not _fits(name, own, filled[name])]
     if homeless or odd:
         raise UserError(
@@ -50,7 +65,9 @@ def _place(model: nn.Module, name: str, weight: torch.Tensor) -> Iterable[str]:
     """vLLM's names of the parameters that took `weight`; none if it has no place or shape for it."""
     try:
         return model.load_weights([(name, weight)])
-    except (ValueError, KeyError, AssertionError):
+    except DEVICE_ERRORS:
+        raise
+    except REFUSALS:
         return ()
 
 
