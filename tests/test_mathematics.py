@@ -28,7 +28,7 @@ from ivgr.evaluation import HeldOutFigures
 from ivgr.journal import Journal
 from ivgr.judge import Agreement, RuleJudge
 from ivgr.rewards import math_worker, mathematics
-from ivgr.rewards.accuracy import read_accuracy
+from ivgr.rewards.accuracy import prepare, read_accuracy
 from ivgr.rewards.mathematics import compare_math, math_match
 from ivgr.rewards.total import Rewards
 from ivgr.watch.metrics import batch_metrics
@@ -276,6 +276,16 @@ def test_an_answer_that_was_given_up_is_a_question_for_the_judge_that_says_so(hu
     found = read_accuracy(sample, response("Hm.", ENDLESS[0]))
     assert found == Agreement(sample, ENDLESS[0]) and found.given_up
     assert not read_accuracy(sample, response("Hm.", "6")).given_up
+
+
+def test_a_worker_is_started_before_it_is_needed_and_only_if_it_will_be(monkeypatch):
+    monkeypatch.setattr(mathematics, "_pool", mathematics._Pool())
+    prepare([make_sample(), make_sample(check="choice", options={"A": "red"}, answer="A")])
+    assert mathematics._pool.idle == []
+    for _ in range(2):
+        prepare([make_sample(), make_sample(check="math", answer="5")])
+        assert len(mathematics._pool.idle) == 1
+    mathematics._pool.close()
 
 
 @pytest.fixture

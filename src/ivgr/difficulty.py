@@ -24,6 +24,7 @@ from ivgr.journal import Journal, refuse_overlap, replace_shards
 from ivgr.judge import Judge, RuleJudge
 from ivgr.policy.load import Pretrained
 from ivgr.query import Query, rollouts_of
+from ivgr.rewards.accuracy import prepare
 from ivgr.rewards.total import Rewards, ask_once, enter_verdicts
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.seeding import derive_seed
@@ -123,7 +124,9 @@ def measure_rates(
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("pass rates", total=total, completed=done)
         for index in range(done // batch, -(-total // batch)):
-            queries = respond(list(islice(samples, batch)), derive_seed(seed, "filter", index))
+            asked = list(islice(samples, batch))
+            prepare(asked)
+            queries = respond(asked, derive_seed(seed, "filter", index))
             rates = zip(queries, pass_rates(queries, judge), strict=True)
             journal.append([_row(query, rate) for query, rate in rates])
             bar.advance(task, len(queries))

@@ -3,13 +3,15 @@ match is a question for a judge."""
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from ivgr.data.sample import Sample
 from ivgr.judge.protocol import Agreement
+from ivgr.rewards import mathematics
 from ivgr.rewards.format import read_answer
 from ivgr.rewards.mathematics import compare_math, math_match
 
-__all__ = ["choice_match", "math_match", "normalise", "read_accuracy", "rule_match", "text_match"]
+__all__ = ["choice_match", "math_match", "normalise", "prepare", "read_accuracy", "rule_match", "text_match"]
 
 _ARTICLES = {"a", "an", "the"}
 _QUOTES = " \"'`"
@@ -36,6 +38,12 @@ def choice_match(answer: str, gold: str, options: dict[str, str]) -> bool:
     written = _LETTER.fullmatch(answer.strip())
     letter = named[0] if named else written and written.group(1)
     return bool(letter) and letter.casefold() == gold.strip(" ().").casefold()
+
+
+def prepare(samples: Iterable[Sample]) -> None:
+    """Starts what comparing their answers will need, and does not wait for it."""
+    if any(sample.check == "math" for sample in samples):
+        mathematics.start()
 
 
 def rule_match(sample: Sample, answer: str) -> bool | None:
