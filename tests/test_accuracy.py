@@ -1,6 +1,3 @@
-import resource
-import subprocess
-import sys
 from fractions import Fraction
 
 import pytest
@@ -151,19 +148,6 @@ def test_decimals_and_fractions_agree_when_they_are_equal(a, b):
     fraction = f"{sign}\\frac{{{abs(a.numerator)}}}{{{a.denominator}}}"
     assert math_match(str(float(a)), fraction)
     assert math_match(str(float(b)), fraction) == (a == b)
-
-
-def test_a_towering_answer_cannot_hold_up_the_run():
-    script = "from ivgr.rewards.accuracy import math_match as match; "
-    script += "print(match('10^{10^{10}}', '5'), match('(10^9)!', '5'))"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)),
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert done.stdout.split()[-2:] == ["False", "False"], done.stderr
 
 
 @pytest.mark.parametrize(

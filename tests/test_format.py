@@ -97,9 +97,25 @@ def test_without_a_complete_answer_block_its_text_is_empty(text):
     assert read_answer(text) == ""
 
 
-def test_of_several_blocks_the_first_is_read():
-    text = "</think><think> a </think><answer> b </answer><think>c</think><answer>d</answer>"
-    assert (read_think(text), read_answer(text)) == (" a ", "b")
+def test_of_several_blocks_the_first_thought_and_the_first_answer_behind_all_thoughts_are_read():
+    text = (
+        "</think><think> a </think><answer> b </answer><think>c</think><answer>d</answer><answer>e</answer>"
+    )
+    assert (read_think(text), read_answer(text)) == (" a ", "d")
+
+
+@pytest.mark.parametrize(
+    ("think", "answer"),
+    [
+        ("The final letter goes in <answer> </answer> tags. The sign is red.", "A"),
+        ("I should close with an <answer> block. The sign is red.", "A"),
+        ("At first <answer>B</answer>, but no: it is red.", "A"),
+        ("</answer><answer>", "A"),
+    ],
+)
+def test_tags_quoted_in_the_reasoning_are_no_answer(think, answer):
+    assert read_answer(f"<think>{think}</think><answer>{answer}</answer>") == answer
+    assert read_answer(f"<think>{think}</think>") == ""
 
 
 @pytest.mark.timeout(10)

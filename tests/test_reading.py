@@ -14,6 +14,14 @@ from ivgr.inference.reading import NOTES, read_parts
         ("<think>a</think> <answer> b </answer>", "a", "b", "answer block"),
         ("a</think><answer>b</answer>", "a", "b", "answer block"),
         ("<answer>b</answer><answer>c</answer>", "", "b", "answer block"),
+        (
+            "<think>the <answer>c</answer> tags</think><answer>b</answer>",
+            "the <answer>c</answer> tags",
+            "b",
+            "answer block",
+        ),
+        ("<think>first <answer>c</answer></think> b", "first <answer>c</answer>", "b", "after think"),
+        ("<answer>c</answer><think>a</think>", "a", "", "after think"),
         ("<think>a</think><answer></answer>", "a", "", "answer block"),
         ("<answer>\nb\n</answer> and more", "", "b", "answer block"),
         ("<think>a</think> so b.", "a", "so b.", "after think"),
@@ -38,10 +46,10 @@ MADE = ["".join(parts) for length in range(5) for parts in itertools.product(PIE
 
 def restate(text):
     """By regular expressions: the answer and where it is from."""
-    found = re.search(r"<answer>(.*?)</answer>", text)
+    rest = re.sub(r"^.*</think>", "", text)
+    found = re.search(r"<answer>(.*?)</answer>", rest)
     if found:
         return found.group(1).strip(), "answer block"
-    rest = re.sub(r"^.*</think>", "", text)
     return re.sub("</?answer>", "", rest).strip(), "after think" if "</think>" in text else "whole reply"
 
 

@@ -78,11 +78,9 @@ def run_tool(name: str, words: list[str]) -> None:
 
 
 def hush() -> None:
-    """Silences notices that are no news here: the loop steps optimizer and bar itself, and
-    the rules before the judge run without a time limit."""
+    """Silences notices that are no news here: the loop steps optimizer and bar itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
     disable_progress_bar()
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")

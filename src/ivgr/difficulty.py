@@ -1,6 +1,6 @@
 """`ivgr filter`: samples that a policy answers neither always nor never.
 
-In: shards and a policy. Out: pass_rates.jsonl, an id and its rate a line, in the order of the
+In: shards and a policy. Out: pass_rates.jsonl, an id and its rate per line, in the order of the
 shards; and shards of the samples whose rate lies between two bounds.
 """
 
@@ -25,6 +25,7 @@ from ivgr.judge import Judge, RuleJudge
 from ivgr.policy.load import Pretrained
 from ivgr.printable import in_line
 from ivgr.query import Query, rollouts_of
+from ivgr.rewards.accuracy import prepare
 from ivgr.rewards.total import Rewards, ask_once, enter_verdicts
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.seeding import derive_seed
@@ -90,6 +91,8 @@ def filter_shards(
         measure_rates(paths, total, journal, respond, judge, batch, seed)
     rates = [row["rate"] for row in journal.rows]
     _print_rates(rates, lowest, highest)
+    if given_up := sum(row.get("given_up", 0) for row in journal.rows):
+        print(f"the mathematics of {given_up} answers took too long to compare: not equal")
     if not any(lowest <= rate <= highest for rate in rates):
         raise UserError(f"filter: no rate lies in [{lowest}, {highest}]; widen the bounds ({journal.path})")
     replace_shards(dst, select(paths, journal.rows, lowest, highest), per_shard)
@@ -122,10 +125,19 @@ def measure_rates(
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("pass rates", total=total, completed=done)
         for index in range(done // batch, -(-total // batch)):
-            queries = respond(list(islice(samples, batch)), derive_seed(seed, "filter", index))
+            asked = list(islice(samples, batch))
+            prepare(asked)
+            queries = respond(asked, derive_seed(seed, "filter", index))
             rates = zip(queries, pass_rates(queries, judge), strict=True)
-            journal.append([{"id": query.sample.id, "rate": rate} for query, rate in rates])
+            journal.append([_row(query, rate) for query, rate in rates])
             bar.advance(task, len(queries))
+
+
+def _row(query: Query, rate: float) -> dict:
+    """The journal line; given_up, where there are any, counts the answers whose mathematics took too
+    long to compare."""
+    given_up = sum(rollout.given_up for rollout in rollouts_of([query]))
+    return {"id": query.sample.id, "rate": rate} | ({"given_up": given_up} if given_up else {})
 
 
 def pass_rates(queries: list[Query], judge: Judge) -> list[float]:

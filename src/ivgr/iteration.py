@@ -22,6 +22,7 @@ from ivgr.distributed.ranks import gather_queries
 from ivgr.errors import UserError
 from ivgr.judge.protocol import Judge
 from ivgr.query import Query
+from ivgr.rewards.accuracy import prepare
 from ivgr.rewards.total import Open, Rewards, ask_once, enter_verdicts
 from ivgr.rollout.engine import RolloutEngine
 from ivgr.rollout.resample import resample_flat, without_flat
@@ -61,6 +62,7 @@ class Iteration:
         UserError, on all ranks alike and before any update, if the judge gives it up."""
         self.seconds, self.verdicts = Counter(rollout=0.0, reward=0.0, judge_wait=0.0, update=0.0), []
         settled = not (self.resample or self.drop_flat)
+        prepare(query.sample for query in queries)
         with self._timed("rollout"):
             self._roll_out(queries, seed)
         self.halt()

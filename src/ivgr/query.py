@@ -20,7 +20,7 @@ class Rollout:
     temperature) over the full vocabulary, the second under the distribution that was
     sampled from (after top-p and bans), NaN if the engine does not tell. terms holds each
     reward term before weighting, but for one whose verdict is missing; reward is None then,
-    and until it is scored.
+    and until it is scored. given_up: comparing the mathematics of its answer took too long.
     """
 
     tokens: torch.Tensor
@@ -32,6 +32,7 @@ class Rollout:
     reward: float | None = None
     advantage: float = 0.0
     reference: str | None = None
+    given_up: bool = False
 
 
 @dataclass

@@ -21,6 +21,7 @@ from ivgr.errors import UserError
 from ivgr.families.frame import RELATIVE
 from ivgr.journal import Journal, refuse_overlap, replace_shards
 from ivgr.judge import Judge, RuleJudge
+from ivgr.rewards.accuracy import prepare
 from ivgr.rewards.format import read_think
 
 
@@ -122,6 +123,7 @@ class Workshop:
             journal.append(self._rewrite(candidates[start : start + self.batch]))
 
     def _rewrite(self, items: list[Candidate]) -> list[dict]:
+        prepare(item.sample for item in items)
         responses = self.rewriter.rewrite(items, self.k, self.seed)
         pairs = [(item, text) for item, own in zip(items, responses, strict=True) for text in own]
         verdicts = iter(judge_rewrites(pairs, self.judge, self.consistency))

@@ -16,6 +16,7 @@ FIGURES = {
     GROUNDED: ("accuracy", "format", "iou", "length"),
     TEXTUAL: ("accuracy", "format", "place_accuracy", "length"),
 }
+RARE = ("unjudged", "math_given_up")
 
 
 class HeldOutFigures(nn.Module):
@@ -23,15 +24,16 @@ class HeldOutFigures(nn.Module):
 
     accuracy: R_acc, 0 for a response that breaks the format; format: R_format; iou: R_box;
     place_accuracy: share of responses whose reasoning names a place for every object asked
-    about, each being the place of its gold box's centre; length: tokens; unjudged, where
-    there are any: share of responses without the judge's verdict, which accuracy leaves out.
+    about, each being the place of its gold box's centre; length: tokens. Where there are any: unjudged,
+    the share of responses without the judge's verdict, which accuracy leaves out; math_given_up, of
+    those whose mathematics took too long to compare (not equal).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.means = nn.ModuleDict(
             {
-                stream: nn.ModuleDict({name: MeanMetric() for name in (*names, "unjudged")})
+                stream: nn.ModuleDict({name: MeanMetric() for name in (*names, *RARE)})
                 for stream, names in FIGURES.items()
             }
         )
@@ -50,6 +52,7 @@ class HeldOutFigures(nn.Module):
             accuracy = figures["accuracy"]
             figures["accuracy"] = verdicts[accuracy] if isinstance(accuracy, Agreement) else accuracy
             figures["unjudged"] = float(figures["accuracy"] is None)
+            figures["math_given_up"] = float(isinstance(accuracy, Agreement) and accuracy.given_up)
             for name, mean in self.means[stream].items():
                 if figures[name] is not None:
                     mean.update(float(figures[name]))
@@ -60,7 +63,7 @@ class HeldOutFigures(nn.Module):
             for stream, means in self.means.items()
         }
         return {
-            stream: {name: value for name, value in values.items() if name != "unjudged" or value}
+            stream: {name: value for name, value in values.items() if name not in RARE or value}
             for stream, values in figures.items()
         }
 

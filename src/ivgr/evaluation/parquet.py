@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import Benchmark
-from ivgr.evaluation.fields import Row, with_images
-from ivgr.evaluation.rows import IMAGES, SHORTEST_IMAGE, StockedRows, belongs, decode_image, read_file
+from ivgr.evaluation.fields import Fault, Row, with_images
+from ivgr.evaluation.rows import IMAGES, SHORTEST_IMAGE, UNASKED, StockedRows, belongs, decode_image, read_file
 
 BATCH = 16
 
@@ -31,7 +31,8 @@ class ParquetRows(StockedRows):
                     names = file.schema_arrow.names
                     if not any(name in names for name in IMAGES):
                         raise UserError(f"{path}: no image; add one of the columns {', '.join(IMAGES)}")
-                    wanted = [name for name in names if not (light and name in IMAGES)]
+                    hidden = {*UNASKED, *(IMAGES if light else ())}
+                    wanted = [name for name in names if name not in hidden]
                     for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
                         for values in batch.to_pylist():
                             number += 1
@@ -42,17 +43,29 @@ class ParquetRows(StockedRows):
                 reason = str(error).splitlines()[0][:150]
                 raise UserError(f"{path}: no whole parquet ({reason}); fetch it anew") from error
 
+    def texts(self) -> Iterator[Row]:
+        light = enumerate(self._values(self.benchmark, light=True))
+        return (self.row(number, where, values) for number, (where, values) in light)
+
     def columns(self) -> Iterator[dict]:
         return (values for _, values in self._values(self.benchmark, light=True))
 
     def read(self, numbers: Container[int]) -> Iterator[Row]:
         for number, (where, values) in enumerate(self._values(self.benchmark)):
-            if number not in numbers:
-                continue
-            images = next((values[name] for name in IMAGES if name in values), b"")
-            folder = Path(where.rpartition(": row")[0]).parent
-            images = images if isinstance(images, list) else [images]
-            yield with_images(self.row(number, where, values), tuple(_load(one, folder) for one in images))
+            if number in numbers:
+                yield add_images(self.row(number, where, values), where, values)
+
+
+def add_images(row: Row, where: str, values: dict) -> Row:
+    """`row` with the pictures of its first column of `IMAGES`, or with why it has none; paths lead from
+    the folder of the file, which is what stands before ": row" in `where`."""
+    path, _, place = where.rpartition(": ")
+    images = next((values[name] for name in IMAGES if name in values), b"")
+    try:
+        every = images if isinstance(images, list) else [images]
+        return with_images(row, tuple(_load(one, Path(path).parent) for one in every))
+    except Fault as fault:
+        return with_images(row, (), f"{place}: {fault}")
 
 
 def _load(image: dict | bytes | str, folder: Path) -> bytes:
@@ -60,4 +73,6 @@ def _load(image: dict | bytes | str, folder: Path) -> bytes:
         image = image.get("bytes") or image.get("path") or b""
     if isinstance(image, bytes):
         return image
+    if not isinstance(image, str):
+        raise Fault(f"its image is no image but {type(image).__name__}")
     return decode_image(image) if len(image) > SHORTEST_IMAGE else read_file(folder / image)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import Benchmark
-from ivgr.evaluation.fields import Row, with_images
+from ivgr.evaluation.fields import FAULT, Fault, Row, with_images
 from ivgr.evaluation.rows import IMAGES, SHORTEST_IMAGE, StockedRows, belongs, decode_image, listed, read_file
 
 
@@ -18,18 +18,15 @@ class TsvRows(StockedRows):
 
     def __init__(self, path: Path, benchmark: Benchmark) -> None:
         csv.field_size_limit(1 << 31)
-        self.path, self.offsets = path, {}
+        self.path, self.offsets, self.references = path, {}, {}
         super().__init__(self._survey(benchmark), benchmark, path)
         self._image_at = lru_cache(1)(self._read_image_at)
-        self._check_references()
+        self._keep_what_is_named()
 
     def _survey(self, benchmark: Benchmark) -> Iterator[tuple[str, dict]]:
         """All rows, noting where each one with an image of its own begins."""
-        self.references = {}
         for where, offset, values in self._cells():
             image = values.get("image", "")
-            if not image and "image_path" not in values:
-                raise UserError(f"{where}: no image; fill the column image or image_path")
             if len(image) > SHORTEST_IMAGE:
                 self.offsets[values.get("index", "")] = offset
             elif image:
@@ -37,11 +34,12 @@ class TsvRows(StockedRows):
             if belongs(values, benchmark):
                 yield where, values
 
-    def _check_references(self) -> None:
-        for index, where in self.references.items():
-            if index not in self.offsets:
-                raise UserError(f"{where}: its image is that of row {index!r}, which has none of its own")
-        self.offsets = {index: self.offsets[index] for index in self.references}
+    def _keep_what_is_named(self) -> None:
+        """Only the offsets of images that other rows name; UserError if no row has an image at all."""
+        if self.references and not self.offsets:
+            index, where = next(iter(self.references.items()))
+            raise UserError(f"{where}: {_no_image_of(index)} (no row has one)")
+        self.offsets = {index: self.offsets[index] for index in self.references if index in self.offsets}
 
     def _cells(self, offset: int = 0) -> Iterator[tuple[str, int, dict]]:
         """Every row's place, offset and filled cells; from the row at `offset` on."""
@@ -54,38 +52,56 @@ class TsvRows(StockedRows):
                 at = lines.at
                 for number, cells in enumerate(reader, 1):
                     where = f"{self.path}: row {number}"
+                    values = {n: c for n, c in zip(header, cells, strict=False) if c.strip()}
                     if len(cells) != len(header):
-                        raise UserError(
-                            f"{where}: {len(cells)} cells for {len(header)} columns; mend the row"
-                        )
-                    yield where, at, {n: c for n, c in zip(header, cells, strict=True) if c.strip()}
+                        values[FAULT] = f"{len(cells)} cells for {len(header)} columns"
+                    elif not values.keys() & {"image", "image_path"}:
+                        values[FAULT] = "no image; fill the column image or image_path"
+                    yield where, at, values
                     at = lines.at
             except (csv.Error, UnicodeDecodeError) as error:
                 raise UserError(f"{self.path}: no TSV from byte {lines.at} on ({error}); mend it") from error
 
     def read(self, numbers: Container[int]) -> Iterator[Row]:
-        own = ((where, values) for where, _, values in self._cells() if belongs(values, self.benchmark))
-        for number, (where, values) in enumerate(own):
+        for number, where, values in self._own():
             if number in numbers:
-                yield with_images(self.row(number, where, values), self._images(values))
+                row = self.row(number, where, values)
+                try:
+                    yield row if row.fault else with_images(row, self._images(values))
+                except Fault as fault:
+                    yield with_images(row, (), f"{where.rpartition(': ')[2]}: {fault}")
+
+    def texts(self) -> Iterator[Row]:
+        return (self.row(*place) for place in self._own())
 
     def columns(self) -> Iterator[dict]:
-        for _, _, values in self._cells():
-            if belongs(values, self.benchmark):
-                yield {name: value for name, value in values.items() if name not in IMAGES}
+        hidden = {*IMAGES, FAULT}
+        for _, _, values in self._own():
+            yield {name: value for name, value in values.items() if name not in hidden}
+
+    def _own(self) -> Iterator[tuple[int, str, dict]]:
+        """Number, place and cells of the benchmark's own rows."""
+        own = ((where, values) for where, _, values in self._cells() if belongs(values, self.benchmark))
+        return ((number, where, values) for number, (where, values) in enumerate(own))
 
     def _images(self, values: dict) -> tuple[bytes, ...]:
         image = values.get("image")
         if image is None:
             paths = listed(values["image_path"])
             return tuple(read_file(self.path.parent / path) for path in paths)
-        if len(image) <= SHORTEST_IMAGE:
-            return self._image_at(self.offsets[image])
-        return tuple(map(decode_image, listed(image)))
+        if len(image) > SHORTEST_IMAGE:
+            return tuple(map(decode_image, listed(image)))
+        if image not in self.offsets:
+            raise Fault(_no_image_of(image))
+        return self._image_at(self.offsets[image])
 
     def _read_image_at(self, offset: int) -> tuple[bytes, ...]:
         _, _, values = next(self._cells(offset))
         return tuple(map(decode_image, listed(values["image"])))
+
+
+def _no_image_of(index: str) -> str:
+    return f"its image is that of row {index!r}, which has none of its own"
 
 
 class _Lines:

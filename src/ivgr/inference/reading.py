@@ -25,12 +25,12 @@ class Parts:
 
 
 def read_parts(text: str) -> Parts:
-    """The answer is the first complete answer block, else what follows the last `</think>`, else
-    the whole text, so that a model that was not taught the form is scored too."""
+    """The answer is the first complete answer block behind the last `</think>`, else what follows
+    that, else the whole text, so that a model that was not taught the form is scored too."""
     think = _read_reasoning(text)
-    if "</answer>" in text.partition("<answer>")[2]:
-        return Parts(think, read_answer(text), BLOCK)
     _, closed, rest = text.rpartition("</think>")
+    if "</answer>" in rest.partition("<answer>")[2]:
+        return Parts(think, read_answer(text), BLOCK)
     answer = rest.replace("<answer>", "").replace("</answer>", "").strip()
     return Parts(think, answer, AFTER_THINK if closed else WHOLE)
 

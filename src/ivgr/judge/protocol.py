@@ -11,10 +11,12 @@ CONSISTENCY_SCORES = (0.0, 0.3, 0.7, 1.0)
 
 @dataclass(frozen=True)
 class Agreement:
-    """Does `answer`, which no rule matched, mean the sample's gold answer?"""
+    """Does `answer`, which no rule matched, mean the sample's gold answer? given_up: the rule took
+    too long to say."""
 
     sample: Sample = field(hash=False)
     answer: str
+    given_up: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,20 @@ match is a question for a judge."""
 
 import re
 import unicodedata
-
-from math_verify import parse, verify
+from collections.abc import Iterable
 
 from ivgr.data.sample import Sample
 from ivgr.judge.protocol import Agreement
+from ivgr.rewards import mathematics
 from ivgr.rewards.format import read_answer
+from ivgr.rewards.mathematics import compare_math, math_match
+
+__all__ = ["choice_match", "math_match", "normalise", "prepare", "read_accuracy", "rule_match", "text_match"]
 
 _ARTICLES = {"a", "an", "the"}
 _QUOTES = " \"'`"
 _ENDING = _QUOTES + ".,;:!?"
 _LETTER = re.compile(r"\(?([A-Za-z])(?:[.:)].*)?", re.DOTALL)
-# What sympy would evaluate for ever: towers of powers, huge exponents, factorials.
-_TOWERING = re.compile(r"\^\s*\{?[^{}+*/ -]*(?:\^|[0-9]{4})|[0-9]{4}\s*!|[)\]}]\s*!")
 
 
 def normalise(answer: str) -> str:
@@ -39,23 +40,19 @@ def choice_match(answer: str, gold: str, options: dict[str, str]) -> bool:
     return bool(letter) and letter.casefold() == gold.strip(" ().").casefold()
 
 
-def math_match(answer: str, gold: str) -> bool:
-    """Equal to the letter, or as mathematics by `math-verify`; what could not be evaluated
-    in reasonable time is not equal."""
-    if answer.strip() == gold.strip() != "":
-        return True
-    if _TOWERING.search(answer):
-        return False
-    parsed = [parse(f"${text}$", parsing_timeout=None) for text in (gold, answer)]
-    return all(parsed) and verify(*parsed, timeout_seconds=None)
+def prepare(samples: Iterable[Sample]) -> None:
+    """Starts what comparing their answers will need, and does not wait for it."""
+    if any(sample.check == "math" for sample in samples):
+        mathematics.start()
 
 
-def rule_match(sample: Sample, answer: str) -> bool:
-    """The sample's own check ("text", "choice" or "math") on `answer`."""
+def rule_match(sample: Sample, answer: str) -> bool | None:
+    """The sample's own check ("text", "choice" or "math") on `answer`; None if its mathematics was
+    given up, which is not a match."""
     if sample.check == "choice":
         return choice_match(answer, sample.answer, sample.options)
     if sample.check == "math":
-        return math_match(answer, sample.answer)
+        return compare_math(answer, sample.answer)
     return text_match(answer, sample.answer)
 
 
@@ -65,4 +62,5 @@ def read_accuracy(sample: Sample, text: str) -> float | Agreement:
     answer = read_answer(text)
     if not answer:
         return 0.0
-    return 1.0 if rule_match(sample, answer) else Agreement(sample, answer)
+    matched = rule_match(sample, answer)
+    return 1.0 if matched else Agreement(sample, answer, given_up=matched is None)

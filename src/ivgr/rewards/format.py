@@ -20,8 +20,9 @@ def read_think(text: str) -> str:
 
 
 def read_answer(text: str) -> str:
-    """The text of the first complete answer block, stripped, "" if there is none."""
-    return _first_block("answer", text).strip()
+    """The text of the first complete answer block behind the last `</think>`, stripped, "" if there
+    is none: reasoning may quote the tags."""
+    return _first_block("answer", text.rpartition("</think>")[2]).strip()
 
 
 def _first_block(tag: str, text: str) -> str:

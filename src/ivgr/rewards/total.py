@@ -117,7 +117,9 @@ def _score_alone(rollout: Rollout, query: Query, stream: str) -> float | Agreeme
     boxes_allowed = stream == GROUNDED or "<box>" not in rollout.text
     rollout.terms = {"format": format_reward(rollout.text) * boxes_allowed}
     accuracy = read_accuracy(query.sample, rollout.text)
-    if not isinstance(accuracy, Agreement):
+    if isinstance(accuracy, Agreement):
+        rollout.given_up = accuracy.given_up
+    else:
         rollout.terms["accuracy"] = accuracy
     if stream == GROUNDED:
         rollout.terms["box"] = box_reward(rollout.text, query.boxes)

@@ -19,12 +19,15 @@ from ivgr.tree import Pack
 
 
 def batch_metrics(queries: list[Query], archive: Archive, rollout_seconds: float) -> dict[str, float]:
-    """What the rollouts and rewards of one iteration look like."""
+    """What the rollouts and rewards of one iteration look like; reward/math_given_up, where there are
+    any, counts the answers whose mathematics took too long to compare (not equal)."""
     groups = [group for query in queries for group in query.groups]
     rollouts = rollouts_of(queries)
     tokens = _lengths(rollouts)
     known = [[r.reward for r in group.rollouts if r.reward is not None] for group in groups]
+    given_up = sum(rollout.given_up for rollout in rollouts)
     return {
+        **({"reward/math_given_up": float(given_up)} if given_up else {}),
         **_stream_metrics(groups),
         **_archive_metrics(queries, archive),
         "reward/frac_zero_std": _mean([len(set(rewards)) < 2 for rewards in known]),

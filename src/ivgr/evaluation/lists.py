@@ -1,0 +1,38 @@
+"""Lists and boxes written as text, by people and models whom nobody asked to keep it short.
+
+What nests deeper than a row of a benchmark ever does is refused before it is parsed.
+"""
+
+import json
+import re
+from ast import literal_eval
+
+DEPTH = 8  # brackets within one another
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_UNREAD = re.compile(r"[^\[\](){},:\s\w.+-]|[+-]\s*[+-]")
+
+
+def read_list(text: str) -> list:
+    """The list that `text` writes, as JSON or as Python; ValueError if it writes none."""
+    skeleton = _QUOTED.sub("0", text)
+    if not text.lstrip().startswith("[") or _UNREAD.search(skeleton) or _depth(skeleton) > DEPTH:
+        raise ValueError("not a list")
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        found = literal_eval(text.strip())
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError("not a list") from error
+    if not isinstance(found, list):
+        raise ValueError("not a list")
+    return found
+
+
+def _depth(skeleton: str) -> int:
+    deepest = depth = 0
+    for bracket in re.findall(r"[\[({]|[\])}]", skeleton):
+        depth += 1 if bracket in "[({" else -1
+        deepest = max(deepest, depth)
+    return deepest
