@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
-from ivgr.policy.forward import banned_ids, hidden_states, stop_ids
+from ivgr.policy.forward import banned_ids, hidden_states, not_finite, stop_ids
 from ivgr.query import Query, Rollout, places_of
 from ivgr.rollout.kv import TreeCache
 from ivgr.rollout.replay import Replay
@@ -83,6 +83,10 @@ class TransformersEngine:
     ) -> None:
         self.respond(model, tokenizer, queries, Sampling(0.0, 1.0, tuple(banned_ids(model))), 1, 0)
 
+    def stops(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Tokens that end a response."""
+        return stop_ids(model, tokenizer)
+
     @torch.no_grad()
     def respond(
         self,
@@ -104,7 +108,7 @@ class TransformersEngine:
             if sampling.temperature:
                 counts = [copies * len(query.groups) for query in batch]
                 noise = draw_noise(places[start:][: len(batch)], counts, self.max_new_tokens, seed)
-            responses = branches.decode(sampling, noise, listener)
+            responses = branches.decode(sampling, noise, self.stops(model, tokenizer), listener)
             groups = [group for query in batch for group in query.groups for _ in range(copies)]
             for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -140,15 +144,20 @@ class _Branches:
         self.cache.fork(owner.repeat_interleave(copies), sees.repeat_interleave(copies, 0), self.limit)
 
     def decode(
-        self, sampling: Sampling, noise: torch.Tensor | None, listener: Listener | None = None
+        self,
+        sampling: Sampling,
+        noise: torch.Tensor | None,
+        stops: list[int],
+        listener: Listener | None = None,
     ) -> list[tuple]:
         """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU; noise (R,
-        limit) is what chance decides by, None if it is not asked."""
+        limit) is what chance decides by, None if it is not asked. UserError if a branch's logits
+        are not finite."""
         device = self.model.device
         noise = None if noise is None else noise.to(device)
         rows = torch.arange(len(self.logits), device=device)
         alive = torch.ones(len(rows), dtype=torch.bool, device=device)
-        stops = torch.tensor(stop_ids(self.model), device=device)
+        ending = torch.tensor(stops, dtype=torch.long, device=device)
         record = torch.zeros(3, len(rows), self.limit, dtype=torch.float64, device=device)
         length = torch.zeros(len(rows), dtype=torch.long, device=device)
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -156,12 +165,16 @@ class _Branches:
             chosen = sampling.choose(self.logits, None if noise is None else noise[rows, step])
             record[:, rows[alive], step] = torch.stack([part.double() for part in chosen])[:, alive]
             length[rows[alive]] += 1
-            if listener is not None:
-                listener(rows[alive], chosen[0][alive])
-            stopped = torch.isin(chosen[0], stops) & alive
+            stopped = torch.isin(chosen[0], ending) & alive
             ended[rows[stopped]] = True
-            alive = alive & ~stopped
-            remaining = int(alive.sum())
+            # A logit that is not finite shows in the log-prob of whatever was chosen.
+            spoilt = alive & ~chosen[1].isfinite()
+            asked, alive = alive, alive & ~stopped
+            remaining, broken = torch.stack([alive.sum(), spoilt.sum()]).tolist()
+            if broken:
+                raise not_finite(f"in {broken} of {len(rows)} responses, at token {step + 1}")
+            if listener is not None:
+                listener(rows[asked], chosen[0][asked])
             if remaining == 0 or step + 1 == self.limit:
                 break
             token = chosen[0]

@@ -32,7 +32,8 @@ class Sampling:
         kept, order = self._nucleus(allowed.softmax(-1))
         total = kept.cumsum(-1)
         index = (total <= draw[:, None] * total[:, -1:]).sum(-1, keepdim=True)
-        index = torch.minimum(index, (kept > 0).sum(-1, keepdim=True) - 1)
+        # Where the logits are no numbers nothing is kept: the choice is void then, and its logp says so.
+        index = torch.minimum(index, (kept > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
         token = order.gather(1, index)
         sampling_logp = (kept.gather(1, index) / total[:, -1:]).log().float()
         return token[:, 0], full.gather(1, token)[:, 0], sampling_logp[:, 0]

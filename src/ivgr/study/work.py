@@ -12,13 +12,14 @@ import sys
 import threading
 from pathlib import Path
 
+from ivgr.checkpoint import read_checkpoint
 from ivgr.cli import main
 from ivgr.errors import UserError
 from ivgr.export import export
 from ivgr.study.examine import Examination, examine
 from ivgr.study.runs import EXAMINED, POLICY, TRAINED
 from ivgr.watch.before_after import BeforeAfter
-from ivgr.watch.checkpoints import LAST, read_checkpoint
+from ivgr.watch.checkpoints import LAST
 from ivgr.watch.record import write_atomically
 
 

@@ -9,11 +9,9 @@ import shutil
 from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ivgr.distributed.folder import META
 from ivgr.distributed.strategy import FSDP2
 
 LAST, BEST, PART = "last.ckpt", "best.ckpt", ".part"
@@ -28,6 +26,9 @@ class Checkpoints(Checkpoint):
         keep: How many to keep, beside the best.
         best: The validation figure whose highest value makes the best.
     """
+
+    # The shape of what a checkpoint keeps.
+    state_shape = {"record": float}
 
     def __init__(self, folder: Path, every: int, keep: int, best: str) -> None:
         self.folder, self.every, self.keep, self.best = folder, every, keep, best
@@ -101,12 +102,6 @@ class Checkpoints(Checkpoint):
 def done(trainer: L.Trainer) -> int:
     """Iterations that are finished."""
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
-
-
-def read_checkpoint(path: Path) -> dict:
-    """What a checkpoint holds beside sharded weights; nothing in it is executed."""
-    file = path / META if path.is_dir() else path
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _link(link: Path, name: str) -> None:
