@@ -134,14 +134,19 @@ class Either(tuple):
     """Shapes of which one is enough."""
 
 
+PLAIN = object()
+
+
 def misfit(value: object, shape: object, name: str = "") -> str | None:
     """The first part of `value` that is not of `shape`, in words.
 
     A shape is a type (an int is a count: at least 0 and no bool; a float any other number), a union
     of types, a Literal, {key: shape} for a mapping that has these keys at least ("key?" may be
     missing), {str: shape} for one whose values are all alike, [shape] for a sequence of such,
-    (shape, …) for one of as many as there are, or Either of several.
+    (shape, …) for one of as many as there are, Either of several, or PLAIN for any nest of plain data.
     """
+    if shape is PLAIN:
+        return _misfit_of_plain(value, name)
     if isinstance(shape, Either):
         odd = [misfit(value, one, name) for one in shape]
         return None if None in odd else odd[-1]
@@ -150,12 +155,22 @@ def misfit(value: object, shape: object, name: str = "") -> str | None:
     if isinstance(shape, list | tuple):
         return _misfit_of_sequence(value, shape, name)
     if get_origin(shape) is Literal:
-        return None if value in get_args(shape) else f"{name} is {_say(value)}, must be {_list(shape)}"
+        known = any(type(value) is type(one) and value == one for one in get_args(shape))
+        return None if known else f"{name} is {_say(value)}, must be {_list(shape)}"
     kinds = get_args(shape) if get_origin(shape) in (Union, types.UnionType) else (shape,)
     if any(_is(value, kind) for kind in kinds):
         return None
     wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
     return f"{name} is {_say(value)}, must be {wanted}"
+
+
+def _misfit_of_plain(value: object, name: str) -> str | None:
+    if isinstance(value, dict):
+        return _misfit_of_mapping(value, {str: PLAIN}, name)
+    if isinstance(value, list | tuple):
+        return _misfit_of_sequence(value, [PLAIN], name)
+    plain = isinstance(value, str | int | float | None)
+    return None if plain else f"{name} is {_say(value)}, must be plain data"
 
 
 def _misfit_of_mapping(value: object, shape: dict, name: str) -> str | None:

@@ -95,6 +95,10 @@ class CLI(LightningCLI):
         ]
         return super().instantiate_trainer(**kwargs)
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint changes no setting of a run. Lightning reads hyperparameters out of it
+        here, whatever file it is."""
+
     def before_fit(self) -> None:
         self._find_last()
 

@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ivgr.checkpoint import MEND, WEIGHTS, refuse_misshapen, refuse_not_finite
+from ivgr.checkpoint import MEND, PLAIN, WEIGHTS, refuse_misshapen, refuse_not_finite
 from ivgr.errors import UserError
 from ivgr.master import KEY
 from ivgr.optim import Optimizer
@@ -104,7 +104,7 @@ def refuse_other_optimizer(own: Optimizer, saved: object, path: Path | str) -> N
     differ: the new ones are in effect. `saved` is None in old checkpoints."""
     if saved is None:
         return
-    shape = {"name": str, "master": bool, "options": {str: object}}
+    shape = {"name": str, "master": bool, "options": {str: PLAIN}}
     refuse_misshapen({"optimizer": saved}, {"optimizer": shape}, path)
     wanted = asdict(own)
     for name in ("name", "master"):
@@ -134,9 +134,10 @@ def _admit_optimizer(
         refuse_misshapen(checkpoint, {"optimizer": {"groups": (dict,) * len(own)}}, path)
         take_settings(checkpoint["optimizer"]["groups"], own, module.optimizer, known, path)
         return
-    refuse_misshapen(checkpoint, {"optimizer_states": ({"state": dict, "param_groups": [dict]},)}, path)
+    states = ({"state": dict, "param_groups": [{"params": [int]}]},)
+    refuse_misshapen(checkpoint, {"optimizer_states": states, f"{LAYOUT}?": str}, path)
     (state,) = checkpoint["optimizer_states"]
-    if [group.get("params") for group in state["param_groups"]] != [group["params"] for group in own]:
+    if [group["params"] for group in state["param_groups"]] != [group["params"] for group in own]:
         raise UserError(
             f"checkpoint {path}: its optimizer trains other parameters than this run's; resume with the "
             "model.freeze, model.adapter and model.optimizer.name it was made with"
@@ -163,11 +164,15 @@ def take_settings(
     groups: Groups, own: Groups, settings: Optimizer, saved: dict[str, Any] | None, path: Path | str
 ) -> None:
     """Puts the run's own settings into the checkpoint's parameter groups: learning rate, weight decay,
-    options, and what they lack. What else they hold, an optimizer may have counted there."""
+    options, switches, and what they lack. Other numbers an optimizer may have counted there."""
     named = {"lr", "weight_decay", *settings.options, *(saved or {}).get("options", {})}
     for number, (group, fresh) in enumerate(zip(groups, own, strict=True)):
         own_values = {name: value for name, value in fresh.items() if name != "params"}
-        group |= {name: v for name, v in own_values.items() if name in named or name not in group}
+        group |= {
+            name: value
+            for name, value in own_values.items()
+            if name in named or name not in group or isinstance(value, bool | str | None)
+        }
         if "initial_lr" in group:
             group["initial_lr"] = fresh["lr"]
         if other := sorted(map(str, group.keys() - fresh.keys() - {"initial_lr"})):

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ivgr.checkpoint import PLAIN
 from ivgr.data.encode import Batch, QueryEncoder, encode_batch
 from ivgr.data.held_out import HeldOut
 from ivgr.data.prompts import PAIRED, check_paired
@@ -62,7 +63,7 @@ class ShardDataModule(L.LightningDataModule):
     # The shape of what a checkpoint keeps.
     state_shape = {
         "iterations": int,
-        "order": {str: object},
+        "order": {str: PLAIN},
         "quarantine?": {"counts": {str: int}, "seen": int},
     }
 

@@ -23,7 +23,7 @@ from ivgr.resume import LAYOUT, layout_of, refuse_other_layout
 
 WEIGHT, MOMENT = "weight", "moment"
 # Of what rank 0 writes of the optimizer.
-STATE = {"groups": [dict], "small": {str: object}, "dims": {str: [int | None]}}
+STATE = {"groups": [dict], "small": {str: object}, "dims": {str: [int | None]}, f"{LAYOUT}?": str}
 
 
 def write_folder(path: Path, module: nn.Module, optimizer: Optimizer | None, rest: dict, rank: int) -> None:

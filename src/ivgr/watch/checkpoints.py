@@ -12,7 +12,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ivgr.distributed.ranks import gather
 from ivgr.distributed.strategy import FSDP2
+from ivgr.errors import UserError
+from ivgr.finite import find_not_finite
 
 LAST, BEST, PART = "last.ckpt", "best.ckpt", ".part"
 
@@ -54,7 +57,14 @@ class Checkpoints(Checkpoint):
             self.save(trainer, best=True)
 
     def save(self, trainer: L.Trainer, best: bool = False) -> None:
-        """All ranks must call it."""
+        """All ranks must call it. UserError, and nothing is saved, if weights are not finite: what was
+        saved before is worth more."""
+        odd = next(filter(None, gather(_find_broken(trainer))), None)
+        if odd is not None:
+            raise UserError(
+                f"the policy's weights are not finite after iteration {done(trainer)} (first in {odd}) and not "
+                "saved; lower model.optimizer.lr, or use float32 weights"
+            )
         trainer.strategy.barrier()
         part, path = self._write(trainer)
         trainer.strategy.barrier()
@@ -65,8 +75,8 @@ class Checkpoints(Checkpoint):
 
     def save_alone(self, trainer: L.Trainer) -> bool:
         """The same without the other ranks, on each rank that still can; False for sharded weights,
-        which no rank has alone."""
-        if isinstance(trainer.strategy, FSDP2):
+        which no rank has alone, and for weights that are not finite."""
+        if isinstance(trainer.strategy, FSDP2) or _find_broken(trainer) is not None:
             return False
         part, path = self._write(trainer)
         if trainer.is_global_zero:
@@ -97,6 +107,10 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state: dict) -> None:
         self.record = state["record"]
+
+
+def _find_broken(trainer: L.Trainer) -> str | None:
+    return find_not_finite(trainer.lightning_module.named_parameters())
 
 
 def done(trainer: L.Trainer) -> int:
