@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launch import ITERATIONS, finish, fit, rollouts, said, scalars, start, write_world
 
+from ivgr.checkpoint import read_checkpoint
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.data.shards import find_shards
@@ -21,7 +22,6 @@ from ivgr.policy.load import Pretrained
 from ivgr.query import rollouts_of
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.tree import tree_length
-from ivgr.watch.checkpoints import read_checkpoint
 from ivgr.world.write import World, draw_samples
 
 FIGURES = ("optim/loss", "optim/grad_norm", "policy/entropy", "policy/kl", "policy/ratio_max")

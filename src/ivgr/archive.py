@@ -27,6 +27,9 @@ class Archive:
         persistent: Off, the reference is the best of the current iteration only.
     """
 
+    # The shape of what a checkpoint keeps.
+    state_shape = {str: (float, str)}
+
     def __init__(self, threshold: float = 0.3, persistent: bool = True) -> None:
         self.threshold, self.persistent = threshold, persistent
         self.entries: dict[str, Entry] = {}

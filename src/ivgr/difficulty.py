@@ -103,7 +103,7 @@ def make_respond(source: Pretrained, engine: TransformersEngine, prompts: Prompt
     their rollouts, paired ones in `stream`."""
     model, processor = source.load()
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = QueryEncoder(processor, model.config.model_type, prompts)
+    encoder = QueryEncoder.of(model.config, processor, prompts)
 
     def respond(samples: list[Sample], seed: int) -> list[Query]:
         queries = [encoder(sample, (stream if sample.kind == "paired" else SINGLE,)) for sample in samples]

@@ -4,34 +4,50 @@ In: a checkpoint of `ivgr fit`, read weights-only. Out: safetensors, configurati
 processor, which stock transformers and vLLM load and `ivgr fit --model.policy` continues from.
 """
 
-import pickle
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
+from ivgr.checkpoint import WEIGHTS, Either, read_checkpoint, refuse_misshapen, refuse_not_finite
 from ivgr.distributed.folder import read_weights
 from ivgr.errors import UserError
-from ivgr.policy.adapter import Adapter, is_adapted, merge_adapters
+from ivgr.policy.adapter import Adapter, Targets, is_adapted, merge_adapters
+from ivgr.policy.directory import write_directory
 from ivgr.policy.form import TrainingForm
 from ivgr.policy.load import Pretrained, find_mismatch, shapes_of
-from ivgr.watch.checkpoints import read_checkpoint
 
 PREFIX = "policy."
+# Of `describe_policy`; freeze and size are not in old checkpoints.
+POLICY = {
+    "path": str | None,
+    "dtype": Literal["float32", "bfloat16", "float16", None],
+    "adapter": Either([{"rank": int, "alpha": float, "targets": Targets}, type(None)]),
+    "freeze?": [str],
+    "size?": {str: int},
+}
 
 
-def describe_policy(source: object, form: TrainingForm) -> dict[str, Any]:
+def describe_policy(source: object, form: TrainingForm, processor: ProcessorMixin) -> dict[str, Any]:
     """What a checkpoint keeps of its policy's making: path (None where `source` is no
-    `Pretrained`), dtype, adapter (None or its settings)."""
+    `Pretrained`), dtype, adapter (None or its settings), freeze, and size: how many pixels its
+    images have, as the image processor has it."""
     adapter = None if form.adapter is None else asdict(form.adapter)
     known = isinstance(source, Pretrained)
     return {
         "path": str(source.path) if known else None,
         "dtype": source.dtype if known else None,
         "adapter": adapter,
+        "freeze": list(form.freeze),
+        "size": size_of(processor),
     }
+
+
+def size_of(processor: ProcessorMixin) -> dict[str, int]:
+    """The bounds on an image's pixels, as they are set."""
+    return {name: int(bound) for name, bound in dict(processor.image_processor.size).items() if bound}
 
 
 def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
@@ -50,28 +66,24 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
     if path is None:
         raise UserError(f"export: {ckpt} does not know what its policy began with; name it by --policy")
     model, processor = Pretrained(path, made["dtype"] or "float32").load()
+    if made.get("size", size_of(processor)) != size_of(processor):
+        processor.image_processor.size = made["size"]
     if made["adapter"] is not None:
         Adapter(**made["adapter"]).inject(model)
     load_policy(model, checkpoint["state_dict"], f"export: {ckpt} does not fit {path}")
     if is_adapted(model):
         merge_adapters(model)
-    model.save_pretrained(dst)
-    processor.save_pretrained(dst)
+    write_directory(model, processor, dst)
     print(f"the policy after {checkpoint['global_step']} optimizer updates is in {dst}")
 
 
 def _read_own(path: Path) -> dict[str, Any]:
-    """UserError if `path` is no checkpoint of `ivgr fit`."""
-    if not path.exists():
-        raise UserError(f"export: no checkpoint at {path}")
-    try:
-        checkpoint = read_checkpoint(path)
-        if path.is_dir():
-            checkpoint["state_dict"] = read_weights(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"export: {path} is no checkpoint that can be read weights-only") from error
-    if not isinstance(checkpoint, dict) or "policy" not in checkpoint.get("ivgr", {}):
-        raise UserError(f"export: {path} was not made by `ivgr fit`")
+    """A checkpoint with its whole weights; UserError if they cannot be read or are not finite."""
+    checkpoint = read_checkpoint(path, whole=True)
+    if path.is_dir():
+        checkpoint["state_dict"] = read_weights(path)
+    refuse_misshapen(checkpoint, {"state_dict": WEIGHTS, "ivgr": {"policy": POLICY}}, path)
+    refuse_not_finite(checkpoint["state_dict"], path)
     return checkpoint
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 
+from ivgr.checkpoint import CheckpointFile, find_checkpoint
 from ivgr.compose import compose_words
 from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
@@ -82,6 +84,7 @@ class CLI(LightningCLI):
         checkpoints = Checkpoints(root / "checkpoints", every, keep, config.checkpoint_best)
         kwargs["logger"] = TensorBoardLogger(root, name="", version="")
         kwargs["default_root_dir"] = str(root)
+        kwargs["plugins"] = _add_reader(self.config_init[self.subcommand].trainer.plugins)
         resolved = self.parser.dump(self.config, skip_none=False)
         self.trainer_defaults["callbacks"] = [
             checkpoints,
@@ -91,6 +94,10 @@ class CLI(LightningCLI):
             Hyperparameters(resolved),
         ]
         return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint changes no setting of a run. Lightning reads hyperparameters out of it
+        here, whatever file it is."""
 
     def before_fit(self) -> None:
         self._find_last()
@@ -108,10 +115,14 @@ class CLI(LightningCLI):
         elif config.ckpt_path in ("last", "best"):
             config.ckpt_path = folder / f"{config.ckpt_path}.ckpt"
         sharded = isinstance(self.trainer.strategy, FSDP2)
-        if config.ckpt_path and not Path(config.ckpt_path).exists():
-            raise UserError(f"--ckpt_path: no checkpoint at {config.ckpt_path}; leave it out to start afresh")
-        if config.ckpt_path and Path(config.ckpt_path).is_dir() and not sharded:
-            raise UserError(f"--ckpt_path: {config.ckpt_path} is sharded; add --trainer.strategy fsdp2")
+        if config.ckpt_path:
+            find_checkpoint(Path(config.ckpt_path), sharded)
+
+
+def _add_reader(plugins: object) -> list:
+    """`trainer.plugins`, which may be a list, one alone or none, with what reads checkpoints."""
+    named = plugins if isinstance(plugins, list) else [plugins] if plugins else []
+    return named if any(isinstance(one, CheckpointIO) for one in named) else [*named, CheckpointFile()]
 
 
 class ParseOnly(CLI):

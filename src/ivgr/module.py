@@ -66,6 +66,9 @@ class IVGR(PolicyModule):
         guard: When a run that goes wrong is stopped.
     """
 
+    kind = "rl"
+    state_shape = PolicyModule.state_shape | {"iteration": int, "archive": Archive.state_shape}
+
     def __init__(
         self,
         policy: Pretrained | str = "tiny",
@@ -208,8 +211,6 @@ class IVGR(PolicyModule):
         checkpoint["ivgr"] |= {"iteration": self.iteration, "archive": self.archive.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if "archive" not in checkpoint.get("ivgr", {}):
-            raise UserError("checkpoint: it was not made by `ivgr fit` with an ivgr.module.IVGR model")
         super().on_load_checkpoint(checkpoint)
         self.iteration = checkpoint["ivgr"]["iteration"]
         self.archive.load_state_dict(checkpoint["ivgr"]["archive"])

@@ -1,6 +1,7 @@
 """What reinforcement learning and the cold start share: a LightningModule that owns a policy in its
 training form, whole or split over ranks, and steps it by hand (manual optimisation)."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -12,24 +13,30 @@ from ivgr.data.prompts import Prompts
 from ivgr.distributed.level import Level, Leveller
 from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
-from ivgr.export import describe_policy
+from ivgr.export import POLICY, describe_policy
 from ivgr.guards import Guard, StepGuard
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import is_adapted, merge_adapters
+from ivgr.policy.directory import write_directory
 from ivgr.policy.form import TrainingForm
-from ivgr.policy.load import Pretrained, refuse_other_policy, shapes_of
+from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import Reference
 from ivgr.policy.scratch import TinyScratch
+from ivgr.resume import LAYOUT, admit, layout_of, moments_of
 from ivgr.stepper import ModuleStepper
 
 
 class PolicyModule(L.LightningModule):
     """Loads, splits, steps and saves a policy; what it is trained on a subclass knows.
 
-    total_updates are those of the whole run, for the schedule. Its arguments a subclass documents.
+    total_updates are those of the whole run, for the schedule; kind is a key of
+    `ivgr.resume.KINDS`, state_shape that of what a checkpoint keeps of the module. Its arguments a
+    subclass documents.
     """
 
     total_updates: int
+    kind: str
+    state_shape = {"skipped": int, "policy": POLICY}
 
     def __init__(
         self,
@@ -56,8 +63,8 @@ class PolicyModule(L.LightningModule):
             return
         self.policy, self.processor = self.source.load()
         self.form.shape(self.policy.eval())
-        self.encoder = QueryEncoder(
-            self.processor, self.policy.config.model_type, self.prompts, self.max_prompt_tokens
+        self.encoder = QueryEncoder.of(
+            self.policy.config, self.processor, self.prompts, self.max_prompt_tokens
         )
         self.reference = self.load_reference()
         if self._trainer:
@@ -99,15 +106,26 @@ class PolicyModule(L.LightningModule):
         """Queries stay on the host; packing and decoding move what they need."""
         return batch
 
+    def made(self) -> dict:
+        """Of which making the policy is."""
+        return describe_policy(self.source, self.form, self.processor)
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        made = describe_policy(self.source, self.form)
-        checkpoint["ivgr"] = {"policy": made, "skipped": self.guard.skipped}
+        checkpoint["ivgr"] = {
+            "kind": self.kind,
+            "policy": self.made(),
+            "optimizer": asdict(self.optimizer),
+            "skipped": self.guard.skipped,
+        }
+        for state in checkpoint.get("optimizer_states", []):
+            if state:  # split over ranks it is written where it lies
+                checkpoint[LAYOUT] = layout_of(moments_of(state["state"]).items())
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if "ivgr" not in checkpoint:
-            raise UserError("checkpoint: it was not made by `ivgr fit`")
-        if not self._replica:  # or else the strategy has loaded and checked the weights
-            refuse_other_policy(shapes_of(self.state_dict()), shapes_of(checkpoint["state_dict"]))
+        """UserError if this run cannot go on from it. Split weights are loaded and it is admitted by
+        then, see `ivgr.distributed.strategy.FSDP2`."""
+        if not self._replica:
+            admit(self, checkpoint, self.trainer.ckpt_path, sharded=False)
         self.guard.skipped = checkpoint["ivgr"]["skipped"]
 
     def save_policy(self, folder: Path) -> None:
@@ -119,5 +137,4 @@ class PolicyModule(L.LightningModule):
         if writes:
             if is_adapted(policy):
                 merge_adapters(policy)
-            policy.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
+            write_directory(policy, self.processor, folder)

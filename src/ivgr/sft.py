@@ -45,6 +45,8 @@ class SFT(PolicyModule):
         guard: When a run that goes wrong is stopped.
     """
 
+    kind = "sft"
+
     def __init__(
         self,
         policy: Pretrained | TinyScratch | str = lazy_instance(TinyScratch),  # noqa: B008

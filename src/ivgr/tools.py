@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from ivgr.archive import Archive
 from ivgr.bench.command import BENCH
+from ivgr.checkpoint import read_checkpoint, refuse_misshapen
 from ivgr.difficulty import filter_shards
 from ivgr.distill.command import distill
 from ivgr.errors import UserError
@@ -16,7 +18,6 @@ from ivgr.plan.command import plan
 from ivgr.policy.checkpoint import scratch
 from ivgr.printable import print_table
 from ivgr.study.command import study
-from ivgr.watch.checkpoints import read_checkpoint
 from ivgr.world.quiz import write_quiz
 from ivgr.world.write import World, write_world
 
@@ -58,11 +59,10 @@ def show(checkpoint: Path) -> None:
     Args:
         checkpoint: A checkpoint of `ivgr fit`.
     """
-    if not checkpoint.exists():
-        raise UserError(f"archive show: no checkpoint at {checkpoint}")
     state = read_checkpoint(checkpoint)
-    if "ivgr" not in state or "archive" not in state["ivgr"]:
+    if "archive" not in state["ivgr"]:
         raise UserError(f"archive show: {checkpoint} holds no rollout archive")
+    refuse_misshapen(state, {"ivgr": {"archive": Archive.state_shape, "iteration": int}}, checkpoint)
     rows = [
         (sample_id, f"{box_reward:.3f}", think)
         for sample_id, (box_reward, think) in sorted(state["ivgr"]["archive"].items())

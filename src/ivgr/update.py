@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 from ivgr.distributed.level import Level
 from ivgr.distributed.ranks import gather_lists
 from ivgr.distributed.shard import letting_go, outlasting, run_pass
+from ivgr.finite import is_finite
 from ivgr.guards import StepGuard, run_within_memory
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.loss import PolicyLoss, TokenLoss, policy_loss
+from ivgr.policy.forward import not_finite
 from ivgr.policy.reference import Reference
 from ivgr.query import Query, places_of
 from ivgr.tree import Layout, Pack, pack_queries
@@ -94,10 +96,17 @@ class Update:
         for packs in mini_batches:
             run_within_memory(self, packs, infer)
 
+    def _refuse_broken_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
+        """UserError on all ranks alike: a reference never changes, and so never mends."""
+        known = [pack.ref_logp for packs in mini_batches for pack in packs if pack.ref_logp is not None]
+        if self.stepper.sum_ranks(float(bool(known) and not is_finite(torch.cat(known)))):
+            raise not_finite("in scoring", "reference")
+
     def run(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
         """The optimizer steps, a mini-batch each; returns their metrics."""
         self.infer_reference(mini_batches)
         self.infer_policy(mini_batches)
+        self._refuse_broken_reference(mini_batches)
         metrics = UpdateMetrics()
         for epoch in range(self.epochs):
             for packs in mini_batches:

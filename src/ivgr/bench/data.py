@@ -95,7 +95,7 @@ def data_contenders(folder: Path, jpegs: list[bytes], workers: int) -> dict[str,
     model, processor = Pretrained("tiny").load()
     shards = write_shards(folder, "train", _samples(jpegs), -(-len(jpegs) // max(workers, 1)))
     stream = SampleStream([Feed(list(map(str, shards)))], Mix(PAIRED, SINGLE), 0, SHUFFLE)
-    encode = partial(encode_batch, encoder=QueryEncoder(processor, model.config.model_type, Prompts()))
+    encode = partial(encode_batch, encoder=QueryEncoder.of(model.config, processor, Prompts()))
     paths = [folder / f"{index}.jpg" for index in range(len(jpegs))]
     for path, jpeg in zip(paths, jpegs, strict=True):
         path.write_bytes(jpeg)

@@ -100,7 +100,7 @@ def evaluate_contenders(batch: int, limit: int) -> dict[str, Contender]:
     model, processor = Pretrained("tiny").load()
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     use_linear_patches(model)
-    encoder = QueryEncoder(processor, model.config.model_type, Prompts())
+    encoder = QueryEncoder.of(model.config, processor, Prompts())
     engine = TransformersEngine(max_new_tokens=limit, batch_queries=batch)
     stock = partial(generate, stock_like(model), processor, limit)
     return {

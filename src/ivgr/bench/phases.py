@@ -46,7 +46,6 @@ def rollout_contenders(setting: Setting) -> dict[str, Contender]:
     """Sampling of responses of forced length, rows with a prefill for every response; and the
     tree's prefill alone, with each response's first token."""
     iteration = build_iteration(setting)
-    iteration.policy.generation_config.eos_token_id = []
     queries = build_queries(setting, iteration.policy, rollouts=True)
     prefill = build_queries(replace(setting, response=1), iteration.policy, rollouts=True)
     brief = replace(iteration, engine=_engine(setting, limit=1))
@@ -96,8 +95,15 @@ def build_iteration(setting: Setting) -> Iteration:
     )
 
 
+class Endless(TransformersEngine):
+    """Responses of forced length."""
+
+    def stops(self, *_) -> list[int]:
+        return []
+
+
 def _engine(setting: Setting, limit: int) -> TransformersEngine:
-    return TransformersEngine(
+    return Endless(
         group_size=setting.group_size,
         max_new_tokens=limit,
         batch_queries=sys.maxsize,

@@ -50,7 +50,6 @@ def step_figures(setting: Setting, repeats: int) -> dict[str, Measurement]:
         for sample in samples
         for stream in (GROUNDED, TEXTUAL)
     ]
-    policy.generation_config.eos_token_id = []
     with TemporaryDirectory() as folder:
         stock = _stock(setting, folder)
         clocks = {"tree": Clock(policy), "trl": Clock(stock)}

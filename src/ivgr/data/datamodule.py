@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ivgr.checkpoint import PLAIN
 from ivgr.data.encode import Batch, QueryEncoder, encode_batch
 from ivgr.data.held_out import HeldOut
 from ivgr.data.prompts import PAIRED, check_paired
@@ -58,6 +59,13 @@ class ShardDataModule(L.LightningDataModule):
         max_rejected: Largest share of samples that may be broken before training stops.
         allow_pipe: Let a path "pipe:COMMAND" run a shell command.
     """
+
+    # The shape of what a checkpoint keeps.
+    state_shape = {
+        "iterations": int,
+        "order": {str: PLAIN},
+        "quarantine?": {"counts": {str: int}, "seen": int},
+    }
 
     def __init__(
         self,
@@ -180,10 +188,11 @@ class ShardDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state: dict) -> None:
         order = self._order()
-        for name, saved in state["order"].items():
-            if order[name] != saved:
+        for name in order | state["order"]:
+            saved, own = state["order"].get(name), order.get(name)
+            if saved != own:
                 raise UserError(
-                    f"checkpoint: it was made with {name} {saved!r}, this run has {order[name]!r}; "
+                    f"checkpoint: it was made with {name} {saved!r}, this run has {own!r}; "
                     "resume with the same setting or start a new run"
                 )
         self.start = state["iterations"]

@@ -10,6 +10,7 @@ from ivgr.data.prompts import GROUNDED, TEXTUAL
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
 from ivgr.families.frame import RELATIVE, Frame
+from ivgr.policy.forward import end_of_turn
 from ivgr.query import Query, Rollout
 
 _BOX = re.compile(r"<box>\[([0-9. ]+),([0-9. ]+),([0-9. ]+),([0-9. ]+)\]</box>")
@@ -30,9 +31,10 @@ def encode_demonstration(demonstration: Demonstration, encoder: QueryEncoder) ->
     reasoning = move_boxes(_reasoning(sample, stream), RELATIVE, query.frame)
     text = write_response(reasoning, sample.answer)
     tokenizer = encoder.processor.tokenizer
-    ids = torch.tensor(tokenizer(text).input_ids + [tokenizer.eos_token_id])
+    ids = tokenizer(text).input_ids + [end_of_turn(tokenizer)]
+    encoder.check_embedded(ids, sample.id)
     unknown = torch.zeros(len(ids))
-    query.groups[0].rollouts.append(Rollout(ids, unknown, unknown, text, truncated=False))
+    query.groups[0].rollouts.append(Rollout(torch.tensor(ids), unknown, unknown, text, truncated=False))
     return query
 
 

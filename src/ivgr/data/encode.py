@@ -2,12 +2,13 @@
 processed once, the streams' prompts split at the end of what they share."""
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from PIL import Image
-from transformers import ProcessorMixin
+from transformers import PreTrainedConfig, ProcessorMixin
 
 from ivgr.data.boxes import clip_box
 from ivgr.data.prompts import PAIRED, Prompts, streams_of
@@ -31,12 +32,21 @@ class QueryEncoder:
         model_type: `config.model_type` of the model; decides the coordinate frame.
         prompts: Instructions of the two streams.
         max_prompt_tokens: Longest prompt allowed, in tokens, images included.
+        embedded: How many tokens the model has an embedding for; others may not occur.
     """
 
     processor: ProcessorMixin
     model_type: str
     prompts: Prompts
     max_prompt_tokens: int = 8192
+    embedded: int = sys.maxsize
+
+    @classmethod
+    def of(
+        cls, config: PreTrainedConfig, processor: ProcessorMixin, prompts: Prompts, limit: int = 8192
+    ) -> "QueryEncoder":
+        """For the model of `config`."""
+        return cls(processor, config.model_type, prompts, limit, config.get_text_config().vocab_size)
 
     def __call__(self, sample: Sample, streams: tuple[str, ...] | None = None) -> Query:
         """The query of `sample` in `streams` (default: those of its kind). RejectedSample names
@@ -96,6 +106,7 @@ class QueryEncoder:
         texts = self.processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
         prompts = [self._expand(text, self._image_tokens(grids)) for text in texts]
         for ids, stream in zip(prompts, streams, strict=True):
+            self.check_embedded(ids, sample.id)
             if len(ids) > self.max_prompt_tokens:
                 raise RejectedSample(
                     f"{sample.where}: its {stream} prompt has {len(ids)} tokens, more than "
@@ -103,6 +114,17 @@ class QueryEncoder:
                     "prompt: too long",
                 )
         return prompts
+
+    def check_embedded(self, ids: list[int], id: str) -> None:
+        """RejectedSample names a token of `ids` that the tokenizer knows and the model does not."""
+        beyond = next((one for one in ids if one >= self.embedded), None)
+        if beyond is not None:
+            token = self.processor.tokenizer.convert_ids_to_tokens(beyond)
+            raise RejectedSample(
+                f"sample {id}: it holds {token!r}, a token of the tokenizer that the model has no embedding "
+                "for; remove it, or resize the model's embedding and train it",
+                "text: a token without an embedding",
+            )
 
     def _image_tokens(self, grids: list[list[int]]) -> list[int]:
         """How many tokens each image has."""

@@ -10,10 +10,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ivgr.distributed.folder import META, read_folder, write_folder
+from ivgr.checkpoint import find_checkpoint
+from ivgr.distributed.folder import read_folder, write_folder
 from ivgr.distributed.shard import Replica, shard
 from ivgr.errors import UserError
 from ivgr.policy.reference import Reference
+from ivgr.resume import admit
 
 
 class FSDP2(ModelParallelStrategy):
@@ -69,11 +71,12 @@ class FSDP2(ModelParallelStrategy):
         write_folder(Path(filepath), self.model, self._optimizer(), rest, self.global_rank)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict:
-        if not (Path(checkpoint_path) / META).exists():
-            raise UserError(
-                f"--ckpt_path: {checkpoint_path} is not sharded; resume with the strategy it was made with"
-            )
-        return read_folder(Path(checkpoint_path), self.model, self._optimizer())
+        path = Path(checkpoint_path)
+        find_checkpoint(path, sharded=True)
+        module = self.lightning_module
+        return read_folder(
+            path, self.model, self._optimizer(), lambda rest: admit(module, rest, path, sharded=True)
+        )
 
     def _optimizer(self) -> torch.optim.Optimizer | None:
         return self.optimizers[0] if self.optimizers else None

@@ -25,4 +25,4 @@ def load_policy(
         option = "max_pixels" if reason.startswith("min_pixels") else "model"
         raise UserError(f"{tool} --{option}: {reason}") from error
     policy = policy.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return policy, QueryEncoder(processor, policy.config.model_type, prompts, max_prompt_tokens)
+    return policy, QueryEncoder.of(policy.config, processor, prompts, max_prompt_tokens)

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from transformers import AutoConfig, AutoProcessor
 
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
@@ -13,6 +12,7 @@ from ivgr.errors import UserError
 from ivgr.pack.sheet import make_tile
 from ivgr.pack.survey import TOKENS, Histogram, survey_shards
 from ivgr.picture import WRITERS, write_sheet
+from ivgr.policy.directory import read_config, read_processor
 from ivgr.policy.load import TINY
 
 ENCODED = 256
@@ -46,13 +46,9 @@ def inspect(
 
 def _load_encoder(path: str) -> QueryEncoder:
     """As training encodes, but for prompts of any length."""
-    place = TINY if path == "tiny" else path
-    try:
-        processor, config = AutoProcessor.from_pretrained(place), AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"inspect --processor: {path!r} has no processor ({reason[:200]})") from error
-    return QueryEncoder(processor, config.model_type, Prompts(), sys.maxsize)
+    place, setting = TINY if path == "tiny" else path, "inspect --processor"
+    config = read_config(place, setting)
+    return QueryEncoder.of(config, read_processor(place, config, setting), Prompts(), sys.maxsize)
 
 
 def _prompt_lengths(samples: list, encoder: QueryEncoder) -> Histogram:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ivgr.errors import UserError
 from ivgr.families.registry import FAMILIES, find_family, find_shipped
 from ivgr.policy.checkpoint import build_skeleton
+from ivgr.policy.directory import read_config
 from ivgr.policy.load import TINY
 
 
@@ -93,7 +94,7 @@ def find_config(path: str | Path) -> PreTrainedConfig:
     UserError lists those for any other."""
     place = TINY if str(path) == "tiny" else Path(path)
     if (place / "config.json").is_file():
-        return AutoConfig.from_pretrained(place)
+        return read_config(place, "model.policy")
     shipped = find_shipped(str(path))
     if shipped is None:
         known = [f.hub_id(size) for f in FAMILIES.values() for size in f.sizes if size != "tiny"]

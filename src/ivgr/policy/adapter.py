@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed, run_seed
 
+Targets = Literal["language", "language+vision"]
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -33,7 +35,7 @@ class Adapter:
 
     rank: int = 16
     alpha: float = 32.0
-    targets: Literal["language", "language+vision"] = "language"
+    targets: Targets = "language"
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -3,9 +3,12 @@ states, head. Nothing of the model is patched."""
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ivgr.errors import UserError
 from ivgr.families.registry import find_family
+
+MESSAGE = "A message of the assistant."
 
 
 def prompt_positions(model: PreTrainedModel, ids: torch.Tensor, grid: torch.Tensor | None) -> torch.Tensor:
@@ -45,7 +48,45 @@ def banned_ids(model: PreTrainedModel) -> list[int]:
     return sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None})
 
 
-def stop_ids(model: PreTrainedModel) -> list[int]:
-    """Tokens that end a response."""
-    ids = model.generation_config.eos_token_id
-    return [ids] if isinstance(ids, int) else list(ids)
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a response, in rising order: those of generation_config.json, the tokenizer's
+    end of text and the chat template's end of a turn, which fine-tuning often lets disagree.
+    UserError if there is none, or one is no token."""
+    own = model.generation_config.eos_token_id
+    named = [] if own is None else own if isinstance(own, list) else [own]
+    odd = next((one for one in named if isinstance(one, bool) or not isinstance(one, int)), None)
+    if odd is not None:
+        raise UserError(
+            f"model.policy: {model.name_or_path!r} has a generation_config.json whose eos_token_id {odd!r} "
+            "is no number of a token"
+        )
+    stops = {*named, tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
+    if not stops:
+        raise UserError(
+            f"model.policy: {model.name_or_path!r} names no token that ends a response; set eos_token_id in "
+            "generation_config.json, or eos_token in tokenizer_config.json"
+        )
+    return sorted(stops)
+
+
+def not_finite(where: str, whose: str = "policy") -> UserError:
+    """What there is to say of logits that are NaN or infinite `where` they were met."""
+    return UserError(
+        f"the {whose}'s logits are not finite ({where}): its weights are broken, go back to an earlier "
+        "checkpoint; or float16 is too narrow for it, take bfloat16 or float32"
+    )
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template writes behind an assistant's message; without one the
+    tokenizer's end of text. Demonstrations end with it."""
+    if tokenizer.chat_template is None:
+        return tokenizer.eos_token_id
+    chat = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", "?"), ("assistant", MESSAGE))
+    ]
+    written = tokenizer.apply_chat_template(chat, tokenize=False)
+    ending = tokenizer(written.rpartition(MESSAGE)[2], add_special_tokens=False).input_ids
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return next((one for one in ending if one in special), tokenizer.eos_token_id)

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ivgr.errors import UserError
 from ivgr.policy.attention import use_tree_attention
+from ivgr.policy.directory import read_config, read_model, read_processor
+from ivgr.policy.forward import stop_ids
 
 TINY = Path(__file__).parent / "tiny"
-
+SETTING = "model.policy"
 
 Shapes = dict[str, torch.Size]
 
@@ -23,12 +25,12 @@ def find_mismatch(own: Shapes, saved: Shapes) -> str | None:
     return next((name for name in sorted(own | saved) if own.get(name) != saved.get(name)), None)
 
 
-def refuse_other_policy(own: Shapes, saved: Shapes) -> None:
+def refuse_other_policy(own: Shapes, saved: Shapes, path: Path | str) -> None:
     """UserError if the shapes that a checkpoint holds, by name, are not those of the run's policy."""
     odd = find_mismatch(own, saved)
     if odd is not None:
         raise UserError(
-            f"checkpoint: its policy differs from model.policy (first at {odd}); "
+            f"checkpoint {path}: its policy differs from model.policy (first at {odd}); "
             "resume with the policy and the adapter it was made with"
         )
 
@@ -56,18 +58,12 @@ class Pretrained:
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """The model and its processor; UserError if the checkpoint cannot be found or read."""
+        """The model and its processor; UserError if there are none, see `ivgr.policy.directory`."""
         folder = TINY if self.path == "tiny" else self.path
-        try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
-            )
-            processor = AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"model.policy: {str(self.path)!r} is no image-text-to-text model ({reason[:200]})"
-            ) from error
+        config = read_config(folder, SETTING)
+        processor = read_processor(folder, config, SETTING)
+        model = read_model(folder, config, getattr(torch, self.dtype), self.attn_implementation, SETTING)
+        stop_ids(model, processor.tokenizer)
         use_tree_attention(model)
         self._limit_pixels(processor)
         return model, processor

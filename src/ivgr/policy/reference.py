@@ -12,7 +12,11 @@ from transformers import PreTrainedModel
 from ivgr.distributed.shard import letting_go
 from ivgr.errors import UserError
 from ivgr.policy.adapter import adapters_off, is_adapted
-from ivgr.policy.load import Pretrained
+from ivgr.policy.attention import use_tree_attention
+from ivgr.policy.directory import read_config, read_model
+from ivgr.policy.load import TINY
+
+SETTING = "model.reference.path"
 
 
 class Reference(Protocol):
@@ -49,11 +53,23 @@ class FrozenReference:
                     "itself and takes no memory; leave it out"
                 )
             return UnadaptedPolicy(policy)
-        if self.path is None:
-            model = copy.deepcopy(policy)
-        else:
-            model = Pretrained(self.path, str(policy.dtype).removeprefix("torch.")).load()[0]
+        model = copy.deepcopy(policy) if self.path is None else self._read(policy)
         return OwnModel(model.eval().requires_grad_(False), policy, offload=self.device == "cpu")
+
+    def _read(self, policy: PreTrainedModel) -> PreTrainedModel:
+        """UserError unless it reads the prompts of `policy` and weighs the same words."""
+        folder = TINY if self.path == "tiny" else self.path
+        config = read_config(folder, SETTING)
+        of_both = [(c.model_type, c.get_text_config().vocab_size) for c in (policy.config, config)]
+        if of_both[0] != of_both[1]:
+            (own, words), (other, others) = of_both
+            raise UserError(
+                f"{SETTING}: {self.path!r} is a {other} of {others} words, the policy a {own} of {words}; "
+                "they must be alike"
+            )
+        model = read_model(folder, config, policy.dtype, "sdpa", SETTING)
+        use_tree_attention(model)
+        return model
 
 
 class UnadaptedPolicy:

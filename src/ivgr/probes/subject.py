@@ -19,7 +19,7 @@ def open_policy(path: str = "tiny", **settings) -> tuple[PreTrainedModel, QueryE
     `ivgr.policy.load.Pretrained`. No progress bars. UserError if there is no such model."""
     disable_progress_bar()
     policy, processor = Pretrained(path, **settings).load()
-    return policy.eval(), QueryEncoder(processor, policy.config.model_type, Prompts())
+    return policy.eval(), QueryEncoder.of(policy.config, processor, Prompts())
 
 
 def draw_questions(count: int, seed: int = 0) -> list[Sample]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
 from ivgr.memory import unless_out_of_memory
-from ivgr.policy.forward import banned_ids, hidden_states, stop_ids
+from ivgr.policy.forward import banned_ids, hidden_states, not_finite, stop_ids
 from ivgr.query import Group, Query, Rollout, places_of
 from ivgr.rollout.kv import TreeCache
 from ivgr.rollout.replay import Replay
@@ -96,6 +96,10 @@ class TransformersEngine:
     ) -> None:
         self.respond(model, tokenizer, queries, Sampling(0.0, 1.0, tuple(banned_ids(model))), 1, 0)
 
+    def stops(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Tokens that end a response."""
+        return stop_ids(model, tokenizer)
+
     @torch.no_grad()
     def respond(
         self,
@@ -109,7 +113,7 @@ class TransformersEngine:
     ) -> None:
         """Appends `copies` rollouts to each group. The listener hears what memory ran out for once
         more, from its beginning. UserError if memory does not hold one response."""
-        places = places_of(queries)
+        places, stops = places_of(queries), self.stops(model, tokenizer)
         for start in range(0, len(queries), self.batch_queries):
             batch = queries[start : start + self.batch_queries]
             branches = [(query, group) for query in batch for group in query.groups for _ in range(copies)]
@@ -121,7 +125,8 @@ class TransformersEngine:
             while waiting := branches[len(responses) :]:
                 part = _first_queries(waiting, self.most.get(copies, len(waiting)))
                 own = None if noise is None else noise[len(responses) :][: len(part)]
-                found = unless_out_of_memory(partial(self._decode, model, part, sampling, own, listener))
+                decode = partial(self._decode, model, part, sampling, own, stops, listener)
+                found = unless_out_of_memory(decode)
                 if found is None:
                     self.most[copies] = self._halve(part)
                 responses += found or []
@@ -135,12 +140,13 @@ class TransformersEngine:
         branches: list[Branch],
         sampling: Sampling,
         noise: torch.Tensor | None,
+        stops: list[int],
         listener: Listener | None,
     ) -> list[tuple]:
         """The responses of all `branches` together, as of `_Branches.decode`."""
         decoding = _Branches(model, self.max_new_tokens, self.cuda_graphs)
         decoding.prefill(*_stems(branches))
-        return decoding.decode(sampling, noise, listener)
+        return decoding.decode(sampling, noise, stops, listener)
 
     def _halve(self, branches: list[Branch]) -> int:
         """How many branches to decode together from now on, after memory ran out for these."""
@@ -209,15 +215,20 @@ class _Branches:
         self.cache.fork(stems.fork_row[group], stems.fork_sees[group], self.limit)
 
     def decode(
-        self, sampling: Sampling, noise: torch.Tensor | None, listener: Listener | None = None
+        self,
+        sampling: Sampling,
+        noise: torch.Tensor | None,
+        stops: list[int],
+        listener: Listener | None = None,
     ) -> list[tuple]:
         """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU; noise (R,
-        limit) is what chance decides by, None if it is not asked."""
+        limit) is what chance decides by, None if it is not asked. UserError if a branch's logits
+        are not finite."""
         device = self.model.device
         noise = None if noise is None else noise.to(device)
         rows = torch.arange(len(self.logits), device=device)
         alive = torch.ones(len(rows), dtype=torch.bool, device=device)
-        stops = torch.tensor(stop_ids(self.model), device=device)
+        ending = torch.tensor(stops, dtype=torch.long, device=device)
         record = torch.zeros(3, len(rows), self.limit, dtype=torch.float64, device=device)
         length = torch.zeros(len(rows), dtype=torch.long, device=device)
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -225,12 +236,16 @@ class _Branches:
             chosen = sampling.choose(self.logits, None if noise is None else noise[rows, step])
             record[:, rows[alive], step] = torch.stack([part.double() for part in chosen])[:, alive]
             length[rows[alive]] += 1
-            if listener is not None:
-                listener(rows[alive], chosen[0][alive])
-            stopped = torch.isin(chosen[0], stops) & alive
+            stopped = torch.isin(chosen[0], ending) & alive
             ended[rows[stopped]] = True
-            alive = alive & ~stopped
-            remaining = int(alive.sum())
+            # A logit that is not finite shows in the log-prob of whatever was chosen.
+            spoilt = alive & ~chosen[1].isfinite()
+            asked, alive = alive, alive & ~stopped
+            remaining, broken = torch.stack([alive.sum(), spoilt.sum()]).tolist()
+            if broken:
+                raise not_finite(f"in {broken} of {len(rows)} responses, at token {step + 1}")
+            if listener is not None:
+                listener(rows[asked], chosen[0][asked])
             if remaining == 0 or step + 1 == self.limit:
                 break
             token = chosen[0]

@@ -52,7 +52,8 @@ class Sampling:
         kept = falling.masked_fill(falling.cumsum(-1) - falling >= self.top_p, 0.0)
         total = kept.cumsum(-1)
         index = (total <= draw[:, None] * total[:, -1:]).sum(-1, keepdim=True)
-        index = torch.minimum(index, (kept > 0).sum(-1, keepdim=True) - 1)
+        # Where the logits are no numbers nothing is kept: the choice is void then, and its logp says so.
+        index = torch.minimum(index, (kept > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
         token = order.gather(1, index)
         return token[:, 0], (kept.gather(1, index) / total[:, -1:]).log().float()[:, 0]
 

@@ -108,7 +108,7 @@ class VLLMEngine:
         """Appends n rollouts to each group; seeds, one a group, in order."""
         if not queries:
             return
-        draw, stops, greedy = iter(seeds), stop_ids(model), sampling["temperature"] == 0
+        draw, stops, greedy = iter(seeds), stop_ids(model, tokenizer), sampling["temperature"] == 0
         common = {
             **sampling,
             "max_tokens": self.max_new_tokens,

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.errors import UserError
+from ivgr.policy.forward import not_finite
 from ivgr.query import Group, Query, Rollout
 
 
@@ -49,9 +50,12 @@ def check_expansion(query: Query, group: Group, found: list[int]) -> None:
 def read_completion(
     completion, tokenizer: PreTrainedTokenizerBase, stops: list[int], greedy: bool
 ) -> Rollout:
-    """The rollout of a vLLM `CompletionOutput` whose log-probs are raw and flat."""
+    """The rollout of a vLLM `CompletionOutput` whose log-probs are raw and flat; UserError if they are
+    not finite."""
     tokens = torch.tensor(list(completion.token_ids))
     logp = torch.tensor(completion.logprobs.logprobs, dtype=torch.float32)
+    if not logp.isfinite().all():
+        raise not_finite("in a response of vLLM")
     return Rollout(
         tokens=tokens,
         logp=logp,

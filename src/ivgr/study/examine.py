@@ -50,7 +50,7 @@ def examine(examination: Examination) -> dict:
     """{"examination": its settings, "figures": by name, "seconds": it took}; greedy."""
     since = time.perf_counter()
     policy, processor = Pretrained(examination.policy, "float32").load()
-    encoder = QueryEncoder(processor, policy.config.model_type, Prompts(**examination.prompts))
+    encoder = QueryEncoder.of(policy.config, processor, Prompts(**examination.prompts))
     engine = TransformersEngine(max_new_tokens=examination.max_new_tokens)
     samples = read_enough(examination.shards, examination.questions)
     figures = answer_figures(partial(respond, policy.eval(), encoder, engine), encoder, samples)

@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from ivgr.checkpoint import read_checkpoint
 from ivgr.cli import main
 from ivgr.errors import UserError
 from ivgr.export import export
@@ -19,7 +20,7 @@ from ivgr.printable import printable
 from ivgr.study.examine import Examination, examine
 from ivgr.study.runs import EXAMINED, POLICY, TRAINED
 from ivgr.watch.before_after import BeforeAfter
-from ivgr.watch.checkpoints import LAST, read_checkpoint
+from ivgr.watch.checkpoints import LAST
 from ivgr.watch.record import write_atomically
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 
-from ivgr.evaluation import HeldOutFigures
+from ivgr.evaluation.held_out import FIGURES, HeldOutFigures
 from ivgr.seeding import run_seed
 from ivgr.watch.hparams import enter_figures
 from ivgr.watch.record import write_atomically
@@ -22,6 +22,9 @@ Figures = dict[str, dict[str, float]]
 class BeforeAfter(L.Callback):
     """Evaluates greedily on data.val; the figures before training and the seconds spent
     travel in checkpoints, so that a resumed run reports the whole run."""
+
+    # The shape of what a checkpoint keeps.
+    state_shape = {"before": {stream: {str: float} for stream in FIGURES}, "seconds": float}
 
     def __init__(self) -> None:
         self.before: Figures | None = None

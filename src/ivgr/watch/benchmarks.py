@@ -44,6 +44,10 @@ class Benchmarks(L.Callback):
         cropping: How boxes become crops in tool mode.
     """
 
+    # The shape of what a checkpoint keeps.
+    state_shape = {"seen": int}
+    joins_late = True
+
     def __init__(
         self,
         benchmark: Sequence[str],

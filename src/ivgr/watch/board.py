@@ -13,7 +13,7 @@ from ivgr.printable import as_markdown
 from ivgr.query import Group, Query, Rollout
 from ivgr.rewards.boxes import parse_boxes
 from ivgr.watch.layout import layout_summary
-from ivgr.watch.stack import LEGEND, paint_shares, shares_of
+from ivgr.watch.stack import LEGEND, NAMES, paint_shares, shares_of
 
 PREDICTED = "#dc2828"
 TILE = 280
@@ -26,6 +26,9 @@ class Board(L.Callback):
         every: Iterations between two completions tables.
         queries: Queries shown in each.
     """
+
+    # The shape of what a checkpoint keeps.
+    state_shape = {"shares": [(float,) * len(NAMES)]}
 
     def __init__(self, every: int = 10, queries: int = 4) -> None:
         self.every, self.queries = every, queries

@@ -9,12 +9,13 @@ import shutil
 from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ivgr.distributed.folder import META
+from ivgr.distributed.ranks import gather
 from ivgr.distributed.strategy import FSDP2
+from ivgr.errors import UserError
+from ivgr.finite import find_not_finite
 
 LAST, BEST, PART = "last.ckpt", "best.ckpt", ".part"
 
@@ -28,6 +29,9 @@ class Checkpoints(Checkpoint):
         keep: How many to keep, beside the best.
         best: The validation figure whose highest value makes the best.
     """
+
+    # The shape of what a checkpoint keeps.
+    state_shape = {"record": float}
 
     def __init__(self, folder: Path, every: int, keep: int, best: str) -> None:
         self.folder, self.every, self.keep, self.best = folder, every, keep, best
@@ -53,7 +57,14 @@ class Checkpoints(Checkpoint):
             self.save(trainer, best=True)
 
     def save(self, trainer: L.Trainer, best: bool = False) -> None:
-        """All ranks must call it."""
+        """All ranks must call it. UserError, and nothing is saved, if weights are not finite: what was
+        saved before is worth more."""
+        odd = next(filter(None, gather(_find_broken(trainer))), None)
+        if odd is not None:
+            raise UserError(
+                f"the policy's weights are not finite after iteration {done(trainer)} (first in {odd}) and not "
+                "saved; lower model.optimizer.lr, or use float32 weights"
+            )
         trainer.strategy.barrier()
         part, path = self._write(trainer)
         trainer.strategy.barrier()
@@ -64,8 +75,8 @@ class Checkpoints(Checkpoint):
 
     def save_alone(self, trainer: L.Trainer) -> bool:
         """The same without the other ranks, on each rank that still can; False for sharded weights,
-        which no rank has alone."""
-        if isinstance(trainer.strategy, FSDP2):
+        which no rank has alone, and for weights that are not finite."""
+        if isinstance(trainer.strategy, FSDP2) or _find_broken(trainer) is not None:
             return False
         part, path = self._write(trainer)
         if trainer.is_global_zero:
@@ -98,15 +109,13 @@ class Checkpoints(Checkpoint):
         self.record = state["record"]
 
 
+def _find_broken(trainer: L.Trainer) -> str | None:
+    return find_not_finite(trainer.lightning_module.named_parameters())
+
+
 def done(trainer: L.Trainer) -> int:
     """Iterations that are finished."""
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
-
-
-def read_checkpoint(path: Path) -> dict:
-    """What a checkpoint holds beside sharded weights; nothing in it is executed."""
-    file = path / META if path.is_dir() else path
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _link(link: Path, name: str) -> None:
