@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ivgr.distributed.folder import read_weights
 from ivgr.errors import UserError
+from ivgr.files import folder_to_write
 from ivgr.policy.adapter import Adapter, is_adapted, merge_adapters
 from ivgr.policy.form import TrainingForm
 from ivgr.policy.load import Pretrained, find_mismatch, shapes_of
@@ -55,8 +56,9 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
     load_policy(model, checkpoint["state_dict"], f"export: {ckpt} does not fit {path}")
     if is_adapted(model):
         merge_adapters(model)
-    model.save_pretrained(dst)
-    processor.save_pretrained(dst)
+    with folder_to_write(dst) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     print(f"the policy after {checkpoint['global_step']} optimizer updates is in {dst}")
 
 

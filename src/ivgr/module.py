@@ -66,6 +66,8 @@ class IVGR(PolicyModule):
         guard: When a run that goes wrong is stopped.
     """
 
+    length = "model.iterations"
+
     def __init__(
         self,
         policy: Pretrained | str = "tiny",
@@ -123,10 +125,6 @@ class IVGR(PolicyModule):
         return [IterationBar(), Board(), RolloutRecord(), BeforeAfter()]
 
     def on_fit_start(self) -> None:
-        if self.iteration >= self.iterations:
-            raise UserError(
-                f"the run is complete at iteration {self.iteration}; raise model.iterations to go on"
-            )
         update = Update(
             policy=self.policy,
             reference=self.reference,

@@ -13,6 +13,7 @@ from ivgr.distributed.level import Level, Leveller
 from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
 from ivgr.export import describe_policy
+from ivgr.files import folder_to_write
 from ivgr.guards import Guard, StepGuard
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import is_adapted, merge_adapters
@@ -26,10 +27,13 @@ from ivgr.stepper import ModuleStepper
 class PolicyModule(L.LightningModule):
     """Loads, splits, steps and saves a policy; what it is trained on a subclass knows.
 
-    total_updates are those of the whole run, for the schedule. Its arguments a subclass documents.
+    iterations and total_updates (for the schedule) are those of the whole run, length is the setting that
+    they are given by. Its arguments a subclass documents.
     """
 
+    iterations: int
     total_updates: int
+    length: str
 
     def __init__(
         self,
@@ -119,5 +123,6 @@ class PolicyModule(L.LightningModule):
         if writes:
             if is_adapted(policy):
                 merge_adapters(policy)
-            policy.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
+            with folder_to_write(folder) as part:
+                policy.save_pretrained(part)
+                self.processor.save_pretrained(part)

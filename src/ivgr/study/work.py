@@ -15,11 +15,11 @@ from pathlib import Path
 from ivgr.cli import main
 from ivgr.errors import UserError
 from ivgr.export import export
+from ivgr.files import write_atomically
 from ivgr.study.examine import Examination, examine
 from ivgr.study.runs import EXAMINED, POLICY, TRAINED
 from ivgr.watch.before_after import BeforeAfter
 from ivgr.watch.checkpoints import LAST, read_checkpoint
-from ivgr.watch.record import write_atomically
 
 
 def train(folder: Path, iterations: int, words: list[str]) -> None:
