@@ -149,11 +149,16 @@ def test_a_judge_that_is_down_at_the_end_loses_nothing(tmp_path, unbroken, capsy
     with JudgeServer(fault=lambda *_: "500" if done.exists() else None) as server:
         with pytest.raises(SystemExit):
             fit(tmp_path, server, retries=0, patience=0.3, missing_limit=0.0)
-        assert "training is complete" in capsys.readouterr().err
+        assert "stopped after iteration 2; go on with --ckpt_path last" in capsys.readouterr().err
+        assert not (tmp_path / "summary.json").exists()
         server.fault = lambda *_: None
         fit(tmp_path, server, "--ckpt_path", "last", command="validate")
+        assert "val/textual/accuracy" in capsys.readouterr().out
+        fit(tmp_path, server, "--ckpt_path", "last")
     assert checkpoint(tmp_path)["ivgr"] == checkpoint(unbroken)["ivgr"]
-    assert "val/textual/accuracy" in capsys.readouterr().out
+    found, expected = (json.loads((run / "summary.json").read_text()) for run in (tmp_path, unbroken))
+    assert found | {"seconds": 0} == expected | {"seconds": 0}
+    assert (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 
 class SilentFrom:

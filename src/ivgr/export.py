@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ivgr.checkpoint import WEIGHTS, Either, read_checkpoint, refuse_misshapen, refuse_not_finite
 from ivgr.distributed.folder import read_weights
 from ivgr.errors import UserError
+from ivgr.files import folder_to_write
 from ivgr.policy.adapter import Adapter, Targets, is_adapted, merge_adapters
 from ivgr.policy.directory import write_directory
 from ivgr.policy.form import TrainingForm
@@ -73,7 +74,8 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
     load_policy(model, checkpoint["state_dict"], f"export: {ckpt} does not fit {path}")
     if is_adapted(model):
         merge_adapters(model)
-    write_directory(model, processor, dst)
+    with folder_to_write(dst) as folder:
+        write_directory(model, processor, folder)
     print(f"the policy after {checkpoint['global_step']} optimizer updates is in {dst}")
 
 

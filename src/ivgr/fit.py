@@ -5,14 +5,15 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from ivgr.checkpoint import CheckpointFile, find_checkpoint
 from ivgr.compose import compose_words
 from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
+from ivgr.watch.board import Logger
 from ivgr.watch.checkpoints import LAST, Checkpoints
+from ivgr.watch.ending import Ending
 from ivgr.watch.hparams import Hyperparameters
 from ivgr.watch.preempt import Preemption
 from ivgr.watch.record import RunRecord
@@ -82,11 +83,12 @@ class CLI(LightningCLI):
         if every < 1 or keep < 1:
             raise UserError(f"checkpoint_every is {every}, checkpoint_keep {keep}: both must be at least 1")
         checkpoints = Checkpoints(root / "checkpoints", every, keep, config.checkpoint_best)
-        kwargs["logger"] = TensorBoardLogger(root, name="", version="")
+        kwargs["logger"] = Logger(root, name="", version="")
         kwargs["default_root_dir"] = str(root)
         kwargs["plugins"] = _add_reader(self.config_init[self.subcommand].trainer.plugins)
         resolved = self.parser.dump(self.config, skip_none=False)
         self.trainer_defaults["callbacks"] = [
+            Ending(),
             checkpoints,
             Preemption(),
             Rescue(checkpoints),

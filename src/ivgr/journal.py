@@ -8,7 +8,7 @@ from pathlib import Path
 from ivgr.data.sample import Sample
 from ivgr.data.shards import find_shards, write_shards
 from ivgr.errors import UserError
-from ivgr.watch.record import write_atomically
+from ivgr.files import PART, write_atomically
 
 SHARDS = "train"
 
@@ -58,7 +58,7 @@ def _lines(rows: list[dict]) -> bytes:
 
 def replace_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:
     """Writes train-000000.tar, … in place of what an earlier call left in `folder`."""
-    for path in folder.glob(f"{SHARDS}-*.tar"):
+    for path in (*folder.glob(f"{SHARDS}-*.tar"), *folder.glob(f"{SHARDS}-*.tar{PART}")):
         path.unlink()
     return write_shards(folder, SHARDS, samples, per_shard)
 

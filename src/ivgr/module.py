@@ -68,6 +68,7 @@ class IVGR(PolicyModule):
 
     kind = "rl"
     state_shape = PolicyModule.state_shape | {"iteration": int, "archive": Archive.state_shape}
+    length = "model.iterations"
 
     def __init__(
         self,
@@ -126,10 +127,6 @@ class IVGR(PolicyModule):
         return [IterationBar(), Board(), RolloutRecord(), BeforeAfter()]
 
     def on_fit_start(self) -> None:
-        if self.iteration >= self.iterations:
-            raise UserError(
-                f"the run is complete at iteration {self.iteration}; raise model.iterations to go on"
-            )
         update = Update(
             policy=self.policy,
             reference=self.reference,

@@ -9,10 +9,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ivgr.errors import UserError
+from ivgr.files import file_to_write
 from ivgr.printable import as_html, printable
 
 TILE, COLUMNS, TEXT, LINES = 360, 4, 14, 7
@@ -73,20 +75,19 @@ def write_sheet(tiles: list[Tile], path: Path) -> None:
     """As HTML that needs no other file, or as PNG; UserError for another suffix."""
     if path.suffix not in WRITERS:
         raise UserError(f"{path}: a contact sheet must end in {' or '.join(WRITERS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[path.suffix](tiles, path)
+    with file_to_write(path) as file:
+        WRITERS[path.suffix](tiles, path.stem, file)
 
 
-def _write_html(tiles: list[Tile], path: Path) -> None:
+def _write_html(tiles: list[Tile], title: str, file: IO[bytes]) -> None:
     figures = []
     for tile in tiles:
         images = "".join(f'<img src="data:image/png;base64,{_base64(p)}">' for p in tile.pictures)
         first, *rest = map(as_html, tile.lines)
         caption = "\n".join([f"<code>{first}</code>", *rest])
         figures.append(f"<figure>{images}<figcaption>{caption}</figcaption></figure>")
-    title = as_html(path.stem)
-    head = f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    path.write_text(f"{head}<main>{''.join(figures)}</main>", encoding="utf-8", errors="backslashreplace")
+    head = f'<!doctype html><meta charset="utf-8"><title>{as_html(title)}</title><style>{STYLE}</style>'
+    file.write(f"{head}<main>{''.join(figures)}</main>".encode(errors="backslashreplace"))
 
 
 def _base64(picture: Image.Image) -> str:
@@ -95,7 +96,7 @@ def _base64(picture: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _write_png(tiles: list[Tile], path: Path) -> None:
+def _write_png(tiles: list[Tile], _: str, file: IO[bytes]) -> None:
     """COLUMNS tiles a row; of several images the first, the rest as a number in the caption."""
     height = TILE + LINES * (TEXT + 4) + 12
     rows = -(-len(tiles) // COLUMNS)
@@ -108,7 +109,7 @@ def _write_png(tiles: list[Tile], path: Path) -> None:
         more = [f"and {len(tile.pictures) - 1} more images"] if len(tile.pictures) > 1 else []
         lines = [part for line in tile.lines + more for part in textwrap.wrap(printable(line), 48)[:2]]
         pen.multiline_text((x, y + TILE + 4), "\n".join(lines[:LINES]), "black", font)
-    sheet.save(path, "PNG")
+    sheet.save(file, "PNG")
 
 
 WRITERS = {".html": _write_html, ".png": _write_png}

@@ -14,6 +14,7 @@ from ivgr.distributed.level import Level, Leveller
 from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError
 from ivgr.export import POLICY, describe_policy
+from ivgr.files import folder_to_write
 from ivgr.guards import Guard, StepGuard
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import is_adapted, merge_adapters
@@ -29,12 +30,14 @@ from ivgr.stepper import ModuleStepper
 class PolicyModule(L.LightningModule):
     """Loads, splits, steps and saves a policy; what it is trained on a subclass knows.
 
-    total_updates are those of the whole run, for the schedule; kind is a key of
-    `ivgr.resume.KINDS`, state_shape that of what a checkpoint keeps of the module. Its arguments a
-    subclass documents.
+    iterations and total_updates (for the schedule) are those of the whole run, length is the setting that
+    they are given by; kind is a key of `ivgr.resume.KINDS`, state_shape that of what a checkpoint keeps of
+    the module. Its arguments a subclass documents.
     """
 
+    iterations: int
     total_updates: int
+    length: str
     kind: str
     state_shape = {"skipped": int, "policy": POLICY}
 
@@ -137,4 +140,5 @@ class PolicyModule(L.LightningModule):
         if writes:
             if is_adapted(policy):
                 merge_adapters(policy)
-            write_directory(policy, self.processor, folder)
+            with folder_to_write(folder) as part:
+                write_directory(policy, self.processor, part)

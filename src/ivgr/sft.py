@@ -21,8 +21,10 @@ from ivgr.policy.scratch import TinyScratch
 from ivgr.policy_module import PolicyModule
 from ivgr.query import Query
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
+from ivgr.seeding import run_seed
 from ivgr.tree import Pack, pack_queries, tree_length
 from ivgr.watch.before_after import evaluate, print_figures
+from ivgr.watch.ending import write_summary
 
 
 class SFT(PolicyModule):
@@ -46,6 +48,7 @@ class SFT(PolicyModule):
     """
 
     kind = "sft"
+    length = "data.steps, data.epochs or data.lessons"
 
     def __init__(
         self,
@@ -80,6 +83,8 @@ class SFT(PolicyModule):
     @property
     def total_updates(self) -> int:
         return self.trainer.datamodule.total_steps
+
+    iterations = total_updates
 
     def on_fit_start(self) -> None:
         self.stepper = self.create_stepper()
@@ -123,6 +128,7 @@ class SFT(PolicyModule):
         figures = evaluate(self.trainer, self)
         folder = Path(self.trainer.default_root_dir) / self.export
         self.save_policy(folder)
+        write_summary(self.trainer, {"seed": run_seed(), "iterations": self.iterations, "after": figures})
         if self.trainer.is_global_zero:
             print_figures(figures)
             print(f"the model is in {folder}")

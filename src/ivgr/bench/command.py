@@ -18,6 +18,7 @@ from ivgr.bench.phases import rollout_contenders, update_contenders
 from ivgr.bench.roofline import plot_roofline, print_kernels
 from ivgr.bench.setting import Setting
 from ivgr.errors import UserError
+from ivgr.files import write_atomically
 
 
 def update(setting: Setting = Setting(), repeats: int = 7, json: Path | None = None) -> None:  # noqa: B008
@@ -113,7 +114,7 @@ def _report(figures: dict[str, Measurement], setting: Setting, path: Path | None
 
 
 def _write(report: dict, path: Path) -> None:
-    path.write_text(json.dumps(report, indent=1))
+    write_atomically(path, json.dumps(report, indent=1).encode())
 
 
 def _print(figures: dict[str, Measurement]) -> None:

@@ -27,6 +27,7 @@ from ivgr.data.sample import Sample
 from ivgr.data.shards import write_shards
 from ivgr.data.stream import Feed, Mix, SampleStream
 from ivgr.errors import UserError
+from ivgr.files import write_atomically
 from ivgr.policy.load import Pretrained
 
 PAIRED, SINGLE = 9, 2  # queries of 20 prompts at data.paired_ratio 0.9
@@ -66,7 +67,8 @@ def data(
     print(f"shards, stream, encoder: {figures.ours:.1f} images/s, {figures.overhead:+.1%} time")
     if json is not None:
         setting = {"images": images, "size": size, "workers": workers, "repeats": repeats}
-        json.write_text(json_format.dumps({"setting": setting, **asdict(figures)}, indent=1))
+        report = json_format.dumps({"setting": setting, **asdict(figures)}, indent=1)
+        write_atomically(json, report.encode())
 
 
 def time_data(images: int, size: tuple[int, int], workers: int, repeats: int) -> DataFigures:

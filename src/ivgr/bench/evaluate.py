@@ -22,6 +22,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import TEXTUAL, Prompts
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
+from ivgr.files import write_atomically
 from ivgr.inference.modes import respond
 from ivgr.policy.forward import banned_ids
 from ivgr.policy.load import Pretrained
@@ -70,7 +71,8 @@ def evaluate(
     Console().print(table)
     if json is not None:
         setting = {"rows": rows, "batch": batch, "max_new_tokens": max_new_tokens, "repeats": repeats}
-        json.write_text(json_format.dumps({"setting": setting, **asdict(figures)}, indent=1))
+        report = json_format.dumps({"setting": setting, **asdict(figures)}, indent=1)
+        write_atomically(json, report.encode())
 
 
 def time_evaluate(rows: int, batch: int, limit: int, repeats: int) -> EvaluateFigures:

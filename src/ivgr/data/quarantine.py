@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from ivgr.data.rejection import Rejection, check_share
+from ivgr.files import write_atomically
 
 MINIMUM = 100  # samples seen, before their share says anything
 
@@ -68,7 +69,7 @@ class Quarantine:
         lines = self.path.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         if len(whole) < len(lines):
-            self.path.write_text("".join(whole))
+            write_atomically(self.path, "".join(whole).encode())
         return {_name(json.loads(line)) for line in whole}
 
 

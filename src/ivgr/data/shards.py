@@ -7,7 +7,6 @@ What cannot be used comes out as a `Rejection` in its place.
 
 import glob
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ivgr.data.sample import KINDS, Sample, read_sample
 from ivgr.data.sizes import ShardSize
 from ivgr.data.tar import UNREACHABLE, load, read_shard
 from ivgr.errors import UserError
+from ivgr.files import file_to_write
 
 
 def find_shards(pattern: str | list[str], allow_pipe: bool = False) -> list[str]:
@@ -62,6 +62,10 @@ def _find_part(part: str) -> list[str]:
     return [f"./{path}" if is_url(path) else path for path in found]  # a file is never a command
 
 
+def shard_path(folder: Path, name: str, number: int) -> Path:
+    return folder / f"{name}-{number:06d}.tar"
+
+
 def write_shards(folder: Path, name: str, samples: Iterable[Sample], per_shard: int) -> list[Path]:
     """Writes `samples` as folder/NAME-000000.tar, … with `per_shard` a piece; a shard
     appears under its name only when it is whole."""
@@ -69,7 +73,7 @@ def write_shards(folder: Path, name: str, samples: Iterable[Sample], per_shard: 
     written: list[Path] = []
     samples = iter(samples)
     for sample in samples:
-        path = folder / f"{name}-{len(written):06d}.tar"
+        path = shard_path(folder, name, len(written))
         write_shard(path, chain([sample], islice(samples, per_shard - 1)), len(written) * per_shard)
         written.append(path)
     return written
@@ -77,12 +81,10 @@ def write_shards(folder: Path, name: str, samples: Iterable[Sample], per_shard: 
 
 def write_shard(path: Path, samples: Iterable[Sample], first: int) -> None:
     """Writes one shard whose keys count from `first`; it appears at `path` only when it is whole."""
-    part = path.with_name(f"{path.name}.part")
     # An open file: WebDataset would run the name of one in a folder "pipe:…" as a command.
-    with part.open("wb") as file, wds.TarWriter(file, mtime=0, user="ivgr", group="ivgr") as writer:
+    with file_to_write(path) as file, wds.TarWriter(file, mtime=0, user="ivgr", group="ivgr") as writer:
         for index, sample in enumerate(samples, first):
             writer.write(_entry(f"{index:08d}", sample))
-    os.replace(part, path)
 
 
 def _entry(key: str, sample: Sample) -> dict:

@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ivgr.files import write_atomically
+
 NAME = "sizes.json"
 
 
@@ -22,9 +24,7 @@ class ShardSize:
 def write_sizes(folder: Path, sizes: dict[str, ShardSize]) -> None:
     """`sizes` by file name, sorted; the file appears whole or not at all."""
     shards = {name: asdict(sizes[name]) for name in sorted(sizes)}
-    part = folder / f"{NAME}.part"
-    part.write_text(json.dumps({"shards": shards}, indent=1))
-    part.replace(folder / NAME)
+    write_atomically(folder / NAME, json.dumps({"shards": shards}, indent=1).encode())
 
 
 def read_sizes(folder: Path) -> dict[str, ShardSize]:

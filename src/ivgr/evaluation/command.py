@@ -21,6 +21,7 @@ from ivgr.evaluation.find import find_files, open_rows
 from ivgr.evaluation.rows import RowFile
 from ivgr.evaluation.run import Examination
 from ivgr.evaluation.tables import Column, Figure, figures_of, lines_of, notes_of, print_lines, write_tables
+from ivgr.files import write_atomically
 from ivgr.inference.crops import Cropping
 from ivgr.inference.load import Dtype, load_policy
 from ivgr.inference.modes import LAST, MODES, Mode, Reply, respond
@@ -190,7 +191,7 @@ def summarise(journal: Journal, folder: Path, name: str) -> None:
     """Writes BENCHMARK.scores.json."""
     figures = [asdict(figure) for figure in figures_of(journal.rows, name, folder.name != "text")]
     report = {"notes": notes_of(journal.rows, folder.name), "figures": figures}
-    (folder / f"{name}{SCORES}").write_text(json.dumps(report, indent=1))
+    write_atomically(folder / f"{name}{SCORES}", json.dumps(report, indent=1).encode())
 
 
 def read_columns(out: Path) -> list[Column]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import Benchmark
-from ivgr.watch.record import write_atomically
+from ivgr.files import write_atomically
 
 FORMS = ("tsv", "xlsx")
 

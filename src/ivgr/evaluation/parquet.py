@@ -10,7 +10,15 @@ import pyarrow.parquet as pq
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.evaluation.fields import Fault, Row, with_images
-from ivgr.evaluation.rows import IMAGES, SHORTEST_IMAGE, UNASKED, StockedRows, belongs, decode_image, read_file
+from ivgr.evaluation.rows import (
+    IMAGES,
+    SHORTEST_IMAGE,
+    UNASKED,
+    StockedRows,
+    belongs,
+    decode_image,
+    read_file,
+)
 
 BATCH = 16
 

@@ -17,10 +17,10 @@ import numpy as np
 from ivgr.evaluation.benchmarks import BENCHMARKS, Benchmark
 from ivgr.evaluation.compare import Statistic, interval, mean_of_groups, resample, tabulate
 from ivgr.evaluation.run import REJECTED
+from ivgr.files import write_atomically
 from ivgr.inference.modes import Mode
 from ivgr.inference.reading import BLOCK
 from ivgr.printable import as_markdown, print_table
-from ivgr.watch.record import write_atomically
 
 AVERAGE = "Average"
 

@@ -5,13 +5,13 @@ so it is unpacked once. A broken-off unpacking goes on after the images that are
 """
 
 import json
-import os
 import shutil
 import tarfile
 import zlib
 from pathlib import Path
 
 from ivgr.errors import UserError
+from ivgr.files import file_to_write, write_atomically
 
 MARKER = ".unpacked.json"
 
@@ -50,7 +50,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
         raise UserError(f"{archive}: {error}; do not use this archive") from error
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{archive}: cannot be unpacked into {folder} ({error}); fetch it anew") from error
-    marker.write_text(json.dumps(made_of))
+    write_atomically(marker, json.dumps(made_of).encode())
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
@@ -58,8 +58,5 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
     path = folder / tarfile.data_filter(member, str(folder)).name
     if path.exists() and path.stat().st_size == member.size:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with tar.extractfile(member) as packed, part.open("wb") as file:
+    with tar.extractfile(member) as packed, file_to_write(path, forced=False) as file:
         shutil.copyfileobj(packed, file)
-    os.replace(part, path)

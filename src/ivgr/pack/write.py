@@ -7,7 +7,6 @@ how often the pack was killed.
 import glob
 import hashlib
 import json
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,10 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ivgr.data.sample import Sample
-from ivgr.data.shards import write_shard
+from ivgr.data.shards import shard_path, write_shard
 from ivgr.data.sizes import NAME as SIZES
 from ivgr.data.sizes import ShardSize, write_sizes
+from ivgr.files import PART, file_to_write
 from ivgr.pack.admit import Verdict
 from ivgr.pack.journal import Journal
 from ivgr.pack.rows import Row
@@ -36,12 +36,12 @@ class Target:
     per_shard: int
 
     def shard(self, number: int) -> Path:
-        return self.folder / f"{self.name}-{number:06d}.tar"
+        return shard_path(self.folder, self.name, number)
 
     def written(self) -> list[Path]:
         """Shards and parts of shards that lie there."""
         pattern = f"{glob.escape(self.name)}-{'[0-9]' * 6}.tar"
-        return [*self.folder.glob(pattern), *self.folder.glob(f"{pattern}.part")]
+        return [*self.folder.glob(pattern), *self.folder.glob(f"{pattern}{PART}")]
 
 
 @dataclass
@@ -108,12 +108,9 @@ class Packer:
             yield verdict.sample
 
     def _write_report(self) -> None:
-        path = self.target.folder / REPORT
-        part = path.with_name(f"{REPORT}.part")
-        with part.open("w") as file:
+        with file_to_write(self.target.folder / REPORT, "w") as file:
             for entry in self.journal.rejected():
                 file.write(json.dumps(entry) + "\n")
-        os.replace(part, path)
 
 
 def in_order(work: Callable, items: Iterable, pool: ThreadPoolExecutor, ahead: int) -> Iterator:

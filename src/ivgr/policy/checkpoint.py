@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrain
 from ivgr.errors import UserError
 from ivgr.families.family import Family
 from ivgr.families.registry import find_family
+from ivgr.files import folder_to_write
 from ivgr.policy.vocabulary import CHAT_TEMPLATE, PIXELS, build_tokenizer, special_ids
 from ivgr.seeding import derive_seed
 
@@ -42,9 +43,10 @@ def scratch(
     shape = find_family(family)
     tokenizer = build_tokenizer()
     model = draw_model(configure(shape, size, layers, tokenizer), DTYPES[dtype], seed)
-    model.save_pretrained(folder)
-    pixels = PIXELS if size == "tiny" else None
-    shape.build_processor(tokenizer, CHAT_TEMPLATE, pixels).save_pretrained(folder)
+    processor = shape.build_processor(tokenizer, CHAT_TEMPLATE, PIXELS if size == "tiny" else None)
+    with folder_to_write(folder) as part:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
     parameters = sum(weight.numel() for weight in model.parameters())
     print(f"{parameters:,} random parameters of {family} {size} in {folder}")
 

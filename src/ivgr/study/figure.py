@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ivgr.files import file_to_write
 from ivgr.study.arms import ARMS, LOCALIZATION, MEASURES, PAIRS
 from ivgr.study.report import Difference, Estimates, Outcome, known
 from ivgr.study.statistics import Estimate
@@ -35,7 +36,8 @@ def draw(outcomes: Sequence[Outcome], arms: Estimates, differences: Sequence[Dif
     for suffix in (".png", ".pdf"):
         # Without a date the same results are the same file.
         metadata = {"CreationDate": None} if suffix == ".pdf" else None
-        canvas.savefig(path.with_suffix(suffix), dpi=200, metadata=metadata)
+        with file_to_write(path.with_suffix(suffix)) as file:
+            canvas.savefig(file, format=suffix[1:], dpi=200, metadata=metadata)
 
 
 def _draw_arms(axes, names: list[str], measure: str, outcomes: Sequence[Outcome], arms: Estimates) -> None:

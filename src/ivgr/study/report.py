@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ivgr.files import write_atomically
 from ivgr.study.arms import ARMS, LOCALIZATION, MEASURES, PAIRS
 from ivgr.study.statistics import Estimate, estimate, holm, sign_flip_p
-from ivgr.watch.record import environment, write_atomically
+from ivgr.watch.record import environment
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 from ivgr.compose import read_config
 from ivgr.errors import UserError
+from ivgr.files import write_atomically
 from ivgr.study.arms import ARMS
-from ivgr.watch.record import write_atomically
 from ivgr.world.write import World, write_world
 
 TINY_WORLD, SHARDS = "ivgr.data.datamodule.TinyWorld", "ivgr.data.datamodule.ShardDataModule"

@@ -16,12 +16,12 @@ from ivgr.checkpoint import read_checkpoint
 from ivgr.cli import main
 from ivgr.errors import UserError
 from ivgr.export import export
+from ivgr.files import write_atomically
 from ivgr.printable import printable
 from ivgr.study.examine import Examination, examine
 from ivgr.study.runs import EXAMINED, POLICY, TRAINED
 from ivgr.watch.before_after import BeforeAfter
 from ivgr.watch.checkpoints import LAST
-from ivgr.watch.record import write_atomically
 
 
 def train(folder: Path, iterations: int, words: list[str]) -> None:

@@ -1,9 +1,7 @@
 """What the run has taught: held-out figures before the first iteration and after the last,
 printed as a table, written to summary.json and to TensorBoard."""
 
-import json
 import time
-from pathlib import Path
 
 import lightning as L
 import torch
@@ -13,8 +11,8 @@ from rich.table import Table
 
 from ivgr.evaluation.held_out import FIGURES, HeldOutFigures
 from ivgr.seeding import run_seed
+from ivgr.watch.ending import write_summary
 from ivgr.watch.hparams import enter_figures
-from ivgr.watch.record import write_atomically
 
 Figures = dict[str, dict[str, float]]
 
@@ -61,9 +59,8 @@ class BeforeAfter(L.Callback):
             "before": self.before,
             "after": after,
         }
+        write_summary(trainer, summary)
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "summary.json"
-            write_atomically(path, json.dumps(summary, indent=1).encode())
             print_table(summary)
 
     def state_dict(self) -> dict:

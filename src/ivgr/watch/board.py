@@ -1,13 +1,19 @@
 """TensorBoard: every metric of every iteration, the charts they are seen in, and now and then the
 completions of both streams and pictures with gold and predicted boxes."""
 
+from pathlib import Path
+
 import lightning as L
 import numpy as np
+from lightning.pytorch.core.saving import save_hparams_to_yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from ivgr.data.encode import Batch
 from ivgr.data.prompts import GROUNDED
+from ivgr.files import part_of, publish
 from ivgr.picture import GOLD, draw_boxes, shrink
 from ivgr.printable import as_markdown
 from ivgr.query import Group, Query, Rollout
@@ -66,6 +72,18 @@ class Board(L.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.shares = state["shares"]
+
+
+class Logger(TensorBoardLogger):
+    """Lightning's, whose hparams.yaml appears whole or not at all."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        path = Path(self.log_dir) / self.NAME_HPARAMS_FILE
+        if path.parent.is_dir() and not path.is_file():
+            save_hparams_to_yaml(part_of(path), self.hparams)
+            publish(part_of(path), path)
+        super().save()
 
 
 def writer_of(trainer: L.Trainer) -> SummaryWriter | None:

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 
 from ivgr.data.encode import Batch
+from ivgr.files import write_atomically
 from ivgr.query import Query
 from ivgr.seeding import run_seed
 
@@ -84,11 +85,3 @@ def environment() -> dict:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)

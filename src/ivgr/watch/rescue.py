@@ -37,8 +37,6 @@ class Rescue(L.Callback):
             advice = (
                 f"stopped after iteration {finished}; go on from the last checkpoint with --ckpt_path last"
             )
-        elif finished == getattr(module, "iterations", None):
-            advice = "training is complete: ivgr validate --ckpt_path last gives its figures"
         else:
             advice = f"stopped after iteration {finished}; go on with --ckpt_path last"
         exception.add_note(advice)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ivgr.data.sample import Sample
+from ivgr.files import file_to_write
 from ivgr.seeding import derive_seed
 from ivgr.world.scene import COLORS, SHAPES
 from ivgr.world.write import World, draw_samples
@@ -24,14 +25,11 @@ def write_quiz(path: Path, world: World) -> int:
     """Writes the paired questions of `world`; returns how many there are."""
     rng = np.random.default_rng(derive_seed("quiz", world.seed))
     samples = [sample for sample in draw_samples(world) if sample.kind == "paired"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with file_to_write(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, delimiter="\t", restval="")
         writer.writeheader()
         for index, sample in enumerate(samples):
             writer.writerow({"index": index, **_row(sample, rng)})
-    part.replace(path)
     return len(samples)
 
 

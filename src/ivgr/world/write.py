@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from ivgr.data.sample import Sample
-from ivgr.data.shards import write_shards
+from ivgr.data.shards import shard_path, write_shards
 from ivgr.errors import UserError
+from ivgr.files import write_atomically
 from ivgr.seeding import derive_seed
 from ivgr.world.draw import draw_scene
 from ivgr.world.scene import Scene, sample_scene
@@ -47,14 +48,18 @@ class World:
 
 
 def write_world(folder: Path, world: World) -> None:
-    """Writes the world's shards into `folder` unless exactly they already lie there."""
-    marker = folder / "world.json"
-    if marker.exists() and json.loads(marker.read_text()) == asdict(world):
-        return
+    """Writes the world's shards into `folder` unless exactly they already lie there. world.json comes
+    first, so that what a killed call has begun can be told from another world."""
+    marker, saved = folder / "world.json", json.dumps(asdict(world)).encode()
     if marker.exists() or list(folder.glob(f"{world.split}-*.tar")):
-        raise UserError(f"{folder}: holds shards of other settings; remove the folder or choose another one")
+        if not marker.exists() or marker.read_bytes() != saved:
+            raise UserError(
+                f"{folder}: holds shards of other settings; remove the folder or choose another one"
+            )
+        if all(shard_path(folder, world.split, i).exists() for i in range(-(-world.count // PER_SHARD))):
+            return
+    write_atomically(marker, saved)
     write_shards(folder, world.split, draw_samples(world), PER_SHARD)
-    marker.write_text(json.dumps(asdict(world)))
 
 
 def draw_samples(world: World) -> Iterator[Sample]:
