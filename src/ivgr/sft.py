@@ -21,10 +21,12 @@ from ivgr.policy.scratch import TinyScratch
 from ivgr.policy_module import PolicyModule
 from ivgr.query import Query
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
+from ivgr.settings import PositiveFloat, PositiveInt, checked
 from ivgr.tree import Pack, pack_queries, tree_length
 from ivgr.watch.before_after import evaluate, print_figures
 
 
+@checked("model.")
 class SFT(PolicyModule):
     """Imitates `<think>reasoning</think><answer>answer</answer>` token by token.
 
@@ -57,9 +59,9 @@ class SFT(PolicyModule):
         engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
         judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
         export: str = "model",
-        token_budget: int = 4096,
-        clip_norm: float = 1.0,
-        max_prompt_tokens: int = 8192,
+        token_budget: PositiveInt = 4096,
+        clip_norm: PositiveFloat = 1.0,
+        max_prompt_tokens: PositiveInt = 8192,
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:
         super().__init__(

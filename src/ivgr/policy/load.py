@@ -7,6 +7,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from ivgr.errors import UserError
 from ivgr.policy.attention import use_tree_attention
+from ivgr.settings import Dtype, PositiveInt, checked
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -33,12 +34,13 @@ def refuse_other_policy(own: Shapes, saved: Shapes) -> None:
         )
 
 
+@checked("model.policy.")
 class Pretrained:
     """A policy from a HF directory or hub id.
 
     Args:
         path: Directory, hub id, or "tiny" for the model shipped with ivgr.
-        dtype: Weight dtype, a torch name such as "float32" or "bfloat16".
+        dtype: Weight dtype, "float32", "bfloat16" or "float16".
         attn_implementation: HF attention backend of the vision tower.
         min_pixels: Images of fewer pixels are enlarged; null leaves it to the model's processor.
         max_pixels: Images of more pixels are shrunk; null leaves it to the model's processor.
@@ -47,10 +49,10 @@ class Pretrained:
     def __init__(
         self,
         path: str = "tiny",
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         attn_implementation: str = "sdpa",
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
+        min_pixels: PositiveInt | None = None,
+        max_pixels: PositiveInt | None = None,
     ) -> None:
         self.path, self.dtype, self.attn_implementation = path, dtype, attn_implementation
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
