@@ -63,7 +63,7 @@ class IVGR(PolicyModule):
             for comparison.
         resample: Rounds in which groups whose rewards are all equal are rolled out again.
         drop_flat: Leaves groups whose rewards stay equal out of the update, KL included.
-        clip_norm: Largest gradient norm.
+        clip_norm: Largest gradient norm; null clips none.
         max_prompt_tokens: Longest prompt, images included.
         guard: When a run that goes wrong is stopped.
     """
@@ -90,7 +90,7 @@ class IVGR(PolicyModule):
         layout: Layout = "tree",
         resample: NonNegativeInt = 0,
         drop_flat: bool = False,
-        clip_norm: PositiveFloat = 1.0,
+        clip_norm: PositiveFloat | None = 1.0,
         max_prompt_tokens: PositiveInt = 8192,
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:

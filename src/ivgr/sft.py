@@ -42,7 +42,7 @@ class SFT(PolicyModule):
         judge: Scores them.
         export: Folder under trainer.default_root_dir for the trained HF model.
         token_budget: Padded tokens a micro-batch.
-        clip_norm: Largest gradient norm.
+        clip_norm: Largest gradient norm; null clips none.
         max_prompt_tokens: Longest prompt, images included.
         guard: When a run that goes wrong is stopped.
     """
@@ -60,7 +60,7 @@ class SFT(PolicyModule):
         judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
         export: str = "model",
         token_budget: PositiveInt = 4096,
-        clip_norm: PositiveFloat = 1.0,
+        clip_norm: PositiveFloat | None = 1.0,
         max_prompt_tokens: PositiveInt = 8192,
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:

@@ -22,6 +22,7 @@ from ivgr.data.sample import KINDS
 from ivgr.data.shards import Located, read_samples
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed
+from ivgr.settings import Share, checked
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Mix:
     single: int
 
     @classmethod
-    def of(cls, prompts: int, paired_ratio: float, streams: int = 2) -> "Mix":
+    @checked("data.")
+    def of(cls, prompts: int, paired_ratio: Share, streams: int = 2) -> "Mix":
         """`paired_ratio` is a share of prompts; a paired query counts one for each of `streams`."""
         paired = round(prompts * paired_ratio / streams)
         mix = cls(paired, prompts - streams * paired)
