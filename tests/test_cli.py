@@ -122,8 +122,8 @@ def test_sources_are_dealt_by_weight(tmp_path, shards):
     ("train", "named"),
     [
         ("[]", "at least one source"),
-        ('[{"path": "PATH", "weight": 0}]', "weight above 0"),
-        ('[{"path": "PATH", "weight": -1}]', "weight above 0"),
+        ('[{"path": "PATH", "weight": 0}]', "data.train.weight is 0, must be a number above 0"),
+        ('[{"path": "PATH", "weight": -1}]', "data.train.weight is -1, must be a number above 0"),
         ('[{"path": "PATH"}, {"path": "nowhere.tar"}]', "nowhere.tar"),
         ("pipe:cat PATH/*.tar", "data.allow_pipe"),
         ("http://127.0.0.1:9/train-*.tar", "brace range"),

@@ -210,7 +210,9 @@ def test_what_is_heard_of_a_part_begins_anew(model, monkeypatch):
 
 def test_one_response_that_does_not_fit_names_the_settings(model, monkeypatch):
     refuse({"limit": 0, "failed": []}, monkeypatch, *DEPTHS["first growth"])
-    with pytest.raises(UserError, match=r"one response .* prompt of \d+ tokens: lower max_new_tokens") as error:
+    with pytest.raises(
+        UserError, match=r"one response .* prompt of \d+ tokens: lower max_new_tokens"
+    ) as error:
         roll_out(model)
     assert "batch_queries" in str(error.value) and "\n" not in str(error.value)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ivgr.distributed.ranks import gather_lists
 from ivgr.query import Query, places_of
 from ivgr.rewards.format import read_think
+from ivgr.settings import Share, checked
 
 
 class Entry(NamedTuple):
@@ -19,6 +20,7 @@ class Entry(NamedTuple):
     think: str
 
 
+@checked("model.archive.")
 class Archive:
     """Best qualified grounded reasoning by sample id.
 
@@ -30,7 +32,7 @@ class Archive:
     # The shape of what a checkpoint keeps.
     state_shape = {str: (float, str)}
 
-    def __init__(self, threshold: float = 0.3, persistent: bool = True) -> None:
+    def __init__(self, threshold: Share = 0.3, persistent: bool = True) -> None:
         self.threshold, self.persistent = threshold, persistent
         self.entries: dict[str, Entry] = {}
 

@@ -3,39 +3,52 @@
 Every error that a user can mend leaves as one line on stderr with exit code 2.
 """
 
+import errno
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 
 from jsonargparse import auto_cli
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
 
 from ivgr.compose import compose_words
-from ivgr.errors import UserError
-from ivgr.fit import Parser, run_lightning
+from ivgr.errors import UserError, say
+from ivgr.fit import run_lightning
 from ivgr.help import HELP
+from ivgr.parser import Parser, SettingError, ToolParser
 from ivgr.plan.command import plan
 from ivgr.printable import printable
 from ivgr.tools import TOOLS
 from ivgr.watch.preempt import Preempted
 
-
-class ToolParser(Parser):
-    """Of a tool: an option that is a list of strings takes them one behind the other."""
-
-    def add_argument(self, *args, **kwargs):
-        if getattr(kwargs.get("action"), "_typehint", None) == list[str]:
-            del kwargs["action"]
-            args, kwargs = args[:1], kwargs | {"nargs": "+", "type": str}
-        return super().add_argument(*args, **kwargs)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def user_error_behind(error: BaseException | None) -> UserError | None:
-    """The UserError that `error` is or that caused it (jsonargparse wraps what a
-    constructor raises)."""
-    while error is not None and not isinstance(error, UserError):
+def mendable_line(error: BaseException) -> str | None:
+    """What the user can mend: the UserError that `error` is or that caused it (jsonargparse wraps what
+    a constructor raises), what Lightning refuses, or a file that the system refuses. None for
+    anything else, which is a fault of the program."""
+    chain = list(causes(error))
+    for found in chain:
+        if isinstance(found, UserError):
+            return last_line_of(found)
+    for found in chain:
+        if isinstance(found, MisconfigurationException):
+            return f"trainer: {say(found)}; mend trainer.* in the config"
+        if isinstance(found, OSError) and found.filename is not None:
+            return f"{found.filename}: {found.strerror}; mend it or give another path"
+        if isinstance(found, OSError) and found.errno in FULL:
+            return f"{found.strerror}; make room, then run the same command again"
+    return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, what it was raised from, and so on."""
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return error
 
 
 def last_line_of(error: Exception) -> str:
@@ -47,7 +60,7 @@ def last_line_of(error: Exception) -> str:
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `ivgr` command."""
     words = sys.argv[1:] if args is None else args
-    Parser.messages.clear()
+    Parser.latest = None
     hush()
     try:
         if not words or words[0] in ("-h", "--help", "help"):
@@ -60,15 +73,22 @@ def main(args: list[str] | None = None) -> None:
         print(f"ivgr: {printable(last_line_of(stopped))}", file=sys.stderr)
         raise SystemExit(stopped.code) from None
     except Exception as error:
-        mendable = user_error_behind(error)
-        if mendable is None:
+        line = mendable_line(error)
+        if line is None:
             raise
-        print(f"ivgr: error: {printable(last_line_of(mendable))}", file=sys.stderr)
+        print(f"ivgr: error: {printable(line)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def run_tool(name: str, words: list[str]) -> None:
     """`plan` has a --config of its own, which auto_cli would take for a file of options."""
+    try:
+        _run_tool(name, words)
+    except SettingError as error:
+        raise UserError(f"{name}: {'--' * bool(error.key)}{error}") from error
+
+
+def _run_tool(name: str, words: list[str]) -> None:
     if TOOLS[name] is not plan:
         auto_cli(TOOLS[name], args=words, prog=f"ivgr {name}", parser_class=ToolParser, description=None)
         return

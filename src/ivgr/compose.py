@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ivgr.errors import UserError
+from ivgr.readers import read_yaml
 
 OPTIONS = ("--config", "-c")
 
@@ -61,13 +62,9 @@ def merge(base: Any, own: Any) -> Any:
 def _text_of(value: str) -> str:
     """The composed YAML of file `value`, or `value` itself where there is nothing to compose."""
     path = Path(value)
-    if "\n" in value or not path.is_file():
+    if "\n" in value or not path.exists():
         return value
-    try:
-        config = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError:
-        return value
-    if not isinstance(config, dict) or "base" not in config:
+    if "base" not in _read_mapping(path, ()):
         return value
     return yaml.safe_dump(read_config(path), sort_keys=False)
 
@@ -76,10 +73,7 @@ def _read_mapping(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         asked = f"{above[-1]}: base names" if above else "--config:"
         raise UserError(f"{asked} {path}, which is no file; mend the path")
-    try:
-        config = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())[:150]})") from error
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise UserError(f"{path}: must be a mapping of settings")
     return config

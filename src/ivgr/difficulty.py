@@ -29,27 +29,29 @@ from ivgr.rewards.accuracy import prepare
 from ivgr.rewards.total import Rewards, ask_once, enter_verdicts
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.seeding import derive_seed
+from ivgr.settings import AtLeastTwo, Dtype, PositiveFloat, PositiveInt, PositiveShare, Seed, Share, checked
 
 Respond = Callable[[list[Sample], int], list[Query]]
 
 
+@checked("filter: --")
 def filter_shards(
     shards: str,
     dst: Path,
     policy: str = "tiny",
-    copies: int = 8,
-    lowest: float = 0.1,
-    highest: float = 0.9,
+    copies: AtLeastTwo = 8,
+    lowest: Share = 0.1,
+    highest: Share = 0.9,
     stream: Literal["textual", "grounded"] = "textual",
     judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
     prompts: Prompts = Prompts(),  # noqa: B008
-    temperature: float = 1.0,
-    top_p: float = 0.99,
-    max_new_tokens: int = 1024,
-    dtype: str = "float32",
-    batch: int = 64,
-    seed: int = 0,
-    per_shard: int = 500,
+    temperature: PositiveFloat = 1.0,
+    top_p: PositiveShare = 0.99,
+    max_new_tokens: PositiveInt = 1024,
+    dtype: Dtype = "float32",
+    batch: PositiveInt = 64,
+    seed: Seed = 0,
+    per_shard: PositiveInt = 500,
 ) -> None:
     """Keep the samples that a policy answers rightly sometimes, but not always.
 
@@ -74,8 +76,8 @@ def filter_shards(
         seed: Seed of the sampling.
         per_shard: Samples a shard.
     """
-    if not 0 <= lowest <= highest <= 1 or min(batch, per_shard) < 1 or copies < 2:
-        raise UserError("filter: 0 ≤ --lowest ≤ --highest ≤ 1, --copies ≥ 2, --batch and --per_shard ≥ 1")
+    if lowest > highest:
+        raise UserError(f"filter: --lowest is {lowest}, must be at most --highest, which is {highest}")
     refuse_overlap(shards, dst)
     paths = find_shards(shards)
     total = take_stock(paths).total()

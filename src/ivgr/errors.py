@@ -1,5 +1,33 @@
-"""The one exception for what a user can mend; `ivgr` prints it as a single line."""
+"""The one exception for what a user can mend, which `ivgr` prints as a single line; and how what a
+library refuses becomes it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Bad input: the message names the file or key, what is wrong, and the mend."""
+
+
+# What libraries raise for an argument they cannot take, as far as they keep to Python's own.
+REFUSALS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, OSError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+
+@contextmanager
+def refusals(key: str, mend: str, *more: type[Exception]) -> Iterator[None]:
+    """In the body a library is given what the setting `key` says; what it raises, of REFUSALS and
+    `more`, is a UserError with its own words and `mend`."""
+    try:
+        yield
+    except (*REFUSALS, *more) as error:
+        raise UserError(f"{key}: {say(error)}; {mend}") from error
+
+
+def say(error: BaseException) -> str:
+    """The error's message in one line, with its kind where that says more."""
+    text = " ".join(str(error).split())[:200]
+    kind = type(error).__name__
+    return text if text and not isinstance(error, LookupError) else f"{kind} {text}".strip()

@@ -6,11 +6,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ivgr.checkpoint import CheckpointFile, find_checkpoint
 from ivgr.compose import compose_words
 from ivgr.distributed.strategy import FSDP2
-from ivgr.errors import UserError
+from ivgr.errors import UserError, refusals
+from ivgr.parser import Parser
+from ivgr.settings import PositiveInt, Seed
+from ivgr.trainer import Trainer
 from ivgr.watch.board import Logger
 from ivgr.watch.checkpoints import LAST, Checkpoints
 from ivgr.watch.ending import Ending
@@ -18,32 +22,6 @@ from ivgr.watch.hparams import Hyperparameters
 from ivgr.watch.preempt import Preemption
 from ivgr.watch.record import RunRecord
 from ivgr.watch.rescue import Rescue
-
-
-class Parser(LightningArgumentParser):
-    """Says in one line what is wrong with a config: of the messages of nested parsers the
-    innermost, which knows the key. A tool's yes-or-no option needs no value: `--long`; its
-    argument `words` is a list of all that are given: `a.png b.png`."""
-
-    messages: list[str] = []
-
-    def add_argument(self, *args, **kwargs):
-        if kwargs.get("type") is bool:
-            kwargs |= {"nargs": "?", "const": True}
-        if args == ("words",):
-            kwargs = {"nargs": "+", "help": kwargs["help"]}
-        return super().add_argument(*args, **kwargs)
-
-    def parse_args(self, args: list[str] | None = None, **options):
-        if args is not None:
-            switches = {name for a in self._actions if a.const is True for name in a.option_strings}
-            followed = zip(args, [*args[1:], ""], strict=False)
-            args = [f"{w}=true" if w in switches and n not in ("true", "false") else w for w, n in followed]
-        return super().parse_args(args, **options)
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        self.messages.append(" ".join(str(message).split()))
-        raise UserError(self.messages[0][:300]) from ex
 
 
 class CLI(LightningCLI):
@@ -61,12 +39,26 @@ class CLI(LightningCLI):
         }
         return {"fit": skipped, "validate": skipped}
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything",
+            type=bool | Seed,
+            default=self.seed_everything_default,
+            help="Seed of everything that is drawn at random; true takes that of PL_GLOBAL_SEED.",
+        )
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--checkpoint_every", type=int, default=25, help="Optimizer updates between two checkpoints."
+            "--checkpoint_every",
+            type=PositiveInt,
+            default=25,
+            help="Optimizer updates between two checkpoints.",
         )
         parser.add_argument(
-            "--checkpoint_keep", type=int, default=1, help="Latest checkpoints to keep, beside the best."
+            "--checkpoint_keep",
+            type=PositiveInt,
+            default=1,
+            help="Latest checkpoints to keep, beside the best.",
         )
         parser.add_argument(
             "--checkpoint_best",
@@ -76,12 +68,11 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config[self.subcommand]
-        if str(config.trainer.strategy).startswith("fsdp") and config.trainer.strategy != "fsdp2":
-            raise UserError(f"trainer.strategy is {config.trainer.strategy}, the old sharding; use fsdp2")
+        strategy = config.trainer.strategy
+        if isinstance(strategy, str) and strategy not in ("auto", "fsdp2") and not strategy.startswith("ddp"):
+            raise UserError(f"trainer.strategy is {strategy}, must be ddp or fsdp2")
         root = Path(config.trainer.default_root_dir or "runs/default")
         every, keep = config.checkpoint_every, config.checkpoint_keep
-        if every < 1 or keep < 1:
-            raise UserError(f"checkpoint_every is {every}, checkpoint_keep {keep}: both must be at least 1")
         checkpoints = Checkpoints(root / "checkpoints", every, keep, config.checkpoint_best)
         kwargs["logger"] = Logger(root, name="", version="")
         kwargs["default_root_dir"] = str(root)
@@ -95,7 +86,8 @@ class CLI(LightningCLI):
             RunRecord(resolved),
             Hyperparameters(resolved),
         ]
-        return super().instantiate_trainer(**kwargs)
+        with refusals("trainer", "mend trainer.* in the config", MisconfigurationException):
+            return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint changes no setting of a run. Lightning reads hyperparameters out of it
@@ -157,11 +149,6 @@ def run_lightning(args: list[str], cli: type[CLI] = CLI) -> CLI:
         save_config_callback=None,
         seed_everything_default=0,
         args=args,
-        trainer_defaults={
-            "accelerator": "auto",
-            "max_epochs": 1,
-            "num_sanity_val_steps": 0,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        },
+        trainer_class=Trainer,
+        trainer_defaults={"enable_progress_bar": False, "enable_model_summary": False},
     )

@@ -17,11 +17,13 @@ from transformers import PreTrainedModel
 
 from ivgr.errors import UserError
 from ivgr.kernels import TokenStatistics
+from ivgr.settings import PositiveFloat, PositiveInt, checked
 from ivgr.tree import Pack, pack_queries
 
 T = TypeVar("T")
 
 
+@checked("model.guard.")
 @dataclass(frozen=True)
 class Guard:
     """When a run that goes wrong is stopped.
@@ -34,14 +36,8 @@ class Guard:
             network, another process, a GPU.
     """
 
-    patience: int = 3
-    engine_timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise UserError(f"model.guard.patience is {self.patience}, must be at least 1")
-        if self.engine_timeout is not None and self.engine_timeout <= 0:
-            raise UserError(f"model.guard.engine_timeout is {self.engine_timeout}, must be > 0 or null")
+    patience: PositiveInt = 3
+    engine_timeout: PositiveFloat | None = None
 
 
 class StepGuard:

@@ -8,14 +8,14 @@ stream.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-from ivgr.errors import UserError
-from ivgr.kernels import KL_ESTIMATORS
+from ivgr.settings import AboveOne, NonNegativeFloat, PositiveFloat, Share, checked
 
 
+@checked("model.loss.")
 @dataclass(frozen=True)
 class PolicyLoss:
     """Settings of the loss.
@@ -32,21 +32,13 @@ class PolicyLoss:
             most this; null leaves it alone.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    dual_clip: float = 3.0
-    kl_weight: float = 1e-2
-    kl: str = "k3"
-    log_ratio_limit: float | None = None
-    importance_cap: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.kl not in (*KL_ESTIMATORS, "exact"):
-            raise UserError(f"model.loss.kl is {self.kl!r}, must be one of {', '.join(KL_ESTIMATORS)}, exact")
-        if self.dual_clip <= 1:
-            raise UserError(f"model.loss.dual_clip is {self.dual_clip}, must be greater than 1")
-        if self.importance_cap is not None and self.importance_cap <= 0:
-            raise UserError(f"model.loss.importance_cap is {self.importance_cap}, must be greater than 0")
+    clip_low: Share = 0.2
+    clip_high: NonNegativeFloat = 0.28
+    dual_clip: AboveOne = 3.0
+    kl_weight: NonNegativeFloat = 1e-2
+    kl: Literal["k1", "k2", "k3", "exact"] = "k3"
+    log_ratio_limit: PositiveFloat | None = None
+    importance_cap: PositiveFloat | None = None
 
 
 class TokenLoss(NamedTuple):

@@ -12,7 +12,6 @@ from ivgr.archive import Archive
 from ivgr.data.encode import Batch
 from ivgr.data.prompts import Prompts
 from ivgr.distributed.ranks import gather, gather_lists
-from ivgr.errors import UserError
 from ivgr.evaluation import HeldOutFigures
 from ivgr.guards import Guard
 from ivgr.iteration import Iteration
@@ -28,6 +27,7 @@ from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
 from ivgr.rollout.patient import with_patience
 from ivgr.seeding import derive_seed, run_seed
+from ivgr.settings import NonNegativeInt, PositiveFloat, PositiveInt, checked
 from ivgr.tree import Layout
 from ivgr.update import Update
 from ivgr.watch.before_after import BeforeAfter
@@ -36,6 +36,7 @@ from ivgr.watch.progress import IterationBar
 from ivgr.watch.record import RolloutRecord
 
 
+@checked("model.")
 class IVGR(PolicyModule):
     """Dual-stream GRPO with a consistency reward and a rollout archive.
 
@@ -61,7 +62,7 @@ class IVGR(PolicyModule):
             for comparison.
         resample: Rounds in which groups whose rewards are all equal are rolled out again.
         drop_flat: Leaves groups whose rewards stay equal out of the update, KL included.
-        clip_norm: Largest gradient norm.
+        clip_norm: Largest gradient norm; null clips none.
         max_prompt_tokens: Longest prompt, images included.
         guard: When a run that goes wrong is stopped.
     """
@@ -85,15 +86,15 @@ class IVGR(PolicyModule):
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         schedule: Schedule = Schedule(),  # noqa: B008
         prompts: Prompts = Prompts(),  # noqa: B008
-        iterations: int = 360,
-        updates: int = 4,
-        epochs: int = 1,
-        token_budget: int = 32768,
+        iterations: PositiveInt = 360,
+        updates: PositiveInt = 4,
+        epochs: PositiveInt = 1,
+        token_budget: PositiveInt = 32768,
         layout: Layout = "tree",
-        resample: int = 0,
+        resample: NonNegativeInt = 0,
         drop_flat: bool = False,
-        clip_norm: float = 1.0,
-        max_prompt_tokens: int = 8192,
+        clip_norm: PositiveFloat | None = 1.0,
+        max_prompt_tokens: PositiveInt = 8192,
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:
         super().__init__(
@@ -112,8 +113,6 @@ class IVGR(PolicyModule):
         self.iterations, self.updates, self.epochs = iterations, updates, epochs
         self.total_updates = iterations * updates * epochs
         self.token_budget, self.layout = token_budget, layout
-        if resample < 0:
-            raise UserError(f"model.resample is {resample}, must be at least 0")
         self.resample, self.drop_flat = resample, drop_flat
         self.iteration = 0
         self.halt: Callable[[], None] = lambda: None

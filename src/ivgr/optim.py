@@ -10,11 +10,13 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from ivgr.errors import UserError
+from ivgr.errors import UserError, refusals
 from ivgr.low_bit import PREFIX, create_low_bit, find_class
 from ivgr.master import keep_master
+from ivgr.settings import NonNegativeFloat, Share, checked
 
 
+@checked("model.optimizer.")
 @dataclass
 class Optimizer:
     """Settings of `timm.optim.create_optimizer_v2`.
@@ -29,8 +31,8 @@ class Optimizer:
     """
 
     name: str = "adamw"
-    lr: float = 1e-6
-    weight_decay: float = 1e-2
+    lr: NonNegativeFloat = 1e-6
+    weight_decay: NonNegativeFloat = 1e-2
     master: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -42,15 +44,17 @@ class Optimizer:
 
     def create(self, model: nn.Module) -> torch.optim.Optimizer:
         """Over the parameters of `model` that are trained."""
-        if self.name.startswith(PREFIX):
-            optimizer = create_low_bit(self.name, model, self.lr, self.weight_decay, self.options)
-        else:
-            optimizer = create_optimizer_v2(
-                model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.options
-            )
+        with refusals("model.optimizer", "mend its options"):
+            if self.name.startswith(PREFIX):
+                optimizer = create_low_bit(self.name, model, self.lr, self.weight_decay, self.options)
+            else:
+                optimizer = create_optimizer_v2(
+                    model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.options
+                )
         return keep_master(optimizer) if self.master else optimizer
 
 
+@checked("model.schedule.")
 @dataclass
 class Schedule:
     """Settings of `timm.scheduler.create_scheduler_v2`, counted in optimizer updates.
@@ -63,8 +67,8 @@ class Schedule:
     """
 
     name: str = "constant"
-    warmup: float = 0.02
-    final: float = 0.0
+    warmup: Share = 0.02
+    final: Share = 0.0
     options: dict[str, Any] = field(default_factory=dict)
 
     def create(self, optimizer: torch.optim.Optimizer, updates: int) -> Scheduler:

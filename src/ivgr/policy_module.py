@@ -1,6 +1,7 @@
 """What reinforcement learning and the cold start share: a LightningModule that owns a policy in its
 training form, whole or split over ranks, and steps it by hand (manual optimisation)."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class PolicyModule(L.LightningModule):
         max_prompt_tokens: int,
         optimizer: Optimizer,
         schedule: Schedule,
-        clip_norm: float,
+        clip_norm: float | None,
         guard: Guard,
     ) -> None:
         super().__init__()
@@ -57,7 +58,8 @@ class PolicyModule(L.LightningModule):
         self.source = Pretrained(source) if isinstance(source, str) else source
         self.form = form
         self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
-        self.optimizer, self.schedule, self.clip_norm = optimizer, schedule, clip_norm
+        self.optimizer, self.schedule = optimizer, schedule
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
         self.guard = StepGuard(guard.patience)
         self.policy, self.reference, self._replica = None, None, None
 

@@ -22,11 +22,13 @@ from ivgr.policy_module import PolicyModule
 from ivgr.query import Query
 from ivgr.rollout.engine import RolloutEngine, TransformersEngine
 from ivgr.seeding import run_seed
+from ivgr.settings import PositiveFloat, PositiveInt, checked
 from ivgr.tree import Pack, pack_queries, tree_length
 from ivgr.watch.before_after import evaluate, print_figures
 from ivgr.watch.ending import write_summary
 
 
+@checked("model.")
 class SFT(PolicyModule):
     """Imitates `<think>reasoning</think><answer>answer</answer>` token by token.
 
@@ -42,7 +44,7 @@ class SFT(PolicyModule):
         judge: Scores them.
         export: Folder under trainer.default_root_dir for the trained HF model.
         token_budget: Padded tokens a micro-batch.
-        clip_norm: Largest gradient norm.
+        clip_norm: Largest gradient norm; null clips none.
         max_prompt_tokens: Longest prompt, images included.
         guard: When a run that goes wrong is stopped.
     """
@@ -62,9 +64,9 @@ class SFT(PolicyModule):
         engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
         judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
         export: str = "model",
-        token_budget: int = 4096,
-        clip_norm: float = 1.0,
-        max_prompt_tokens: int = 8192,
+        token_budget: PositiveInt = 4096,
+        clip_norm: PositiveFloat | None = 1.0,
+        max_prompt_tokens: PositiveInt = 8192,
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:
         super().__init__(

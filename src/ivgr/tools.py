@@ -17,19 +17,20 @@ from ivgr.pack.look import inspect
 from ivgr.plan.command import plan
 from ivgr.policy.checkpoint import scratch
 from ivgr.printable import print_table
+from ivgr.settings import PositiveInt, Seed
 from ivgr.study.command import study
 from ivgr.world.quiz import write_quiz
-from ivgr.world.write import World, write_world
+from ivgr.world.write import Kind, Objects, Split, World, write_world
 
 
 def synth(
     folder: Path,
-    split: str = "train",
-    count: int = 1000,
-    seed: int = 0,
-    lesson: str = "questions",
-    fewest: int = 2,
-    most: int = 6,
+    split: Split = "train",
+    count: PositiveInt = 1000,
+    seed: Seed = 0,
+    lesson: Kind = "questions",
+    fewest: Objects = 2,
+    most: Objects = 6,
     tsv: bool = False,
 ) -> None:
     """Draw shards of the tiny world.

@@ -19,9 +19,11 @@ from ivgr.bench.roofline import plot_roofline, print_kernels
 from ivgr.bench.setting import Setting
 from ivgr.errors import UserError
 from ivgr.files import write_atomically
+from ivgr.settings import PositiveInt, checked
 
 
-def update(setting: Setting = Setting(), repeats: int = 7, json: Path | None = None) -> None:  # noqa: B008
+@checked("bench update: --")
+def update(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path | None = None) -> None:  # noqa: B008
     """Time reference log-probs and one optimizer update: shared prefix against separate rows.
 
     Args:
@@ -32,7 +34,8 @@ def update(setting: Setting = Setting(), repeats: int = 7, json: Path | None = N
     _report(measure(update_contenders(setting), repeats), setting, json)
 
 
-def rollout(setting: Setting = Setting(), repeats: int = 7, json: Path | None = None) -> None:  # noqa: B008
+@checked("bench rollout: --")
+def rollout(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path | None = None) -> None:  # noqa: B008
     """Time sampling of responses of forced length: shared prefix against separate rows.
 
     Args:
@@ -48,10 +51,11 @@ def rollout(setting: Setting = Setting(), repeats: int = 7, json: Path | None = 
     _print_decode(decode)
 
 
+@checked("bench step: --")
 def step(
     setting: Setting = Setting(queries=16, response=36, image_tokens=25),  # noqa: B008
     long: bool = False,
-    repeats: int = 3,
+    repeats: PositiveInt = 3,
     json: Path | None = None,
 ) -> None:
     """Time a whole iteration on the tiny world against TRL's GRPOTrainer (pip install "ivgr[bench]").
@@ -74,9 +78,10 @@ def step(
     print_efficiency(efficiency)
 
 
+@checked("bench kernels: --")
 def kernels(
     setting: KernelSetting = KernelSetting(),  # noqa: B008
-    repeats: int = 5,
+    repeats: PositiveInt = 5,
     json: Path | None = None,
     plot: Path | None = None,
 ) -> None:

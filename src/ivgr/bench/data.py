@@ -29,6 +29,7 @@ from ivgr.data.stream import Feed, Mix, SampleStream
 from ivgr.errors import UserError
 from ivgr.files import write_atomically
 from ivgr.policy.load import Pretrained
+from ivgr.settings import NonNegativeInt, PositiveInt, checked
 
 PAIRED, SINGLE = 9, 2  # queries of 20 prompts at data.paired_ratio 0.9
 BATCH = PAIRED + SINGLE
@@ -45,8 +46,13 @@ class DataFigures:
     overhead: float
 
 
+@checked("bench data: --")
 def data(
-    images: int = 110, size: str = "1024x768", workers: int = 0, repeats: int = 7, json: Path | None = None
+    images: PositiveInt = 110,
+    size: str = "1024x768",
+    workers: NonNegativeInt = 0,
+    repeats: PositiveInt = 7,
+    json: Path | None = None,
 ) -> None:
     """Time reading, decoding and processing of images beside plain PIL and the HF processor.
 
@@ -60,8 +66,6 @@ def data(
     width, _, height = size.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise UserError(f"bench data --size is {size!r}, must be WIDTHxHEIGHT, such as 1024x768")
-    if min(images, repeats) < 1 or workers < 0:
-        raise UserError("bench data: --images and --repeats must be at least 1, --workers at least 0")
     figures = time_data(images, (int(width), int(height)), workers, repeats)
     print(f"plain PIL and processor: {figures.plain:.1f} images/s")
     print(f"shards, stream, encoder: {figures.ours:.1f} images/s, {figures.overhead:+.1%} time")

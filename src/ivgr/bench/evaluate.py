@@ -21,13 +21,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import TEXTUAL, Prompts
 from ivgr.data.sample import Sample
-from ivgr.errors import UserError
 from ivgr.files import write_atomically
 from ivgr.inference.modes import respond
 from ivgr.policy.forward import banned_ids
 from ivgr.policy.load import Pretrained
 from ivgr.policy.patches import use_linear_patches
 from ivgr.rollout.engine import TransformersEngine
+from ivgr.settings import PositiveInt, checked
 from ivgr.world.write import World, draw_samples
 
 LOOP, BATCHED, OURS = "generate, row by row", "generate, batches", "ivgr evaluate"
@@ -44,8 +44,13 @@ class EvaluateFigures:
     same: dict[str, float]
 
 
+@checked("bench evaluate: --")
 def evaluate(
-    rows: int = 128, batch: int = 64, max_new_tokens: int = 100, repeats: int = 3, json: Path | None = None
+    rows: PositiveInt = 128,
+    batch: PositiveInt = 64,
+    max_new_tokens: PositiveInt = 100,
+    repeats: PositiveInt = 3,
+    json: Path | None = None,
 ) -> None:
     """Time answering rows of a benchmark beside stock `generate`, alone and in batches.
 
@@ -56,8 +61,6 @@ def evaluate(
         repeats: Rounds; medians are reported.
         json: File for the figures.
     """
-    if min(rows, batch, max_new_tokens, repeats) < 1:
-        raise UserError("bench evaluate: --rows, --batch, --max_new_tokens and --repeats must be at least 1")
     figures = time_evaluate(rows, batch, max_new_tokens, repeats)
     table = Table("", "seconds", "rows/s", "× ours", "same replies")
     for name, seconds in figures.seconds.items():

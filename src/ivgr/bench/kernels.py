@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import Literal
 
 import torch
 
@@ -16,25 +17,25 @@ from ivgr.bench.ceiling import copy_bandwidth, gemm_rate, run_seconds
 from ivgr.bench.measure import live_bytes
 from ivgr.bench.roads import LINEAR, LOGITS, Inputs, Road, available
 from ivgr.errors import UserError
+from ivgr.settings import Dtype, PositiveInt, checked
 
 # A logit's scale, maximum, subtract, exp and sum; its scale, subtract, exp and two products back.
 FORWARD_FLOPS, BACKWARD_FLOPS = 5, 5
 
 
+@checked("bench kernels: --setting.")
 @dataclass(frozen=True)
 class KernelSetting:
     """tokens N, vocabulary V, hidden H; kl "k3" or "exact"; device and dtype of all tensors."""
 
-    tokens: int = 2048
-    vocabulary: int = 32_000
-    hidden: int = 1536
-    kl: str = "k3"
+    tokens: PositiveInt = 2048
+    vocabulary: PositiveInt = 32_000
+    hidden: PositiveInt = 1536
+    kl: Literal["k3", "exact"] = "k3"
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
-        if self.kl not in ("k3", "exact"):
-            raise UserError(f"bench kernels --setting.kl is {self.kl!r}, must be k3 or exact")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"bench kernels --setting.device is {self.device!r}, but there is no GPU here")
 

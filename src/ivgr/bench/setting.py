@@ -2,6 +2,7 @@
 random pixels and words. In: a `Setting`. Out: a model and its queries."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Qwen2VLForConditionalGeneration
@@ -14,6 +15,7 @@ from ivgr.policy.attention import use_tree_attention
 from ivgr.policy.form import TrainingForm
 from ivgr.policy.load import TINY, Pretrained
 from ivgr.query import Group, Query, Rollout
+from ivgr.settings import AtLeastTwo, Dtype, NonNegativeInt, PositiveInt, checked
 
 SHAPES = [size for size in QWEN2_VL.sizes if size != "tiny"]
 WORDS = 1000
@@ -22,6 +24,7 @@ SPECIAL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_
 OPTIMIZERS = {"adamw": (torch.optim.AdamW, "adamw_torch"), "sgd": (torch.optim.SGD, "sgd")}
 
 
+@checked("bench: --setting.")
 @dataclass(frozen=True)
 class Setting:
     """What is timed.
@@ -45,25 +48,23 @@ class Setting:
     """
 
     shape: str = "tiny"
-    queries: int = 1
-    image_tokens: int = 512
-    question: int = 24
-    instruction: int = 24
-    group_size: int = 5
-    response: int = 32
-    micro_batch: int = 0
+    queries: PositiveInt = 1
+    image_tokens: PositiveInt = 512
+    question: PositiveInt = 24
+    instruction: PositiveInt = 24
+    group_size: AtLeastTwo = 5
+    response: PositiveInt = 32
+    micro_batch: NonNegativeInt = 0
     checkpointing: bool = False
-    adapter: int = 0
-    optimizer: str = "adamw"
+    adapter: NonNegativeInt = 0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     cuda_graphs: bool = False
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         if self.shape != "tiny" and self.shape not in SHAPES:
             raise UserError(f"bench --setting.shape is {self.shape!r}, must be tiny, {' or '.join(SHAPES)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"bench --setting.optimizer is {self.optimizer!r}, must be adamw or sgd")
         if self.micro_batch and self.queries % self.micro_batch:
             raise UserError(f"bench --setting.micro_batch must divide --setting.queries {self.queries}")
 

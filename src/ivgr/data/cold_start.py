@@ -16,8 +16,10 @@ from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import read_shards, take_stock
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed, run_seed
+from ivgr.settings import NonNegativeInt, PositiveInt, checked
 
 
+@checked("data.")
 class ColdStart(ShardDataModule):
     """Demonstrations for `ivgr.sft.SFT`, and held-out questions for the final figures.
 
@@ -37,13 +39,13 @@ class ColdStart(ShardDataModule):
         self,
         train: str,
         val: str,
-        steps: int | None = None,
-        epochs: int = 1,
-        batch: int = 32,
-        shuffle: int = 1000,
-        workers: int = 0,
-        val_queries: int | None = 512,
-        val_batch: int = 64,
+        steps: PositiveInt | None = None,
+        epochs: PositiveInt = 1,
+        batch: PositiveInt = 32,
+        shuffle: NonNegativeInt = 1000,
+        workers: NonNegativeInt = 0,
+        val_queries: PositiveInt | None = 512,
+        val_batch: PositiveInt = 64,
     ) -> None:
         super().__init__(train, val, shuffle=shuffle, workers=workers)
         self.val_queries, self.val_batch = val_queries, val_batch

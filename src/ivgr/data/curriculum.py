@@ -22,22 +22,24 @@ from ivgr.data.prompts import GROUNDED, SINGLE, TEXTUAL
 from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import find_shards, read_shards
 from ivgr.seeding import derive_seed, run_seed
-from ivgr.world.write import World, write_world
+from ivgr.settings import NonNegativeInt, PositiveInt, Seed, Share, checked
+from ivgr.world.write import Objects, World, write_world
 
 
+@checked("data.lessons: ")
 @dataclass(frozen=True)
 class Lesson:
     """`steps` steps on scenes of fewest to most objects: `describe` scenes to describe as a
     whole and `questions` scenes with a question each. describe_share of the demonstrations
     are of the first kind, textual_share of all are of the textual stream."""
 
-    steps: int
-    fewest: int
-    most: int
-    describe: int = 0
-    questions: int = 0
-    describe_share: float = 1.0
-    textual_share: float = 0.0
+    steps: PositiveInt
+    fewest: Objects
+    most: Objects
+    describe: NonNegativeInt = 0
+    questions: NonNegativeInt = 0
+    describe_share: Share = 1.0
+    textual_share: Share = 0.0
 
     def worlds(self, seed: int) -> dict[str, World]:
         """The pools to draw, by the world's lesson name."""
@@ -49,6 +51,7 @@ class Lesson:
         }
 
 
+@checked("data.")
 class Curriculum(L.LightningDataModule):
     """Lessons one after the other, and held-out questions for the final figures.
 
@@ -64,11 +67,11 @@ class Curriculum(L.LightningDataModule):
     def __init__(
         self,
         lessons: list[Lesson],
-        batch: int = 64,
-        workers: int = 1,
-        val_count: int = 640,
-        val_batch: int = 64,
-        world_seed: int = 1,
+        batch: PositiveInt = 64,
+        workers: NonNegativeInt = 1,
+        val_count: PositiveInt = 640,
+        val_batch: PositiveInt = 64,
+        world_seed: Seed = 1,
     ) -> None:
         super().__init__()
         self.lessons, self.batch, self.workers = lessons, batch, workers

@@ -21,9 +21,11 @@ from ivgr.data.spread import Spread
 from ivgr.data.stream import Feed, Mix, SampleStream
 from ivgr.errors import UserError
 from ivgr.seeding import run_seed
+from ivgr.settings import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Share, checked
 from ivgr.world.write import World, write_world
 
 
+@checked("data.train: ")
 @dataclass(frozen=True)
 class Source:
     """One of several sources of training samples.
@@ -34,9 +36,10 @@ class Source:
     """
 
     path: str | list[str]
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
 
 
+@checked("data.")
 class ShardDataModule(L.LightningDataModule):
     """Prompts for training and held-out queries from WebDataset shards.
 
@@ -71,21 +74,19 @@ class ShardDataModule(L.LightningDataModule):
         self,
         train: str | list[Source],
         val: str | list[str],
-        prompts: int = 512,
-        paired_ratio: float = 0.9,
+        prompts: PositiveInt = 512,
+        paired_ratio: Share = 0.9,
         streams: Sequence[str] = PAIRED,
-        shuffle: int = 1000,
-        workers: int = 0,
+        shuffle: NonNegativeInt = 1000,
+        workers: NonNegativeInt = 0,
         shards_by_rank: bool = False,
-        expected_response: int = 1500,
-        val_queries: int | None = 512,
-        val_batch: int = 64,
-        max_rejected: float = 0.01,
+        expected_response: PositiveInt = 1500,
+        val_queries: PositiveInt | None = 512,
+        val_batch: PositiveInt = 64,
+        max_rejected: Share = 0.01,
         allow_pipe: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= max_rejected <= 1:
-            raise UserError(f"data.max_rejected is {max_rejected}, must lie in [0, 1]")
         self.train, self.val, self.prompts, self.paired_ratio = train, val, prompts, paired_ratio
         self.shuffle, self.workers, self.streams = shuffle, workers, check_paired(streams)
         self.shards_by_rank, self.expected_response = shards_by_rank, expected_response
@@ -127,8 +128,8 @@ class ShardDataModule(L.LightningDataModule):
 
     def _sources(self) -> list[Source]:
         sources = self.train if isinstance(self.train, list) else [Source(self.train)]
-        if not sources or not all(0 < source.weight < float("inf") for source in sources):
-            raise UserError("data.train: give at least one source, each with a finite weight above 0")
+        if not sources:
+            raise UserError("data.train: give at least one source")
         return sources
 
     def _take_in(self, source: Source, readers: int) -> Feed:
@@ -216,6 +217,7 @@ class ShardDataModule(L.LightningDataModule):
         }
 
 
+@checked("data.")
 class TinyWorld(ShardDataModule):
     """The tiny world's shards, drawn on first use under trainer.default_root_dir/world.
 
@@ -227,7 +229,7 @@ class TinyWorld(ShardDataModule):
     """
 
     def __init__(
-        self, train_count: int = 2000, val_count: int = 640, world_seed: int = 0, **settings
+        self, train_count: PositiveInt = 2000, val_count: PositiveInt = 640, world_seed: Seed = 0, **settings
     ) -> None:
         super().__init__(train="", val="", **settings)
         self.counts = {"train": train_count, "val": val_count}

@@ -22,6 +22,7 @@ from ivgr.data.sample import KINDS
 from ivgr.data.shards import Located, read_samples
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed
+from ivgr.settings import Share, checked
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,9 @@ class Mix:
     single: int
 
     @classmethod
-    def of(cls, prompts: int, paired_ratio: float, streams: int = 2) -> "Mix":
+    @checked("data.")
+    def of(cls, prompts: int, paired_ratio: Share, streams: int = 2) -> "Mix":
         """`paired_ratio` is a share of prompts; a paired query counts one for each of `streams`."""
-        if not 0 <= paired_ratio <= 1:
-            raise UserError(f"data.paired_ratio is {paired_ratio}, must lie in [0, 1]")
         paired = round(prompts * paired_ratio / streams)
         mix = cls(paired, prompts - streams * paired)
         if mix.single < 0 or mix.paired + mix.single == 0 or (paired_ratio == 1 and mix.single):

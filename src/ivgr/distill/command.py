@@ -23,26 +23,28 @@ from ivgr.journal import Journal, refuse_overlap, replace_shards
 from ivgr.judge import Judge, RuleJudge
 from ivgr.rewards.accuracy import prepare
 from ivgr.rewards.format import read_think
+from ivgr.settings import NonNegativeFloat, PositiveInt, Seed, Share, checked
 
 
+@checked("distill: --")
 def distill(
     run: Path,
     shards: str,
     dst: Path,
     rewriter: Literal["rule", "chat"] = "rule",
     judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
-    k: int = 4,
-    threshold: float = 0.3,
-    best: int = 1,
-    consistency: float = 0.7,
+    k: PositiveInt = 4,
+    threshold: Share = 0.3,
+    best: PositiveInt = 1,
+    consistency: Share = 0.7,
     ratio: str = "32:3",
-    seed: int = 0,
+    seed: Seed = 0,
     base_url: str | None = None,
     model: str | None = None,
-    temperature: float = 0.0,
-    max_tokens: int = 2048,
-    batch: int = 64,
-    per_shard: int = 500,
+    temperature: NonNegativeFloat = 0.0,
+    max_tokens: PositiveInt = 2048,
+    batch: PositiveInt = 64,
+    per_shard: PositiveInt = 500,
 ) -> None:
     """Write cold-start shards from a run's grounded rollouts that are right and well boxed.
 
@@ -68,8 +70,6 @@ def distill(
         per_shard: Demonstrations a shard.
     """
     shares = parse_ratio(ratio)
-    if min(k, best, batch, per_shard) < 1:
-        raise UserError("distill: --k, --best, --batch and --per_shard must be at least 1")
     writer = _make_rewriter(rewriter, base_url, model, temperature, max_tokens)
     workshop = Workshop(writer, judge, k, consistency, seed, batch)
     refuse_overlap(shards, dst)

@@ -16,22 +16,24 @@ from ivgr.distributed.shard import Replica, shard
 from ivgr.errors import UserError
 from ivgr.policy.reference import Reference
 from ivgr.resume import admit
+from ivgr.settings import Dtype, checked
 
 
+@checked("trainer.strategy.")
 class FSDP2(ModelParallelStrategy):
     """Weights, gradients and optimizer split over all ranks.
 
     Args:
-        param_dtype: Weight dtype of forward and backward passes and of the rollouts, a torch name
-            such as "bfloat16"; null for that of the policy.
+        param_dtype: Weight dtype of forward and backward passes and of the rollouts; null for that of
+            the policy.
         reduce_dtype: Dtype in which gradients are summed over ranks.
         process_group_backend: "nccl", "gloo", …; null chooses by device.
     """
 
     def __init__(
         self,
-        param_dtype: str | None = None,
-        reduce_dtype: str = "float32",
+        param_dtype: Dtype | None = None,
+        reduce_dtype: Dtype = "float32",
         process_group_backend: str | None = None,
     ) -> None:
         super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend)

@@ -23,13 +23,14 @@ from ivgr.evaluation.run import Examination
 from ivgr.evaluation.tables import Column, Figure, figures_of, lines_of, notes_of, print_lines, write_tables
 from ivgr.files import write_atomically
 from ivgr.inference.crops import Cropping
-from ivgr.inference.load import Dtype, load_policy
+from ivgr.inference.load import load_policy
 from ivgr.inference.modes import LAST, MODES, Mode, Reply, respond
 from ivgr.journal import Journal
 from ivgr.judge import Judge
 from ivgr.policy.patches import use_linear_patches
 from ivgr.printable import printable
 from ivgr.rollout.engine import TransformersEngine
+from ivgr.settings import Dtype, PositiveInt, checked
 
 SCORES = ".scores.json"
 
@@ -55,6 +56,7 @@ class Settings:
         return vars(self) | {"prompts": asdict(self.prompts), "judge": judge, "cropping": cropping}
 
 
+@checked("evaluate: --")
 def evaluate(
     benchmark: list[str] = [],  # noqa: B006
     data: Path | None = None,
@@ -64,11 +66,11 @@ def evaluate(
     judge: Judge | None = None,
     openly: bool = False,
     prompts: Prompts = Prompts(),  # noqa: B008
-    max_new_tokens: int = 1024,
-    max_prompt_tokens: int = 32768,
-    max_pixels: int | None = None,
+    max_new_tokens: PositiveInt = 1024,
+    max_prompt_tokens: PositiveInt = 32768,
+    max_pixels: PositiveInt | None = None,
     dtype: Dtype = "float32",
-    batch: int = 64,
+    batch: PositiveInt = 64,
     cropping: Cropping = Cropping(),  # noqa: B008
     export: str | None = None,
 ) -> None:
@@ -95,11 +97,8 @@ def evaluate(
         cropping: How boxes become crops in tool mode.
         export: Also write predictions as VLMEvalKit stores them, "tsv" or "xlsx".
     """
-    if not benchmark or data is None or min(batch, max_new_tokens) < 1:
-        raise UserError(
-            f"evaluate: --benchmark (of {', '.join(BENCHMARKS)}) and --data are needed, --batch and "
-            "--max_new_tokens must be at least 1"
-        )
+    if not benchmark or data is None:
+        raise UserError(f"evaluate: --benchmark (of {', '.join(BENCHMARKS)}) and --data are needed")
     check_modes(mode)
     if export:
         check_form(export)

@@ -128,7 +128,9 @@ def _read_options(fields: dict) -> dict[str, str]:
     except (TypeError, ValueError) as error:
         raise Fault(f"its options {str(given)[:60]!r} are no list") from error
     named = [_LETTERED.fullmatch(item.strip()) for item in items]
-    if all(found and found.group(2).strip() for found in named) and [found.group(1) for found in named] == list(string.ascii_uppercase[: len(items)]):
+    if all(found and found.group(2).strip() for found in named) and [
+        found.group(1) for found in named
+    ] == list(string.ascii_uppercase[: len(items)]):
         items = [found.group(2).strip() for found in named]
     return dict(zip(string.ascii_uppercase, items, strict=False))
 
@@ -141,7 +143,7 @@ def _lettered_lines(text: str) -> dict[str, str]:
 
 
 def _lettered_parts(text: str) -> dict[str, str]:
-    """"(a) open (b) closed", as MMVP writes them in one line."""
+    """ "(a) open (b) closed", as MMVP writes them in one line."""
     parts = re.split(r"\(([a-z])\)", text)[1:]
     return {letter.upper(): part.strip() for letter, part in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -187,4 +189,6 @@ def _read_boxes(fields: dict) -> tuple[tuple[float, ...], ...]:
 
 
 def _is_box(items: object) -> bool:
-    return isinstance(items, Iterable) and all(isinstance(item, int | float) for item in items) and bool(items)
+    return (
+        isinstance(items, Iterable) and all(isinstance(item, int | float) for item in items) and bool(items)
+    )

@@ -15,7 +15,11 @@ HIT = 0.5
 # The splits whose mean is the kit's headline.
 KNOWN = tuple(
     f"{name}_{part}"
-    for name, parts in (("RefCOCO", "val testA testB"), ("RefCOCO+", "val testA testB"), ("RefCOCOg", "val test"))
+    for name, parts in (
+        ("RefCOCO", "val testA testB"),
+        ("RefCOCO+", "val testA testB"),
+        ("RefCOCOg", "val test"),
+    )
     for part in parts.split()
 )
 
@@ -44,7 +48,7 @@ def to_pixels(numbers: list[float], width: float, height: float) -> Box:
 
 
 def write_gold(fields: dict, fault: Callable[[str], Exception]) -> str:
-    """"[x1, y1, x2, y2] of W x H", in pixels: of the columns bbox_x1 …, else of a box in answer or bbox,
+    """ "[x1, y1, x2, y2] of W x H", in pixels: of the columns bbox_x1 …, else of a box in answer or bbox,
     with the picture's width and height; raises fault(reason) where they are missing."""
     try:
         width, height = (float(fields[side]) for side in ("width", "height"))
@@ -80,7 +84,7 @@ def overlap(answer: str, gold: str) -> float | None:
 
 
 def name_split(category: str) -> str:
-    """"RefCOCO+ test A" and "RefCOCO+_testA" are both the latter."""
+    """ "RefCOCO+ test A" and "RefCOCO+_testA" are both the latter."""
     name, _, part = category.strip().replace("_", " ", 1).partition(" ")
     plain = re.sub(r"[\s_-]+", "", part.lower())
     return f"{name}_{_PARTS.get(plain, part.strip().replace(' ', '_').replace('-', '_'))}" if part else name

@@ -11,29 +11,31 @@ from ivgr.data.sample import Sample
 from ivgr.errors import UserError
 from ivgr.inference.crops import Cropping
 from ivgr.inference.draw import draw_reply, lay_out, name_crops
-from ivgr.inference.load import Dtype, load_policy
+from ivgr.inference.load import load_policy
 from ivgr.inference.modes import Mode, Reply, respond
 from ivgr.inference.stream import Speaker
 from ivgr.picture import write_sheet
 from ivgr.printable import as_json, printable
 from ivgr.rollout.engine import TransformersEngine
+from ivgr.settings import Dtype, NonNegativeFloat, PositiveInt, PositiveShare, Seed, checked
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 USAGE = 'ivgr ask IMAGE... "QUESTION"'
 
 
+@checked("ask: --")
 def ask(
     words: list[str],
     model: str = "tiny",
     mode: Mode = "text",
     save: Path | None = None,
     json: bool = False,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    max_new_tokens: int = 1024,
-    max_prompt_tokens: int = 32768,
-    max_pixels: int | None = None,
+    temperature: NonNegativeFloat = 0.0,
+    top_p: PositiveShare = 1.0,
+    seed: Seed = 0,
+    max_new_tokens: PositiveInt = 1024,
+    max_prompt_tokens: PositiveInt = 32768,
+    max_pixels: PositiveInt | None = None,
     dtype: Dtype = "float32",
     cropping: Cropping = Cropping(),  # noqa: B008
     prompts: Prompts = Prompts(),  # noqa: B008
@@ -58,8 +60,6 @@ def ask(
         prompts: Instructions of the two streams.
     """
     paths, question = split_words(words)
-    if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
-        raise UserError("ask: --temperature must be ≥ 0, --top_p in (0, 1], --max_new_tokens ≥ 1")
     if save is not None:
         _prepare(save, paths)
     sample = read_question(paths, question)

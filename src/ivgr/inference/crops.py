@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ivgr.errors import UserError
 from ivgr.rewards.boxes import Box, iou
+from ivgr.settings import NonNegativeFloat, PositiveInt, Share, checked
 
 Rectangle = tuple[int, int, int, int]
 
@@ -17,6 +17,7 @@ Rectangle = tuple[int, int, int, int]
 ROUNDING = 1e-5
 
 
+@checked("cropping: ")
 @dataclass(frozen=True)
 class Cropping:
     """How boxes become crops.
@@ -28,14 +29,10 @@ class Cropping:
         duplicate_iou: Of two crops that overlap by more, one is left out.
     """
 
-    margin: float = 0.1
-    smallest: int = 56
-    most: int = 8
-    duplicate_iou: float = 0.9
-
-    def __post_init__(self) -> None:
-        if self.margin < 0 or self.smallest < 1 or self.most < 1 or not 0 <= self.duplicate_iou <= 1:
-            raise UserError("cropping: margin ≥ 0, smallest ≥ 1, most ≥ 1 and duplicate_iou in [0, 1]")
+    margin: NonNegativeFloat = 0.1
+    smallest: PositiveInt = 56
+    most: PositiveInt = 8
+    duplicate_iou: Share = 0.9
 
     def crop(self, box: Sequence[float], size: tuple[int, int]) -> Rectangle | None:
         """The rectangle cut out for `box` of an image of `size` (width, height); None if nothing

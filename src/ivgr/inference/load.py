@@ -1,7 +1,5 @@
 """The policy of a tool that asks it: its options in, model and encoder out."""
 
-from typing import Literal
-
 import torch
 from transformers import PreTrainedModel
 
@@ -9,8 +7,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.errors import UserError
 from ivgr.policy.load import Pretrained
-
-Dtype = Literal["float32", "bfloat16", "float16"]
+from ivgr.settings import Dtype
 
 
 def load_policy(

@@ -15,6 +15,7 @@ from typing import TypeVar
 from ivgr.background import in_background
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed
+from ivgr.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, checked
 
 T = TypeVar("T")
 Conversation = list[dict[str, str]]
@@ -24,6 +25,7 @@ REASONS = ("connection", "timeout", "busy", "refused", "reply", "deadline")
 LONGEST_PAUSE = 30.0
 
 
+@checked("judge: ")
 class ChatClient:
     """Asks one model at one server.
 
@@ -47,19 +49,17 @@ class ChatClient:
         base_url: str,
         model: str,
         api_key_env: str = "OPENAI_API_KEY",
-        concurrency: int = 32,
-        timeout: float = 60.0,
-        retries: int = 4,
-        pause: float = 1.0,
-        batch_seconds: float = 600.0,
-        temperature: float = 0.0,
-        max_tokens: int = 64,
+        concurrency: PositiveInt = 32,
+        timeout: PositiveFloat = 60.0,
+        retries: NonNegativeInt = 4,
+        pause: NonNegativeFloat = 1.0,
+        batch_seconds: PositiveFloat = 600.0,
+        temperature: NonNegativeFloat = 0.0,
+        max_tokens: PositiveInt = 64,
         extra_body: dict | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.openai = _import_openai()
-        if concurrency < 1:
-            raise UserError(f"judge: concurrency is {concurrency}, must be at least 1")
         self.base_url, self.api_key_env = base_url, api_key_env
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
         self.pause, self.batch_seconds, self.seed = pause, batch_seconds, seed

@@ -22,8 +22,10 @@ from ivgr.judge.rubric import (
     comparison_data,
 )
 from ivgr.printable import in_line
+from ivgr.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, checked
 
 
+@checked("model.judge.")
 class LLMJudge:
     """Asks a language model; one verdict on an answer, the mean of `votes` on reasoning.
 
@@ -51,23 +53,21 @@ class LLMJudge:
         self,
         base_url: str,
         model: str,
-        votes: int = 1,
-        temperature: float | None = None,
+        votes: PositiveInt = 1,
+        temperature: NonNegativeFloat | None = None,
         cache: str | None = "runs/judge.sqlite",
-        missing_limit: float = 0.1,
-        patience: float = 1200.0,
+        missing_limit: Share = 0.1,
+        patience: NonNegativeFloat = 1200.0,
         structured: Structured = "json_schema",
         api_key_env: str = "OPENAI_API_KEY",
-        concurrency: int = 32,
-        timeout: float = 60.0,
-        retries: int = 4,
-        pause: float = 1.0,
-        batch_seconds: float = 600.0,
-        max_tokens: int = 64,
+        concurrency: PositiveInt = 32,
+        timeout: PositiveFloat = 60.0,
+        retries: NonNegativeInt = 4,
+        pause: NonNegativeFloat = 1.0,
+        batch_seconds: PositiveFloat = 600.0,
+        max_tokens: PositiveInt = 64,
         extra_body: dict | None = None,
     ) -> None:
-        if votes < 1:
-            raise UserError(f"judge: votes is {votes}, must be at least 1")
         self.client = ChatClient(
             base_url,
             model,

@@ -13,14 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ivgr.errors import UserError
 from ivgr.judge.protocol import Agreement, Comparison
 from ivgr.judge.rubric import AGREEMENT, CONSISTENCY, Rubric, agreement_data, comparison_data
+from ivgr.settings import Dtype, PositiveInt, checked
 
 
+@checked("model.judge.")
 class LocalJudge:
     """The most probable verdict of a causal language model.
 
     Args:
         path: HF directory or hub id of the model.
-        dtype: Weight dtype, a torch name such as "bfloat16".
+        dtype: Weight dtype.
         device: A torch device; null takes this process's GPU, the CPU where there is none.
         batch: Rows (a question with one of its verdicts) in one pass.
         max_prompt_tokens: A question with a longer prompt gets no verdict.
@@ -29,10 +31,10 @@ class LocalJudge:
     def __init__(
         self,
         path: str,
-        dtype: str = "bfloat16",
+        dtype: Dtype = "bfloat16",
         device: str | None = None,
-        batch: int = 16,
-        max_prompt_tokens: int = 8192,
+        batch: PositiveInt = 16,
+        max_prompt_tokens: PositiveInt = 8192,
     ) -> None:
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self.device, self.batch, self.max_prompt_tokens = device or own, batch, max_prompt_tokens

@@ -29,18 +29,20 @@ from ivgr.pack.rows import count_kinds, find_sources, mix_kinds
 from ivgr.pack.unpack import image_folder
 from ivgr.pack.write import REPORT, Packer, Target
 from ivgr.printable import in_line
+from ivgr.settings import NonNegativeInt, PositiveInt, checked
 
 VERSION = 2
 
 
+@checked("pack: --")
 def pack(
     source: Path,
     target: Path,
     image_dir: Path | None = None,
     name: str = "train",
-    per_shard: int = 1000,
-    most_pixels: int = MOST_PIXELS,
-    workers: int = 0,
+    per_shard: PositiveInt = 1000,
+    most_pixels: PositiveInt = MOST_PIXELS,
+    workers: NonNegativeInt = 0,
     overwrite: bool = False,
 ) -> None:
     """Pack rows of another format into shards; killed, the same command goes on.
@@ -61,8 +63,6 @@ def pack(
         workers: Threads that check images; 0 for one a core.
         overwrite: Start anew, whatever lies in the folder.
     """
-    if per_shard < 1 or most_pixels < 1 or workers < 0:
-        raise UserError("pack: --per_shard and --most_pixels must be at least 1, --workers at least 0")
     sources = find_sources(source)
     shards = Target(target, name, per_shard)
     try:

@@ -14,12 +14,14 @@ from ivgr.pack.survey import TOKENS, Histogram, survey_shards
 from ivgr.picture import WRITERS, write_sheet
 from ivgr.policy.directory import read_config, read_processor
 from ivgr.policy.load import TINY
+from ivgr.settings import PositiveInt, checked
 
 ENCODED = 256
 
 
+@checked("inspect: --")
 def inspect(
-    shards: str, processor: str | None = None, out: Path = Path("sheet.html"), count: int = 24
+    shards: str, processor: str | None = None, out: Path = Path("sheet.html"), count: PositiveInt = 24
 ) -> None:
     """Count what shards hold, and draw some of it: the way to see a frame error before training.
 
@@ -30,8 +32,8 @@ def inspect(
         out: Contact sheet, .html (needs no other file) or .png.
         count: Samples on the sheet, drawn at random.
     """
-    if out.suffix not in WRITERS or count < 1:
-        raise UserError(f"inspect: --out is {out}, must end in {' or '.join(WRITERS)}; --count must be ≥ 1")
+    if out.suffix not in WRITERS:
+        raise UserError(f"inspect: --out is {out}, must end in {' or '.join(WRITERS)}")
     encoder = _load_encoder(processor) if processor else None
     survey = survey_shards(find_shards(shards), max(count, ENCODED if encoder else 0))
     if not survey.shards:

@@ -11,22 +11,24 @@ from ivgr.errors import UserError
 from ivgr.plan.memory import Item, rollout, standing, trees_at_once, update
 from ivgr.plan.run import Run, Typical, read_run
 from ivgr.plan.work import Work, estimate_work
+from ivgr.settings import NonNegativeInt, PositiveFloat, PositiveInt, checked
 
 # Left to the driver, the allocator's gaps and communication.
 HEADROOM = 0.08
 UNITS = {"GB": 1e9, "GIB": 2**30}
 
 
+@checked("plan: --")
 def plan(
     config: Path,
-    gpus: int | None = None,
+    gpus: PositiveInt | None = None,
     memory: str = "80GB",
-    image_tokens: int = 2500,
-    prompt: int = 200,
-    instruction: int = 40,
-    response: int = 300,
-    tflops: float = 312.0,
-    bandwidth: float = 2000.0,
+    image_tokens: NonNegativeInt = 2500,
+    prompt: PositiveInt = 200,
+    instruction: PositiveInt = 40,
+    response: PositiveInt = 300,
+    tflops: PositiveFloat = 312.0,
+    bandwidth: PositiveFloat = 2000.0,
 ) -> None:
     """Say what a config needs before any GPU is rented; exit code 1 when it does not fit.
 

@@ -17,10 +17,12 @@ from transformers import PreTrainedModel
 
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed, run_seed
+from ivgr.settings import PositiveFloat, PositiveInt, checked
 
 Targets = Literal["language", "language+vision"]
 
 
+@checked("model.adapter.")
 @dataclass(frozen=True)
 class Adapter:
     """Trains low-rank adapters instead of the weights. There is no dropout: the policy that is
@@ -33,13 +35,9 @@ class Adapter:
             those of the vision tower and its merger too.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
     targets: Targets = "language"
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"model.adapter.rank is {self.rank}, must be at least 1")
 
     @property
     def on_vision(self) -> bool:

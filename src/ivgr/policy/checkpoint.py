@@ -17,12 +17,17 @@ from ivgr.families.registry import find_family
 from ivgr.files import folder_to_write
 from ivgr.policy.vocabulary import CHAT_TEMPLATE, PIXELS, build_tokenizer, special_ids
 from ivgr.seeding import derive_seed
+from ivgr.settings import Dtype, PositiveInt, Seed, checked
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
+@checked("scratch: --")
 def scratch(
-    family: str, size: str, folder: Path, layers: int | None = None, dtype: str = "bfloat16", seed: int = 0
+    family: str,
+    size: str,
+    folder: Path,
+    layers: PositiveInt | None = None,
+    dtype: Dtype = "bfloat16",
+    seed: Seed = 0,
 ) -> None:
     """Write a random-weight checkpoint of a model family's true shape.
 
@@ -34,15 +39,11 @@ def scratch(
         dtype: Weights' dtype: float32, bfloat16 or float16.
         seed: Seed of the weights.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"scratch --dtype is {dtype!r}, must be one of {', '.join(DTYPES)}")
-    if layers is not None and layers < 1:
-        raise UserError(f"scratch --layers is {layers}, must be at least 1")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"scratch: {folder} holds something already; name a new folder")
     shape = find_family(family)
     tokenizer = build_tokenizer()
-    model = draw_model(configure(shape, size, layers, tokenizer), DTYPES[dtype], seed)
+    model = draw_model(configure(shape, size, layers, tokenizer), getattr(torch, dtype), seed)
     processor = shape.build_processor(tokenizer, CHAT_TEMPLATE, PIXELS if size == "tiny" else None)
     with folder_to_write(folder) as part:
         model.save_pretrained(part)

@@ -9,6 +9,7 @@ from ivgr.errors import UserError
 from ivgr.policy.attention import use_tree_attention
 from ivgr.policy.directory import read_config, read_model, read_processor
 from ivgr.policy.forward import stop_ids
+from ivgr.settings import Dtype, PositiveInt, checked
 
 TINY = Path(__file__).parent / "tiny"
 SETTING = "model.policy"
@@ -35,12 +36,13 @@ def refuse_other_policy(own: Shapes, saved: Shapes, path: Path | str) -> None:
         )
 
 
+@checked("model.policy.")
 class Pretrained:
     """A policy from a HF directory or hub id.
 
     Args:
         path: Directory, hub id, or "tiny" for the model shipped with ivgr.
-        dtype: Weight dtype, a torch name such as "float32" or "bfloat16".
+        dtype: Weight dtype, "float32", "bfloat16" or "float16".
         attn_implementation: HF attention backend of the vision tower.
         min_pixels: Images of fewer pixels are enlarged; null leaves it to the model's processor.
         max_pixels: Images of more pixels are shrunk; null leaves it to the model's processor.
@@ -49,10 +51,10 @@ class Pretrained:
     def __init__(
         self,
         path: str = "tiny",
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         attn_implementation: str = "sdpa",
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
+        min_pixels: PositiveInt | None = None,
+        max_pixels: PositiveInt | None = None,
     ) -> None:
         self.path, self.dtype, self.attn_implementation = path, dtype, attn_implementation
         self.min_pixels, self.max_pixels = min_pixels, max_pixels

@@ -19,8 +19,10 @@ from transformers import (
 
 from ivgr.policy.attention import use_tree_attention
 from ivgr.policy.vocabulary import build_processor, special_ids
+from ivgr.settings import PositiveFloat, PositiveInt, Seed, checked
 
 
+@checked("model.policy.")
 class TinyScratch:
     """A freshly initialised tiny policy.
 
@@ -35,12 +37,12 @@ class TinyScratch:
 
     def __init__(
         self,
-        width: int = 128,
-        layers: int = 3,
-        vision_layers: int = 2,
-        heads: int = 4,
-        rope_theta: float = 20.0,
-        seed: int = 0,
+        width: PositiveInt = 128,
+        layers: PositiveInt = 3,
+        vision_layers: PositiveInt = 2,
+        heads: PositiveInt = 4,
+        rope_theta: PositiveFloat = 20.0,
+        seed: Seed = 0,
     ) -> None:
         self.width, self.layers, self.vision_layers = width, layers, vision_layers
         self.heads, self.rope_theta, self.seed = heads, rope_theta, seed

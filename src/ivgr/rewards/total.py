@@ -16,16 +16,18 @@ from ivgr.query import Query, Rollout
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.boxes import box_reward, box_validity
 from ivgr.rewards.format import format_reward, read_think
+from ivgr.settings import NonNegativeFloat, checked
 
 # A rollout and the question whose verdict one of its terms waits for.
 Open = tuple[Rollout, Agreement | Comparison]
 
 
+@checked("model.rewards term: ")
 @dataclass
 class Term:
     """weight: factor of the term in the sum; 0 switches it off (it is still logged)."""
 
-    weight: float = 1.0
+    weight: NonNegativeFloat = 1.0
 
 
 class Rewards:

@@ -21,6 +21,7 @@ from ivgr.query import Group, Query, Rollout, places_of
 from ivgr.rollout.kv import TreeCache
 from ivgr.rollout.replay import Replay
 from ivgr.rollout.sampling import Sampling, draw_noise
+from ivgr.settings import AtLeastTwo, PositiveFloat, PositiveInt, PositiveShare, checked
 from ivgr.tree import pack_queries
 
 # Ended branches leave the batch together, once no more than this share is still decoding:
@@ -52,6 +53,7 @@ class RolloutEngine(Protocol):
         """Appends one greedy rollout to each group."""
 
 
+@checked("model.engine.")
 class TransformersEngine:
     """Batched decoding with the HF model itself: what samples has the very weights that are updated
     (rounded to fsdp2's param_dtype, in which the update then computes too).
@@ -71,14 +73,13 @@ class TransformersEngine:
 
     def __init__(
         self,
-        group_size: int = 5,
-        temperature: float = 1.0,
-        top_p: float = 0.99,
-        max_new_tokens: int = 1024,
-        batch_queries: int = 64,
+        group_size: AtLeastTwo = 5,
+        temperature: PositiveFloat = 1.0,
+        top_p: PositiveShare = 0.99,
+        max_new_tokens: PositiveInt = 1024,
+        batch_queries: PositiveInt = 64,
         cuda_graphs: bool = False,
     ) -> None:
-        check_sampling(group_size, temperature, top_p)
         self.group_size, self.temperature, self.top_p = group_size, temperature, top_p
         self.max_new_tokens, self.batch_queries = max_new_tokens, batch_queries
         self.cuda_graphs = cuda_graphs
@@ -185,14 +186,6 @@ def _stems(branches: list[Branch]) -> tuple[list[Query], list[int]]:
         queries.append(replace(own[0][0], groups=[replace(part[0][1], rollouts=[]) for part in parts]))
         copies += map(len, parts)
     return queries, copies
-
-
-def check_sampling(group_size: int, temperature: float, top_p: float) -> None:
-    """UserError for settings that no engine can sample with."""
-    if group_size < 2:
-        raise UserError(f"model.engine.group_size is {group_size}: an advantage needs at least 2 rollouts")
-    if temperature <= 0 or not 0 < top_p <= 1:
-        raise UserError("model.engine: temperature must be > 0 and top_p in (0, 1]")
 
 
 class _Branches:

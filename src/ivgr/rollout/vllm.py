@@ -21,12 +21,12 @@ from ivgr.families.fields import INTERLEAVED
 from ivgr.families.registry import find_family
 from ivgr.policy.forward import banned_ids, stop_ids
 from ivgr.query import Query, places_of
-from ivgr.rollout.engine import check_sampling
 from ivgr.rollout.vllm_loader import keep_buffers
 from ivgr.rollout.vllm_requests import check_expansion, make_prompt, read_completion
 from ivgr.rollout.vllm_sleep import SleepingEngine
 from ivgr.rollout.weights import load_weights, load_weights_checked
 from ivgr.seeding import derive_seed
+from ivgr.settings import AtLeastTwo, Dtype, PositiveFloat, PositiveInt, PositiveShare, checked
 
 # What rollouts or weights rely on, and so no option.
 FIXED = {
@@ -35,6 +35,7 @@ FIXED = {
 }  # fmt: skip
 
 
+@checked("model.engine.")
 class VLLMEngine:
     """Rollouts by a colocated vLLM, one whole copy of the policy a process.
 
@@ -61,19 +62,18 @@ class VLLMEngine:
 
     def __init__(
         self,
-        group_size: int = 5,
-        temperature: float = 1.0,
-        top_p: float = 0.99,
-        max_new_tokens: int = 1024,
-        max_prompt_tokens: int = 8192,
-        batch_queries: int = 64,
-        gpu_memory_utilization: float = 0.4,
+        group_size: AtLeastTwo = 5,
+        temperature: PositiveFloat = 1.0,
+        top_p: PositiveShare = 0.99,
+        max_new_tokens: PositiveInt = 1024,
+        max_prompt_tokens: PositiveInt = 8192,
+        batch_queries: PositiveInt = 64,
+        gpu_memory_utilization: PositiveShare = 0.4,
         sleep_level: Literal[1, 2] = 2,
         checkpoint: str | None = None,
-        dtype: str | None = None,
+        dtype: Dtype | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        check_sampling(group_size, temperature, top_p)
         if temperature != 1:
             raise UserError(
                 f"model.engine.temperature is {temperature}: vLLM gives full-vocabulary log-probs at 1 only; "

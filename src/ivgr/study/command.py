@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ivgr.compose import read_config
 from ivgr.errors import UserError
+from ivgr.settings import PositiveInt, checked
 from ivgr.study.arms import ARMS, MEASURES
 from ivgr.study.examine import Examination
 from ivgr.study.figure import draw
@@ -21,18 +22,19 @@ from ivgr.study.runs import EXAMINED, POLICY, TRAINED, Run, Training, claim, pla
 from ivgr.study.statistics import MOST
 
 
+@checked("study: --")
 def study(
     folder: Path = Path("runs/study"),
     base: Path = Path("configs/tiny.yaml"),
     arms: list[str] = list(ARMS),  # noqa: B006
-    seeds: int = 10,
-    others: int = 3,
-    iterations: int = 80,
-    scenes: int = 1300,
-    questions: int = 512,
-    probed: int = 128,
-    parallel: int = 2,
-    threads: int = 1,
+    seeds: PositiveInt = 10,
+    others: PositiveInt = 3,
+    iterations: PositiveInt = 80,
+    scenes: PositiveInt = 1300,
+    questions: PositiveInt = 512,
+    probed: PositiveInt = 128,
+    parallel: PositiveInt = 2,
+    threads: PositiveInt = 1,
     anew: bool = False,
 ) -> None:
     """Repeat the paper's ablation on the tiny world: what does each part of the method do?
@@ -57,7 +59,8 @@ def study(
         anew: Examine again what was examined before.
     """
     check(arms, seeds, others)
-    check_counts(min(iterations, scenes, questions, probed, parallel, threads), probed <= questions)
+    if probed > questions:
+        raise UserError(f"study: --probed is {probed}, must be at most --questions, which is {questions}")
     training = Training(base, iterations, scenes, questions, threads)
     settings = training.saved()
     claim(folder, settings)
@@ -85,11 +88,6 @@ def check(arms: list[str], seeds: int, others: int) -> None:
         raise UserError(f"study: 1 ≤ --others ≤ --seeds ≤ {MOST}, they are {others} and {seeds}")
     if find_spec("matplotlib") is None:
         raise UserError('study needs matplotlib: pip install "ivgr[evaluate]"')
-
-
-def check_counts(least: int, enough: bool) -> None:
-    if least < 1 or not enough:
-        raise UserError("study: all numbers must be at least 1, and --probed at most --questions")
 
 
 def train_all(runs: list[Run], training: Training, world: Path, pool: Pool) -> None:

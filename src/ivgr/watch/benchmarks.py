@@ -24,9 +24,11 @@ from ivgr.inference.crops import Cropping
 from ivgr.inference.modes import LAST, Mode, respond
 from ivgr.judge import Judge
 from ivgr.seeding import derive_seed
+from ivgr.settings import PositiveInt, Seed, checked
 from ivgr.watch.board import writer_of
 
 
+@checked("Benchmarks: ")
 class Benchmarks(L.Callback):
     """Evaluates the policy on benchmarks, as `ivgr evaluate` does, whenever it is validated
     (trainer.val_check_interval).
@@ -53,16 +55,16 @@ class Benchmarks(L.Callback):
         benchmark: Sequence[str],
         data: str,
         mode: Sequence[Mode] = ("text",),
-        rows: int | None = 256,
-        seed: int = 0,
-        every: int = 1,
-        batch: int = 64,
+        rows: PositiveInt | None = 256,
+        seed: Seed = 0,
+        every: PositiveInt = 1,
+        batch: PositiveInt = 64,
         openly: bool = False,
         judge: Judge | None = None,
         cropping: Cropping = Cropping(),  # noqa: B008
     ) -> None:
-        if not benchmark or not mode or min(every, batch, 1 if rows is None else rows) < 1:
-            raise UserError("Benchmarks: name a benchmark and a mode; rows, every and batch must be ≥ 1")
+        if not benchmark or not mode:
+            raise UserError("Benchmarks: name a benchmark and a mode")
         self.benchmarks = {name: find_benchmark(name, "Benchmarks.benchmark") for name in benchmark}
         self.data, self.modes, self.rows, self.seed = Path(data), tuple(dict.fromkeys(mode)), rows, seed
         self.every, self.batch, self.openly = every, batch, openly

@@ -15,9 +15,11 @@ from ivgr.probes.heat import draw_readings
 from ivgr.probes.measures import measure_readings
 from ivgr.probes.reading import respond
 from ivgr.probes.trace import BUDGET
+from ivgr.settings import NonNegativeInt, PositiveInt, checked
 from ivgr.watch.board import writer_of
 
 
+@checked("Probing: ")
 class Probing(L.Callback):
     """Measures before the first iteration and then every `every` iterations. All ranks measure the
     same, so that sharded weights are gathered alike; the first one writes. No random stream is
@@ -35,17 +37,13 @@ class Probing(L.Callback):
 
     def __init__(
         self,
-        every: int = 10,
-        count: int = 128,
+        every: PositiveInt = 10,
+        count: PositiveInt = 128,
         streams: Sequence[str] = (TEXTUAL, GROUNDED),
-        pictures: int = 4,
-        layer: int | None = None,
-        budget: int = BUDGET,
+        pictures: NonNegativeInt = 4,
+        layer: NonNegativeInt | None = None,
+        budget: PositiveInt = BUDGET,
     ) -> None:
-        if every < 1 or count < 1 or pictures < 0:
-            raise UserError(
-                f"Probing: every is {every}, count {count}, pictures {pictures}; give at least 1, 1, 0"
-            )
         if not streams or not set(streams) <= set(PAIRED):
             raise UserError(f"Probing: streams is {list(streams)}, must be some of {', '.join(PAIRED)}")
         self.every, self.count, self.streams, self.pictures = every, count, tuple(streams), pictures

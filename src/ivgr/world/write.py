@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -14,14 +15,19 @@ from ivgr.data.shards import shard_path, write_shards
 from ivgr.errors import UserError
 from ivgr.files import write_atomically
 from ivgr.seeding import derive_seed
+from ivgr.settings import PositiveInt, Seed, checked, number
 from ivgr.world.draw import draw_scene
 from ivgr.world.scene import Scene, sample_scene
 from ivgr.world.tasks import TASKS, Task
 
 PER_SHARD = 500
-LESSONS = ("questions", "describe")
+Split = Literal["train", "val"]
+Kind = Literal["questions", "describe"]
+# A scene holds no more.
+Objects = number("Objects", int, 1, 8)
 
 
+@checked("synth: --")
 @dataclass(frozen=True)
 class World:
     """What to draw.
@@ -31,20 +37,16 @@ class World:
     object with its box); fewest and most objects a scene.
     """
 
-    split: str
-    count: int
-    seed: int = 0
-    lesson: str = "questions"
-    fewest: int = 2
-    most: int = 6
+    split: Split
+    count: PositiveInt
+    seed: Seed = 0
+    lesson: Kind = "questions"
+    fewest: Objects = 2
+    most: Objects = 6
 
     def __post_init__(self) -> None:
-        if self.split not in ("train", "val"):
-            raise UserError(f"synth --split is {self.split!r}, must be train or val")
-        if self.lesson not in LESSONS:
-            raise UserError(f"synth --lesson is {self.lesson!r}, must be one of {', '.join(LESSONS)}")
-        if self.count < 1 or not 1 <= self.fewest <= self.most <= 8:
-            raise UserError("synth: --count must be ≥ 1 and 1 ≤ --fewest ≤ --most ≤ 8")
+        if self.fewest > self.most:
+            raise UserError(f"synth: --fewest is {self.fewest}, must be at most --most, which is {self.most}")
 
 
 def write_world(folder: Path, world: World) -> None:
