@@ -3,7 +3,7 @@ scoring forward, and what a CUDA graph needs of a step."""
 
 import pytest
 import torch
-from families import FAMILIES, make_tree, tiny_family
+from families import FAMILIES, Words, make_tree, tiny_family
 
 from ivgr.query import rollouts_of
 from ivgr.rollout.engine import TransformersEngine, _Branches
@@ -13,15 +13,6 @@ from ivgr.tree import pack_queries
 
 LIMIT = ROOM + 6  # past the first growth of the suffixes
 SHAPES = [([(2, 2)], 2), ([(1, 3), (2, 1)], 2), ([], 1), ([(3, 3)], 1)]
-
-
-class Words:
-    """In place of a tokenizer, which names no end of its own."""
-
-    eos_token_id = chat_template = None
-
-    def decode(self, tokens, **_):
-        return " ".join(map(str, tokens.tolist()))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
