@@ -304,5 +304,5 @@ def test_blank_reasoning_and_over_long_prompts(tmp_path):
 
 
 def test_a_local_judge_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="no causal language model"):
+    with pytest.raises(UserError, match="must be a causal language model"):
         LocalJudge(str(tmp_path))

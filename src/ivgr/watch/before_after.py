@@ -76,12 +76,12 @@ class BeforeAfter(L.Callback):
 @torch.no_grad()
 def evaluate(trainer: L.Trainer, module: L.LightningModule) -> Figures:
     """Held-out figures of both streams, the same on all ranks."""
-    figures = HeldOutFigures().to(module.device)
+    figures = HeldOutFigures(module.judge).to(module.device)
     policy = module.rollout_policy()
     for batch in trainer.datamodule.val_dataloader():
         if batch.queries:
             module.engine.answer(policy, module.processor.tokenizer, batch.queries)
-            figures.update(batch.queries, module.judge)
+            figures.update(batch.queries)
     return figures.compute()
 
 
