@@ -81,8 +81,9 @@ def filter_shards(
     paths = find_shards(shards)
     total = take_stock(paths).total()
     settings = {
-        "shards": paths, "policy": policy, "copies": copies, "stream": stream, "judge": judge and type(judge).__name__,
-        "prompts": vars(prompts), "temperature": temperature, "top_p": top_p,
+        "shards": paths, "policy": policy, "copies": copies, "stream": stream,
+        "judge": judge and type(judge).__name__, "prompts": vars(prompts),
+        "temperature": temperature, "top_p": top_p,
         "max_new_tokens": max_new_tokens, "dtype": dtype, "batch": batch, "seed": seed,
     }  # fmt: skip
     engine = TransformersEngine(copies, temperature, top_p, max_new_tokens, batch)
@@ -92,6 +93,8 @@ def filter_shards(
         measure_rates(paths, total, journal, respond, judge or RulesAlone(), batch, seed)
     rates = [row["rate"] for row in journal.rows]
     _print_rates(rates, lowest, highest)
+    if judge is None:
+        print("no judge is named: an answer that no rule matched counts as wrong")
     if given_up := sum(row.get("given_up", 0) for row in journal.rows):
         print(f"the mathematics of {given_up} answers took too long to compare: not equal")
     if not any(lowest <= rate <= highest for rate in rates):
