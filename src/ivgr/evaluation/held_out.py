@@ -11,12 +11,12 @@ from ivgr.rewards.boxes import box_reward
 from ivgr.rewards.format import format_reward, read_think
 from ivgr.rewards.total import ask_once
 
-FIGURES = {
-    GROUNDED: ("accuracy", "format", "iou", "length"),
-    TEXTUAL: ("accuracy", "format", "place_accuracy", "length"),
-}
 # Known only to a judge that reads what reasoning says of places.
 PLACES = "place_accuracy"
+FIGURES = {
+    GROUNDED: ("accuracy", "format", "iou", "length"),
+    TEXTUAL: ("accuracy", "format", PLACES, "length"),
+}
 RARE = ("unjudged", "math_given_up")
 
 
