@@ -98,6 +98,7 @@ class IVGR(PolicyModule):
         max_prompt_tokens: PositiveInt = 8192,
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:
+        judge = rewards.choose_judge(judge)
         super().__init__(
             source=policy,
             form=TrainingForm(adapter, tuple(freeze), gradient_checkpointing),
@@ -109,8 +110,7 @@ class IVGR(PolicyModule):
             guard=guard,
         )
         self.engine = with_patience(engine, guard.engine_timeout)
-        self.reference_source, self.rewards = reference, rewards
-        self.judge = rewards.choose_judge(judge)
+        self.reference_source, self.rewards, self.judge = reference, rewards, judge
         self.archive, self.loss = archive, loss
         self.iterations, self.updates, self.epochs = iterations, updates, epochs
         self.total_updates = iterations * updates * epochs
