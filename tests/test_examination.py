@@ -1,7 +1,9 @@
 """Rows asked and scored, a judge for the doubtful ones, rows that cannot be asked."""
 
+import math
 from dataclasses import replace
 
+import pytest
 import torch
 from conftest import RecordingJudge, jpeg, make_sample
 
@@ -104,3 +106,9 @@ def test_patches_embedded_by_a_product_are_those_of_the_convolution():
     use_linear_patches(model)
     assert not isinstance(embed.proj, torch.nn.Conv3d) and set(model.state_dict()) == names
     torch.testing.assert_close(embed(patches), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("odd", [math.nan, 0.7, "yes"])
+def test_what_is_no_verdict_leaves_the_row_unjudged(tmp_path, odd):
+    rows = examine(tmp_path, [ROW] * 2, ["B", "a hound"], RecordingJudge(agrees=odd))
+    assert [row["verdict"] for row in rows] == [True, None]

@@ -105,8 +105,8 @@ def test_an_examination_finds_what_evaluation_while_training_finds(tmp_path):
     def evaluate(samples):
         queries = [encoder(sample) for sample in samples]
         TransformersEngine(max_new_tokens=72).answer(policy.eval(), processor.tokenizer, queries)
-        held_out = HeldOutFigures()
-        held_out.update(queries, RuleJudge())
+        held_out = HeldOutFigures(RuleJudge())
+        held_out.update(queries)
         return held_out.compute()
 
     truth = evaluate(samples)

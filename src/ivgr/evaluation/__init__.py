@@ -5,7 +5,7 @@
 scoring.py and the table of benchmarks.py.
 """
 
-from ivgr.evaluation.held_out import HeldOutFigures, names_places
+from ivgr.evaluation.held_out import HeldOutFigures
 from ivgr.evaluation.options import match_option
 
-__all__ = ["HeldOutFigures", "match_option", "names_places"]
+__all__ = ["HeldOutFigures", "match_option"]

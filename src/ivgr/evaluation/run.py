@@ -21,6 +21,7 @@ from ivgr.evaluation.scoring import RULES, Verdict, mean_best_iou
 from ivgr.inference.modes import Reply
 from ivgr.journal import Journal
 from ivgr.judge import Agreement, Judge
+from ivgr.judge.protocol import take_verdicts
 from ivgr.printable import printable
 
 Respond = Callable[[list[Sample]], list[Reply]]
@@ -75,7 +76,7 @@ class Examination:
         """The judge's word where no rule decided and something was answered; wrong without a judge."""
         doubtful = [n for n, v in enumerate(verdicts) if v.right is None and replies[n].answer and self.judge]
         asked = [Agreement(samples[n], replies[n].answer) for n in doubtful]
-        said = self.judge.agree(asked) if asked else []
+        said = take_verdicts(asked, self.judge.agree(asked)) if asked else []
         judged = {
             n: replace(verdicts[n], right=right, why="judge") for n, right in zip(doubtful, said, strict=True)
         }
