@@ -210,7 +210,7 @@ def print_columns(columns: list[Column], out: Path) -> None:
     print_lines(lines_of(columns), "accuracy in percent, with 95 % intervals")
     for column in columns:
         for title, notes in column.notes.items():
-            odd = [f"{notes[key]} {said}" for key, said in ODD.items() if notes[key]]
+            odd = [f"{notes[key]} {said}" for key, said in ODD.items() if notes.get(key)]
             if odd:
                 print(f"{title} · {printable(column.name)}: of {notes['rows']} replies {', '.join(odd)}")
     print(f"{out / 'scores.md'}, {out / 'scores.csv'}")
@@ -221,4 +221,5 @@ ODD = {
     "unjudged": "got no verdict of the judge (left out)",
     "without_crops": "looked at no crop (no box, or too long a prompt)",
     "rejected": "are to rows that could not be asked (wrong)",
+    "given_up": "hold mathematics that took too long to compare (not equal)",
 }

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ivgr.errors import UserError
-from ivgr.evaluation.benchmarks import Benchmark
-from ivgr.evaluation.fields import PAIR, Fault, Row, read_fields, read_groups
+from ivgr.evaluation.benchmarks import PAIR, Benchmark
+from ivgr.evaluation.fields import Fault, Row, read_fields, read_groups
 from ivgr.evaluation.lists import read_list
 
 INDICES = ("index", "id", "pid", "idx", "question_id", "Index", "doc_id")
