@@ -52,6 +52,12 @@ TSV = {
                ("C", ABCD, {"category": "math", "l2-category": "geometry"}, ())),
     "mathvista": ({"answer": "1.2", "task": "figure question answering", "choices": ""},
                   ("1.2", {}, {"task": "figure question answering"}, ())),
+    "refcoco": ({"answer": "[0.1, 0.2, 0.3, 0.5]", "width": "100", "height": "200", "category": "RefCOCO+ test A"},
+                ("[10.0, 40.0, 30.0, 100.0] of 100.0 x 200.0", {}, {"split": "RefCOCO+_testA"}, ())),
+    "mmvp": ({"A": "Open", "B": "Closed", "answer": "B"}, ("B", {"A": "Open", "B": "Closed"}, {}, ())),
+    "blink": ({**ABCD, "answer": "C", "category": "Counting"}, ("C", ABCD, {"category": "Counting"}, ())),
+    "zoombench": ({"answer": "a red sign", "category": "text"}, ("a red sign", {}, {"category": "text"}, ())),
+    "visualprobe": ({"answer": "12", "category": "hard"}, ("12", {}, {"category": "hard"}, ())),
 }  # fmt: skip
 
 ASK = "What color is it?"
@@ -86,6 +92,15 @@ PARQUET = {
                 "category": "c", "l2_category": "d"}, ("C", ABCD, {"category": "c", "l2-category": "d"}, ())),
     "mathvista": ({"question": ASK, "choices": list(ABCD.values()), "answer": "blue", "query": "Hint: …"},
                   ("C", ABCD, {}, ())),
+    "refcoco": ({"question": ASK, "bbox": BOX, "bbox_x1": 1.0, "bbox_y1": 2.0, "bbox_x2": 3.0, "bbox_y2": 4.0,
+                 "width": 9, "height": 8, "split": "RefCOCO_val"},
+                ("[1.0, 2.0, 3.0, 4.0] of 9.0 x 8.0", {}, {"split": "RefCOCO_val"}, (tuple(BOX),))),
+    "mmvp": ({"Question": ASK, "Options": "(a) Open (b) Closed", "Correct Answer": "(b)"},
+             ("B", {"A": "Open", "B": "Closed"}, {}, ())),
+    "blink": ({"question": ASK, "choices": list(ABCD.values()), "answer": "(D)", "category": "Depth"},
+              ("D", ABCD, {"category": "Depth"}, ())),
+    "zoombench": ({"question": ASK, "options": list(ABCD.values()), "answer": "B"}, ("B", ABCD, {}, ())),
+    "visualprobe": ({"problem": f"<image>{ASK}", "solution": "12"}, ("12", {}, {}, ())),
 }  # fmt: skip
 
 
@@ -98,7 +113,8 @@ def write_tsv(path, rows):
 
 
 def seen(row):
-    return row.gold, row.options, row.groups, row.boxes
+    """Its pair, which a file does not name, left out."""
+    return row.gold, row.options, {k: v for k, v in row.groups.items() if k != "pair"}, row.boxes
 
 
 def test_every_benchmark_has_both_fixtures():
@@ -115,7 +131,8 @@ def test_tsv(tmp_path, name):
     ]
     rows.append({**rows[0], "index": "17", "image": BASE64[3]})  # what stands below is found too
     found = list(open_rows([write_tsv(tmp_path / "x.tsv", rows)], BENCHMARKS[name]).read(range(99)))
-    assert [row.index for row in found] == [str(12 + n) for n in range(6)]
+    before = "RefCOCO+_testA_" if name == "refcoco" else ""
+    assert [row.index for row in found] == [f"{before}{12 + n}" for n in range(6)]
     assert all(seen(row) == expected and row.question == f'{ASK}\nLook "well".' for row in found)
     one, two, _, four = PICTURES
     assert [row.images for row in found] == [(one,), (two,), (one,), (one, two), (four,), (four,)]
@@ -130,9 +147,10 @@ def test_parquet(tmp_path, name):
     found = list(file.read(range(99)))
     assert file.total == len(found) == 40
     assert all(seen(row) == expected for row in found)
-    assert [row.index for row in found] == [str(n) for n in range(40)]
+    before = "RefCOCO_val_" if name == "refcoco" else ""
+    assert [row.index for row in found] == [f"{before}{n}" for n in range(40)]
     assert [row.images for row in found] == [(PICTURES[n % 4],) for n in range(40)]
-    assert [row.index for row in file.read(range(33, 41))] == [str(n) for n in range(33, 40)]
+    assert [row.index for row in file.read(range(33, 41))] == [f"{before}{n}" for n in range(33, 40)]
 
 
 @pytest.mark.parametrize("column, cells", [
@@ -202,7 +220,8 @@ def test_files_are_found_by_their_usual_names(tmp_path):
         "mme-realworld-lite": "mme_realworld_lite.tsv", "pope": "POPE.tsv", "realworldqa": "RealWorldQA.tsv",
         "cv-bench-2d": "CV-Bench-2D.tsv", "cv-bench-3d": "CV-Bench-3D.tsv", "treebench": "TreeBench.tsv",
         "chartqa": "ChartQA_TEST.tsv", "ai2d": "AI2D_TEST.tsv", "mmstar": "MMStar.tsv",
-        "mathvista": "MathVista_MINI.tsv",
+        "mathvista": "MathVista_MINI.tsv", "refcoco": "RefCOCO.tsv", "mmvp": "MMVP.tsv", "blink": "BLINK.tsv",
+        "zoombench": "ZoomBench.tsv", "visualprobe": "VisualProbe.json",
     }  # fmt: skip
     for file in names.values():
         (tmp_path / file).touch()
@@ -241,7 +260,7 @@ def test_broken_files_are_named(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
             open_rows(find_files(tmp_path / name, vstar), vstar)
-    for data, message in ((tmp_path / "no", "nothing there"), (tmp_path, "no .tsv or .parquet of V")):
+    for data, message in ((tmp_path / "no", "nothing there"), (tmp_path, "no .tsv, .parquet or .json of V")):
         with pytest.raises(UserError, match=message):
             find_files(data, vstar)
     for name in ("vstar.tsv", "vstar_b.parquet"):

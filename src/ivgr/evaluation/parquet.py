@@ -26,8 +26,8 @@ BATCH = 16
 class ParquetRows(StockedRows):
     """The rows of one or several files, in the order of their names."""
 
-    def __init__(self, paths: list[Path], benchmark: Benchmark) -> None:
-        self.paths = paths
+    def __init__(self, paths: list[Path], benchmark: Benchmark, asked: bool = True) -> None:
+        self.paths, self.asked = paths, asked
         super().__init__(self._values(benchmark, light=True), benchmark, paths[0])
 
     def _values(self, benchmark: Benchmark, light: bool = False) -> Iterator[tuple[str, dict]]:
@@ -37,7 +37,7 @@ class ParquetRows(StockedRows):
             try:
                 with pq.ParquetFile(path, pre_buffer=False) as file:
                     names = file.schema_arrow.names
-                    if not any(name in names for name in IMAGES):
+                    if self.asked and not any(name in names for name in IMAGES):
                         raise UserError(f"{path}: no image; add one of the columns {', '.join(IMAGES)}")
                     hidden = {*UNASKED, *(IMAGES if light else ())}
                     wanted = [name for name in names if name not in hidden]
