@@ -52,7 +52,8 @@ TSV = {
                ("C", ABCD, {"category": "math", "l2-category": "geometry"}, ())),
     "mathvista": ({"answer": "1.2", "task": "figure question answering", "choices": ""},
                   ("1.2", {}, {"task": "figure question answering"}, ())),
-    "refcoco": ({"answer": "[0.1, 0.2, 0.3, 0.5]", "width": "100", "height": "200", "category": "RefCOCO+ test A"},
+    "refcoco": ({"answer": "[0.1, 0.2, 0.3, 0.5]", "width": "100", "height": "200",
+                 "category": "RefCOCO+ test A"},
                 ("[10.0, 40.0, 30.0, 100.0] of 100.0 x 200.0", {}, {"split": "RefCOCO+_testA"}, ())),
     "mmvp": ({"A": "Open", "B": "Closed", "answer": "B"}, ("B", {"A": "Open", "B": "Closed"}, {}, ())),
     "blink": ({**ABCD, "answer": "C", "category": "Counting"}, ("C", ABCD, {"category": "Counting"}, ())),
@@ -251,6 +252,90 @@ def test_a_broken_row_is_named(tmp_path, change, message):
     with pytest.raises(UserError, match="VStar.tsv") as error:
         open_rows([path], BENCHMARKS["vstar"])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+BAD = [
+    {"answer": "C", "C": ""}, {"answer": ""}, {"question": ""}, {"answer": "red", "B": "red"},
+    {"A": "", "answer": "A"}, {"image": "77"}, {"image": ""}, {"image": "", "image_path": "a\0b.jpg"},
+    {"image": "", "image_path": "no/such.jpg"}, {"image": "", "image_path": "."},
+    {"target_instances": "[" * 50_000}, {"target_instances": "{" * 50_000}, {"target_instances": "7"},
+    {"options": "[" * 50_000, **dict.fromkeys("ABCD", "")}, {"answer": "9" * 5000},
+    {"options": "['a'", **dict.fromkeys("ABCD", "")}, {"target_instances": "[[1, 2, 3, nan]]"[:9]},
+]  # fmt: skip
+
+
+def test_one_bad_row_stops_no_other(tmp_path):
+    rows = [{**GOOD, "target_instances": "", "options": "", "image_path": "", "index": n} for n in range(20)]
+    rows = [{**row, **bad} for row, bad in zip(rows, [*BAD, {}, {}, {}], strict=True)]
+    path = write_tsv(tmp_path / "VStar.tsv", rows)
+    file = open_rows([path], BENCHMARKS["vstar"])
+    assert file.total == 20 and [row.index for row in file.texts()] == [str(n) for n in range(20)]
+    found = list(file.read(range(99)))
+    assert [bool(row.fault) for row in found] == [True] * len(BAD) + [False] * 3
+    for number, row in enumerate(found[: len(BAD)], 1):
+        assert row.fault.startswith(f"row {number}: ") and "\n" not in row.fault and len(row.fault) < 200
+
+
+def test_indices_of_thousands_of_digits_are_texts(tmp_path):
+    rows = [{**GOOD, "index": "9" * 5000 + str(n)} for n in range(3)]
+    file = open_rows([write_tsv(tmp_path / "VStar.tsv", rows)], BENCHMARKS["vstar"])
+    assert [row.index for row in file.read(range(3))] == [row["index"] for row in rows]
+    file = open_rows([write_tsv(tmp_path / "ai2d.tsv", rows)], BENCHMARKS["ai2d"])
+    assert [row.gold for row in file.texts()] == ["A"] * 3
+
+
+STRANGE = [
+    ({"question": 7}, ""), ({"question": {"a": 1}}, "its question is no text but dict"),
+    ({"question": [["x"]]}, "its question is no text but list"), ({"answer": {"b": 2}}, "its answer is no text"),
+    ({"options": 7}, "its options '7' are no list"), ({"image": 7}, "its image is no image but int"),
+    ({"image": [7]}, "its image is no image but int"), ({"image": {"path": "a\0b"}}, "its image"),
+    ({"image": {"bytes": None, "path": 5}}, "its image is no image but int"), ({"bbox": {"x": 1}}, "boxes"),
+    ({"bbox": 3}, "boxes"), ({"bbox": [[1, 2, 3, "x"]]}, "boxes"), ({"category": [1, {"a": 2}]}, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change, message", STRANGE)
+def test_values_of_another_type_are_a_fault_of_their_row(tmp_path, change, message):
+    plain = {"question": ASK, "options": list(ABCD.values()), "answer": "A", "image": BASE64[0]}
+    (tmp_path / "vstar.json").write_text(json.dumps([{**plain, **change}, plain]))
+    bad, good = open_rows(find_files(tmp_path, BENCHMARKS["vstar"]), BENCHMARKS["vstar"]).read(range(9))
+    assert message in bad.fault and bool(bad.fault) == bool(message) and not good.fault
+
+
+@pytest.mark.parametrize("change", [
+    {"question": 7}, {"answer": 3.5}, {"question": {"a": 1}}, {"answer": {"b": 2}}, {"image": 7},
+    {"image": {"bytes": 5}}, {"image": [{"path": 5}]}, {"options": 7}, {"bbox": {"x": 1}}, {"bbox": 3.0},
+    {"index": {"a": [1]}}, {"category": {"a": 1}},
+])  # fmt: skip
+def test_no_type_of_a_parquet_breaks_it(tmp_path, change):
+    plain = {"question": ASK, "options": list(ABCD.values()), "answer": "A", "image": BASE64[0]}
+    path = tmp_path / "VStar.parquet"
+    pq.write_table(pa.Table.from_pylist([{**plain, **change}] * 2), path)
+    try:
+        rows = list(open_rows([path], BENCHMARKS["vstar"]).read(range(9)))
+    except UserError as error:
+        assert "VStar.parquet: row 1" in str(error) and "can be asked" in str(error)
+    else:
+        assert len(rows) == 2
+
+
+def test_a_json_list_is_read_and_another_is_refused(tmp_path):
+    (tmp_path / "p.jpg").write_bytes(PICTURES[1])
+    rows = [
+        {"problem": f"<image>{ASK}", "solution": "12", "images": ["p.jpg"], "doc_id": f"d{n}"}
+        for n in range(3)
+    ]
+    (tmp_path / "VisualProbe_Hard.json").write_text(json.dumps(rows))
+    benchmark = BENCHMARKS["visualprobe"]
+    file = open_rows(find_files(tmp_path, benchmark), benchmark)
+    assert [(row.index, row.gold, row.question, row.images) for row in file.read(range(3))] == [
+        (f"d{n}", "12", ASK, (PICTURES[1],)) for n in range(3)
+    ]
+    for text in ("{}", "[1]", "[" * 100_000, '[{"a": ' + "9" * 5000 + "}]", "[", "[]"):
+        (tmp_path / "VisualProbe_Hard.json").write_text(text)
+        with pytest.raises(UserError, match=r"VisualProbe_Hard.json: ") as error:
+            open_rows(find_files(tmp_path, benchmark), benchmark)
+        assert "\n" not in str(error.value)
 
 
 def test_broken_files_are_named(tmp_path):

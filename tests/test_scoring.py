@@ -22,8 +22,8 @@ NONE = {}
 
 @pytest.mark.parametrize("letter", "ABCDE")
 @pytest.mark.parametrize("form", [
-    "{}", "({})", "**{}**", "{}.", "{}. a thing", "Answer: {}", "answer: ({})", "The answer is {}", "Option {}",
-    "The best answer is {}", "The correct answer is: {}", "Best option: **{}**", "Correct answer: {}",
+    "{}", "({})", "**{}**", "{}.", "{}. a thing", "Answer: {}", "answer: ({})", "The answer is {}",
+    "Option {}", "The best answer is {}", "The correct answer is: {}", "Best option: **{}**", "Correct answer: {}",
     "The answer is {}, as the sign above shows", "My choice is {} because it is there",
 ])  # fmt: skip
 def test_a_letter_that_is_stated_is_read(letter, form):
@@ -35,7 +35,8 @@ def test_a_letter_that_is_stated_is_read(letter, form):
 @pytest.mark.parametrize("answer, letter", [
     ("", ""), ("  ", ""), ("()", ""), ("(", ""), ("12", ""), ("b. the blue van", "B"), ("the blue van", "E"),
     ("B, not A", "B"), ("(B) the blue van, since A is too small", "B"), ("no idea", "D"), ("not in it", ""),
-    ("Answer: D", "D"), ("Correct answer: A", "A"), ("answer is a car", "A"), ("The answer", "E"), ("cat", "C"),
+    ("Answer: D", "D"), ("Correct answer: A", "A"), ("answer is a car", "A"), ("The answer", "E"),
+    ("cat", "C"),
 ])  # fmt: skip
 def test_first_letter_by_hand(answer, letter):
     """The first of A-E of the answer in capitals, be it one of a word, as VLMEvalKit reads a block."""
@@ -76,7 +77,9 @@ def says(text):
                 c + " " == lower[i : i + 2] or " " + c == lower[i : i + 2] for i in range(len(lower))
             )
             out.append("" if beside or numbers else " ")
-        elif c == "." and not any(a.isdecimal() for a in lower[place - 1 : place] + lower[place + 1 : place + 2]):
+        elif c == "." and not any(
+            a.isdecimal() for a in lower[place - 1 : place] + lower[place + 1 : place + 2]
+        ):
             # What stands beside is judged after the marks are gone; none of these texts differ in it.
             out.append("")
         else:
@@ -134,7 +137,8 @@ def test_relaxed_numbers_around_the_border():
         ("Blue", "blue", True), ("blue ", "Blue", True), ("the blue", "blue", False), ("0", "0", True),
         ("0.0", "0", False), ("1", "0", False), ("105", "100", True), ("105.1", "100", False), 
         ("5%", "0.05", True),
-        ("five", "5", False), ("2014", "2015", True), ("14", "['14']", True), ("b", "['a', 'B']", True), ("[1, 2]", "[1, 2]", False), ("2", "[1, 2]", True),
+        ("five", "5", False), ("2014", "2015", True),
+        ("14", "['14']", True), ("b", "['a', 'B']", True), ("[1, 2]", "[1, 2]", False), ("2", "[1, 2]", True),
         ("", "3", False),
         ("%", "3", False),
     ],
