@@ -321,10 +321,8 @@ def test_no_type_of_a_parquet_breaks_it(tmp_path, change):
 
 def test_a_json_list_is_read_and_another_is_refused(tmp_path):
     (tmp_path / "p.jpg").write_bytes(PICTURES[1])
-    rows = [
-        {"problem": f"<image>{ASK}", "solution": "12", "images": ["p.jpg"], "doc_id": f"d{n}"}
-        for n in range(3)
-    ]
+    row = {"problem": f"<image>{ASK}", "solution": "12", "images": ["p.jpg"]}
+    rows = [{**row, "doc_id": f"d{n}"} for n in range(3)]
     (tmp_path / "VisualProbe_Hard.json").write_text(json.dumps(rows))
     benchmark = BENCHMARKS["visualprobe"]
     file = open_rows(find_files(tmp_path, benchmark), benchmark)

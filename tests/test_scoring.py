@@ -23,8 +23,8 @@ NONE = {}
 @pytest.mark.parametrize("letter", "ABCDE")
 @pytest.mark.parametrize("form", [
     "{}", "({})", "**{}**", "{}.", "{}. a thing", "Answer: {}", "answer: ({})", "The answer is {}",
-    "Option {}", "The best answer is {}", "The correct answer is: {}", "Best option: **{}**", "Correct answer: {}",
-    "The answer is {}, as the sign above shows", "My choice is {} because it is there",
+    "Option {}", "The best answer is {}", "The correct answer is: {}", "Best option: **{}**",
+    "Correct answer: {}", "The answer is {}, as the sign above shows", "My choice is {} because it is there",
 ])  # fmt: skip
 def test_a_letter_that_is_stated_is_read(letter, form):
     for said in (letter, letter.lower()) if form[0] in "({*A" and form[-1] in "})*." else (letter,):
