@@ -286,7 +286,8 @@ def test_indices_of_thousands_of_digits_are_texts(tmp_path):
 
 STRANGE = [
     ({"question": 7}, ""), ({"question": {"a": 1}}, "its question is no text but dict"),
-    ({"question": [["x"]]}, "its question is no text but list"), ({"answer": {"b": 2}}, "its answer is no text"),
+    ({"question": [["x"]]}, "its question is no text but list"),
+    ({"answer": {"b": 2}}, "its answer is no text"),
     ({"options": 7}, "its options '7' are no list"), ({"image": 7}, "its image is no image but int"),
     ({"image": [7]}, "its image is no image but int"), ({"image": {"path": "a\0b"}}, "its image"),
     ({"image": {"bytes": None, "path": 5}}, "its image is no image but int"), ({"bbox": {"x": 1}}, "boxes"),

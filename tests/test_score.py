@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 
 import kit
 import pytest
@@ -12,6 +13,9 @@ from ivgr.cli import main
 from ivgr.evaluation import match_option
 from ivgr.evaluation.benchmarks import BENCHMARKS
 from ivgr.evaluation.export import export_rows
+from ivgr.evaluation.find import open_rows
+from ivgr.evaluation.scoring import RULES
+from ivgr.inference.reading import read_parts
 
 WORDS = {"A": "red", "B": "dark blue", "C": "a cat", "D": "None of these"}
 NUMBERS = {"A": "3", "B": "2", "C": "13", "D": "0.5"}
@@ -283,3 +287,25 @@ def test_what_no_file_can_hold_is_left_out(tmp_path):
     export_rows(lines, columns, tmp_path / "m.xlsx")
     cells = [row[-1] for row in openpyxl.load_workbook(tmp_path / "m.xlsx").active.values]
     assert cells[1:] == ["ab", "cd", "half ? a pair", "9" * 5000]
+
+
+NAMED = re.compile(r"answer|option|choice", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", [name for name in kit.RULES if name not in ("mathvista", "pope")])
+def test_evaluates_own_rule_differs_only_where_it_says_so(tmp_path, name):
+    """On exported answers: where a reply speaks of its answer or option, where nothing is written and where
+    there is no option to name; else verdict for verdict VLMEvalKit's. MathVista's asks a model, and POPE's
+    is one rule in both."""
+    rows, data, replies = make(tmp_path, name)
+    hit, _ = kit.RULES[name]
+    same = 0
+    read = open_rows([data], BENCHMARKS[name], asked=False).texts()
+    for row, shown, reply in zip(rows, read, replies.values(), strict=True):
+        answer = read_parts(reply).answer
+        ours = bool(RULES[BENCHMARKS[name].rule](answer, shown.gold, shown.options).right)
+        theirs = hit(row, f"<answer>{answer}</answer>" if hit is kit.letter_hit else answer)
+        free = BENCHMARKS[name].rule == "open" and not shown.options
+        assert ours == theirs or NAMED.search(answer) or not answer.strip(" ()") or free, (row, answer)
+        same += ours == theirs
+    assert same > 0.85 * len(rows)
