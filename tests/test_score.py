@@ -10,10 +10,12 @@ import pytest
 from test_benchmark_rows import write_tsv
 
 from ivgr.cli import main
-from ivgr.evaluation import match_option
+from ivgr.errors import UserError
+from ivgr.evaluation import match_option, predictions
 from ivgr.evaluation.benchmarks import BENCHMARKS
 from ivgr.evaluation.export import export_rows
 from ivgr.evaluation.find import open_rows
+from ivgr.evaluation.predictions import read_predictions
 from ivgr.evaluation.scoring import RULES
 from ivgr.inference.reading import read_parts
 
@@ -198,7 +200,6 @@ def test_benchmarks_that_the_kit_lacks_say_so(tmp_path, capsys):
 
 
 ROW = '{"index": 1, "prediction": "A"}\n'
-XLSX = "openpyxl"
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -247,6 +248,17 @@ def test_wrong_arguments_are_one_clear_line(tmp_path, capsys, args, message):
         main(["score", *(arg.format(p=tmp_path / "p.jsonl", d=data) for arg in args)])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "m.xlsx"
+    export_rows([{"index": "1", "answer": "A " * 50_000}], [{}], path)
+    assert read_predictions(path) == {"1": "A " * (32767 // 2) + "A"}  # what a cell holds
+    for limit, message in ((path.stat().st_size + 9, "unpacks to more than"), (9, "has more than 9 bytes")):
+        monkeypatch.setattr(predictions, "LARGEST", limit)
+        with pytest.raises(UserError, match=message):
+            read_predictions(path)
 
 
 LIVE = ["=1+1", '=HYPERLINK("http://x","y")', "+1", "-2+3", "@SUM(A1)", "\t=1", "#N/A", "1e5", "007", "TRUE",

@@ -2,13 +2,16 @@
 
 import itertools
 import string
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ivgr.evaluation import match_option
 from ivgr.evaluation.scoring import (
     mean_best_iou,
+    score_box,
     score_first_letter,
     score_math,
     score_open,
@@ -193,3 +196,22 @@ def test_mean_best_iou_against_pixels():
     best = [max(len(pixels(g) & pixels(w)) / len(pixels(g) | pixels(w)) for w in written) for g in gold]
     assert mean_best_iou(written, gold) == pytest.approx(sum(best) / 2)
     assert mean_best_iou([], gold) == mean_best_iou(written, []) == 0
+
+
+LONG = 200_000
+
+
+@pytest.mark.parametrize("text", [
+    "answer" + " " * LONG, "answer is " * (LONG // 10), "answer: " + "*" * LONG, "['" + "\\'" * (LONG // 2),
+    "[" * LONG, "[1" + " " * LONG,
+    "[1," * (LONG // 3), '["' + '\\"' * (LONG // 2), "9" * LONG, "." * LONG + "yes",
+    "1e" * (LONG // 2), "- " * (LONG // 2),
+], ids=range(12))  # fmt: skip
+def test_no_text_takes_long(text):
+    """Neither as an answer nor as a gold one: each is looked through once."""
+    start = time.process_time()
+    for rule in (score_option, score_first_letter, score_yes_no, score_relaxed, score_box):
+        rule(text, "[1.0, 2.0, 3.0, 4.0] of 9.0 x 9.0", COLORS)
+    score_relaxed("14", text, NONE)
+    match_option(text, COLORS)
+    assert time.process_time() - start < 2

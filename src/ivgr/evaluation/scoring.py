@@ -29,7 +29,7 @@ _PREFIXES = (
 _LONG = 10  # words of a text in which no fragment of a bracketed letter is looked for
 _BRACKETED = ("(a)", "(b)", "(c)", "(d)", "(e)")
 _NAMED = re.compile(
-    r"(?i:\b(?:answer|option|choice)(?:\s+is)?)\s*:?\s*[*(]*(?:([A-E])(?![A-Za-z])|([a-e])(?=[).*\s]*$))"
+    r"(?i:\b(?:answer|option|choice)(?:\s++is)?+)\s*+:?+\s*+[*(]*+(?:([A-E])(?![A-Za-z])|([a-e])(?=[).*\s]*$))"
 )
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
