@@ -168,6 +168,20 @@ def test_images_of_a_parquet(tmp_path, column, cells):
     assert [row.images for row in file.read(range(4))] == [(picture,) for picture in PICTURES]
 
 
+def test_a_column_per_picture(tmp_path):
+    plain = {"question": ASK, "choices": list(ABCD.values()), "answer": "(D)", "sub_task": "Jigsaw"}
+    rows = [
+        {**plain, "idx": f"val_{n}", "image_1": STRUCTS[n], "image_2": STRUCTS[3] if n else None}
+        for n in range(2)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "BLINK.parquet")
+    file = open_rows(find_files(tmp_path, BENCHMARKS["blink"]), BENCHMARKS["blink"])
+    found = list(file.read(range(2)))
+    assert [row.images for row in found] == [(PICTURES[0],), (PICTURES[1], PICTURES[3])]
+    assert {row.groups["category"] for row in found} == {"Jigsaw"} and found[0].index == "val_0"
+    assert all(not name.startswith("image") for values in file.columns() for name in values)
+
+
 def test_paths_beside_a_tsv_and_rows_in_the_middle(tmp_path):
     for n, picture in enumerate(PICTURES):
         (tmp_path / f"{n}.jpg").write_bytes(picture)

@@ -88,7 +88,7 @@ BENCHMARKS = {
         "RefCOCO", "RefCOCO", ("refcoco",), rule="box", group=SPLIT, counted=SPLITS, categories=((SPLIT,),)
     ),
     "mmvp": Benchmark("MMVP", "MMVP", ("mmvp",), average="pairs"),
-    "blink": Benchmark("BLINK", "BLINK", ("blink",)),
+    "blink": Benchmark("BLINK", "BLINK", ("blink",), categories=(("category", "sub_task"),)),
     "zoombench": Benchmark("ZoomBench", "ZoomBench", ("zoombench",), rule="open", in_kit=False),
     "visualprobe": Benchmark("VisualProbe", "VisualProbe", ("visualprobe",), rule="open", in_kit=False),
 }

@@ -12,6 +12,7 @@ from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.evaluation.fields import Fault, Row, with_images
 from ivgr.evaluation.rows import (
     IMAGES,
+    NUMBERED,
     SHORTEST_IMAGE,
     UNASKED,
     StockedRows,
@@ -65,10 +66,11 @@ class ParquetRows(StockedRows):
 
 
 def add_images(row: Row, where: str, values: dict) -> Row:
-    """`row` with the pictures of its first column of `IMAGES`, or with why it has none; paths lead from
-    the folder of the file, which is what stands before ": row" in `where`."""
+    """`row` with the pictures of its numbered columns, else of its first column of `IMAGES`, or with why
+    it has none; paths lead from the folder of the file, which is what stands before ": row" in `where`."""
     path, _, place = where.rpartition(": ")
-    images = next((values[name] for name in IMAGES if name in values), b"")
+    numbered = [values[name] for name in NUMBERED if name in values]
+    images = numbered or next((values[name] for name in IMAGES if name in values), b"")
     try:
         every = images if isinstance(images, list) else [images]
         return with_images(row, tuple(_load(one, Path(path).parent) for one in every))
