@@ -130,7 +130,9 @@ def package_classes() -> tuple[type, ...]:
         content = vars(importlib.import_module(module.name))
         found += [c for c in content.values() if inspect.isclass(c) and c.__module__ == module.name]
     return tuple(
-        c for c in dict.fromkeys(found) if not c.__name__.startswith("_") and not hasattr(c, "lazy_get_init_args")
+        c
+        for c in dict.fromkeys(found)
+        if not c.__name__.startswith("_") and not hasattr(c, "lazy_get_init_args")
     )
 
 
@@ -215,7 +217,7 @@ class Sweep:
             self.found.numbers.append(setting)
             if any(part in (int, float) for part in parts):
                 self.found.unbounded.append(str(setting))
-        if any(part in (str, Path) or isinstance(part, str) for part in parts):
+        if any(inspect.isclass(part) and issubclass(part, str | Path) for part in parts):
             self.found.texts.append(setting)
         slots = [part for part in parts if is_slot(part)]
         if slots:
@@ -252,7 +254,9 @@ class Sweep:
         given = {name: self._valid(one.__name__, name) for name, _, required in own if required}
         if (held := setting.held()) and held["class_path"].split(".")[-1] == one.__name__:
             given |= held.get("init_args", {})
-        base = setting.given({"class_path": path, "init_args": given})
+        base = setting.given({"class_path": path, "init_args": given}) | self.valid.get(
+            f"with {one.__name__}", {}
+        )
         above, self._path = self._path, (*self._path, one)
         for name, hint, _ in own:
             self._place(Setting(setting.words, base, (*setting.keys, "init_args", *name.split(".")), hint))
@@ -260,7 +264,12 @@ class Sweep:
 
 
 def is_number(hint: Any) -> bool:
-    return hasattr(hint, "interval") or hint in (int, float)
+    return (
+        hint in (int, float)
+        or inspect.isclass(hint)
+        and hasattr(hint, "rule")
+        and issubclass(hint, int | float)
+    )
 
 
 def allows(hint: Any, value: Any) -> bool:
@@ -268,9 +277,9 @@ def allows(hint: Any, value: Any) -> bool:
     for part in members(hint):
         if get_origin(part) is Literal and value in get_args(part):
             return True
-        if hasattr(part, "interval"):
+        if hasattr(part, "rule"):
             with contextlib.suppress(Refused):
-                part.interval.read(value)
+                part.rule.read(value)
                 return True
     return False
 

@@ -3,8 +3,6 @@ makes no sense: what is no value is refused in one line that names it. The setti
 (see `sweep`)."""
 
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -49,6 +47,7 @@ INTERNAL = {
 }
 # What is refused or not according to the machine.
 MACHINE = {"trainer.devices": "there are no other devices than this machine's"}
+CURRICULUM = {"lessons": [{"steps": 1, "fewest": 1, "most": 1, "describe": 4}], "val_count": 2}
 # What a command reads: without it there is nothing to do. What else is text it takes as it is, or writes.
 READ = {
     ("archive", "checkpoint"), ("analyse", "folder"), ("compare", "run_a"), ("compare", "run_b"),
@@ -72,12 +71,15 @@ def valid(tmp_path_factory) -> dict:
         "dst": "out", "source": str(root / "rows.json"), "shards": str(root / "world"),
         "base_url": "http://127.0.0.1:9/v1", "model": "none", "path": str(root / "model"),
         "run": str(root / "run"), "run_a": str(root / "eval/tiny/text"),
-        "run_b": str(root / "eval/tiny/grounded"), "analyse.folder": str(root / "eval/tiny/text"),
+        "run_b": str(root / "eval/tiny/grounded"), "analyse.folder": str(root / "eval/tiny"),
         "family": "qwen2_vl", "size": "tiny", "config": str(CONFIGS / "qwen2vl_7b.yaml"),
         "checkpoint": str(root / "run/checkpoints/last.ckpt"), "ckpt": str(root / "run/checkpoints/last.ckpt"),
         "evaluate.benchmark": ["vstar"], "benchmark": ["vstar"], "data": str(root / "vstar.tsv"),
         "evaluate.data": str(root / "vstar.tsv"),
         "train": str(root / "world"), "val": str(root / "world"), "steps": 1, "fewest": 1, "most": 2,
+        "with SFT": {"data": {"class_path": "ivgr.data.curriculum.Curriculum", "init_args": CURRICULUM}},
+        "with Curriculum": {"model": {"class_path": "ivgr.sft.SFT"}},
+        "with ColdStart": {"model": {"class_path": "ivgr.sft.SFT"}},
         "lessons": [{"steps": 1, "fewest": 1, "most": 1, "describe": 4}], "made": str(root),
     }  # fmt: skip
 
@@ -90,8 +92,10 @@ def files(valid) -> dict:
     main(["synth", str(root), "--tsv", "--count", "4"])
     fit_small("tiny", root / "run")
     main(["export", valid["ckpt"], valid["path"], "--policy", "tiny"])
-    evaluated = ["evaluate", "--benchmark", "vstar", "--data", valid["data"], "--max_new_tokens", "4"]
-    main([*evaluated, "--mode", "text", "grounded", "--out", str(root / "eval")])
+    for mode in ("text", "grounded"):
+        folder = root / "eval/tiny" / mode
+        folder.mkdir(parents=True)
+        (folder / "vstar.jsonl").write_text("")
     return valid
 
 
@@ -210,6 +214,8 @@ def make_path(kind: str, folder: Path, setting: Setting) -> Path:
 
 def check_paths(found: Found, whole: bool, root: Path, show) -> None:
     settings = halves(found.texts, whole)
+    if not whole:  # what is read, and of the rest as much again
+        settings = [s for i, s in enumerate(settings) if is_read(s) or i % 5 == 0]
     with no_work():
         count, wrong = try_paths(settings, whole, root)
     show(
