@@ -103,8 +103,9 @@ _UNION = re.compile(
 )
 # In a report of what each alternative complains of: the first that is not jsonargparse's.
 _OWN = re.compile(
-    r"\ADoes not validate against (?:.|\n)*?^\s*- (?!Expected a|Not a |Does not |Parser key|Problem |- )(.+)$",
-    re.M,
+    r"\ADoes not validate against (?:.|\n)*?"
+    r"^\s*- (?!Expected a|Not a |Does not |Parser key|Problem |- )(.+)$",
+    re.MULTILINE,
 )
 _NO_FILE = re.compile(r"- Expected a path but .*? either not accessible or invalid ")
 _GIVEN = re.compile(r"(?:\. Got| Given) value: (?:NestedArg\(key='[^']*', val=)?(.*?)\)?$")
