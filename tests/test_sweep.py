@@ -3,6 +3,8 @@ makes no sense: what is no value is refused in one line that names it. The setti
 (see `sweep`)."""
 
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -277,3 +279,16 @@ def test_every_path_once(files, found, tmp_path, monkeypatch, show):
 def test_every_path(files, found, tmp_path, monkeypatch, show):
     monkeypatch.chdir(tmp_path)
     check_paths(found, True, tmp_path, show)
+
+
+@pytest.mark.slow
+def test_twenty_as_real_commands(found, tmp_path, monkeypatch):
+    """One of every so many numbers, negative and so beyond all bounds but of those that name -1."""
+    monkeypatch.chdir(tmp_path)
+    settings = [setting for setting in found.numbers if not allows(setting.hint, -1)]
+    chosen = settings[:: len(settings) // 19]
+    assert len(chosen) >= 20
+    for setting in chosen[:20]:
+        words = words_of(setting.words, setting.given(-1), tmp_path)
+        ended = subprocess.run([sys.executable, "-m", "ivgr", *words], capture_output=True, text=True)
+        assert complaint(Outcome(ended.returncode, ended.stderr), str(setting)) is None

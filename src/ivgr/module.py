@@ -71,7 +71,7 @@ class IVGR(PolicyModule):
     kind = "rl"
     state_shape = PolicyModule.state_shape | {"iteration": int, "archive": Archive.state_shape}
     length = "model.iterations"
-    validated = NAMES
+    validation_figures = NAMES
 
     def __init__(
         self,

@@ -73,16 +73,17 @@ class Schedule:
 
     def create(self, optimizer: torch.optim.Optimizer, updates: int) -> Scheduler:
         """A schedule over `updates` updates; `step(n)` sets the rate of update n."""
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=self.name,
-            num_epochs=updates,
-            warmup_epochs=round(self.warmup * updates),
-            warmup_lr=0.0,
-            warmup_prefix=True,
-            min_lr=self.final * optimizer.param_groups[0]["lr"],
-            **self.options,
-        )
+        with refusals("model.schedule", "mend its name or options"):
+            scheduler, _ = create_scheduler_v2(
+                optimizer,
+                sched=self.name,
+                num_epochs=updates,
+                warmup_epochs=round(self.warmup * updates),
+                warmup_lr=0.0,
+                warmup_prefix=True,
+                min_lr=self.final * optimizer.param_groups[0]["lr"],
+                **self.options,
+            )
         return scheduler
 
 

@@ -72,7 +72,7 @@ class Benchmarks(L.Callback):
         self.seen = 0
 
     @property
-    def validated(self) -> list[str]:
+    def validation_figures(self) -> list[str]:
         """The names of what it measures."""
         return [_figure(name, mode) for name in self.benchmarks for mode in self.modes]
 

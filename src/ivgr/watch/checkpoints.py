@@ -44,7 +44,9 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """UserError if no validation measures what the best checkpoint is chosen by."""
-        known = [name for one in (module, *trainer.callbacks) for name in getattr(one, "validated", ())]
+        known = [
+            name for one in (module, *trainer.callbacks) for name in getattr(one, "validation_figures", ())
+        ]
         if stage == "fit" and known and self.best not in known:
             raise UserError(
                 f"checkpoint_best is {self.best}, which no validation measures: {', '.join(known)}"
