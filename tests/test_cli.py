@@ -13,6 +13,7 @@ from ivgr.world.write import World, draw_samples
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = str(CONFIGS / "tiny.yaml")
+LESSONS = '--data.lessons=[{"steps": 1, "fewest": 1, "most": 1, "describe": 4}]'
 
 
 def fails(capsys, *args):
@@ -199,7 +200,7 @@ def test_help_names_every_command(capsys):
     [
         (["--checkpoint_best", "val/textual/acuracy"], "checkpoint_best is val/textual/acuracy"),
         (
-            ["--data", "ivgr.data.cold_start.ColdStart", "--data.train", "x", "--data.val", "x"],
+            ["--data", "ivgr.data.curriculum.Curriculum", LESSONS, "--data.val_count", "4"],
             "IVGR cannot learn",
         ),
         (
