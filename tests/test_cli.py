@@ -13,6 +13,7 @@ from ivgr.world.write import World, draw_samples
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = str(CONFIGS / "tiny.yaml")
+LESSONS = '--data.lessons=[{"steps": 1, "fewest": 1, "most": 1, "describe": 4}]'
 
 
 def fails(capsys, *args):
@@ -60,6 +61,7 @@ def changed(**fields):
         (["--model.iterations", "many"], "iterations"),
         (["--data.promts", "4"], "promts"),
         (["--model.loss.kl", "k7"], "model.loss.kl"),
+        (["--model.schedule.name", "cosin"], "model.schedule: Unknown scheduler 'cosin'"),
         (["--model.engine.group_size", "1"], "group_size"),
         (["--model.policy", "/no/such/model"], "model.policy"),
         (["--data.paired_ratio", "1.5"], "paired_ratio"),
@@ -191,3 +193,41 @@ def test_help_names_every_command(capsys):
     text = capsys.readouterr().out
     commands = ("fit", "validate", "ask", "plan", "scratch", "synth", "archive", "pack", "inspect", "export")
     assert all(f"ivgr {command}" in text for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--checkpoint_best", "val/textual/acuracy"], "checkpoint_best is val/textual/acuracy"),
+        (
+            ["--data", "ivgr.data.curriculum.Curriculum", LESSONS, "--data.val_count", "4"],
+            "IVGR cannot learn",
+        ),
+        (
+            ["--trainer.callbacks", "ivgr.watch.probing.Probing", "--trainer.callbacks.streams", "[no]"],
+            "streams",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_named_before_anything_is_trained(capsys, tmp_path, args, named):
+    config = tmp_path / "config.yaml"
+    config.write_text(Path(TINY).read_text().partition("\ndata:")[0] + "\n")
+    data = (
+        [] if "--data" in args else ["--data", "ivgr.data.datamodule.TinyWorld", "--data.train_count", "20"]
+    )
+    root = ["--trainer.default_root_dir", str(tmp_path / "run")]
+    assert named in fails(capsys, "fit", "--config", str(config), *root, *data, *args)
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_data_without_demonstrations_is_no_cold_start(capsys, tmp_path):
+    words = [
+        "--model",
+        "ivgr.sft.SFT",
+        "--data",
+        "ivgr.data.datamodule.TinyWorld",
+        "--data.train_count",
+        "20",
+    ]
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    assert "TinyWorld, of which SFT cannot learn" in fails(capsys, "fit", *words, *root)

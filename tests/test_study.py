@@ -80,7 +80,7 @@ def test_a_changed_setting_is_refused_and_named(tmp_path):
         (["--arms", "both", "neither"], "neither"),
         (["--seeds", "2"], "--others"),
         (["--seeds", "21"], "20"),
-        (["--iterations", "0"], "from 1 to"),
+        (["--iterations", "0"], "--iterations is 0, must be a whole number from 1"),
         (["--questions", "8"], "--probed"),
         (["--base", "no.yaml"], "no.yaml"),
         (["--base", str(TINY.with_name("tiny_sft.yaml"))], "TinyWorld"),

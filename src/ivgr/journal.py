@@ -9,6 +9,7 @@ from ivgr.data.sample import Sample
 from ivgr.data.shards import find_shards, write_shards
 from ivgr.errors import UserError
 from ivgr.files import PART, write_atomically
+from ivgr.readers import read_json, read_json_lines
 
 SHARDS = "train"
 
@@ -26,10 +27,10 @@ class Journal:
         marker = folder / f"{name}.json"
         if not marker.exists() and any(folder.glob("*.tar")):
             raise UserError(f"{folder}: holds other shards already; choose another folder")
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        self.rows: list[dict] = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        mend = "remove it to begin anew, or choose another folder"
+        self.rows = read_json_lines(self.path, mend, whole=True) if self.path.exists() else []
         if self.rows:
-            self._check(json.loads(marker.read_text()), json.loads(json.dumps(settings)), marker)
+            self._check(read_json(marker, mend, dict), json.loads(json.dumps(settings)), marker)
         write_atomically(marker, json.dumps(settings, indent=1).encode())
         self.keep(len(self.rows))
 

@@ -13,6 +13,7 @@ from ivgr.data.encode import Batch
 from ivgr.data.prompts import Prompts
 from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.evaluation import HeldOutFigures
+from ivgr.evaluation.held_out import NAMES
 from ivgr.guards import Guard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge
@@ -71,6 +72,7 @@ class IVGR(PolicyModule):
     kind = "rl"
     state_shape = PolicyModule.state_shape | {"iteration": int, "archive": Archive.state_shape}
     length = "model.iterations"
+    validation_figures = NAMES
 
     def __init__(
         self,

@@ -71,6 +71,15 @@ class Parser(LightningArgumentParser):
         except (UnicodeError, RecursionError, OSError) as error:  # of a file that a setting names
             self.error(say(error), error)
 
+    def instantiate(self, cfg, **options):
+        """A class that none of several alternatives takes is a SettingError with its own complaint."""
+        try:
+            return super().instantiate(cfg, **options)
+        except ValueError as error:
+            if complaint := _OWN.search(str(error)):
+                raise SettingError("", complaint[1]) from error
+            raise
+
     def error(self, message: str, ex: Exception | None = None) -> None:
         error = SettingError.of(" ".join(str(message).split()), ex, Parser.latest)
         Parser.latest = error
@@ -91,6 +100,12 @@ _KEY = re.compile(r'(?:Parser key "([^"]+)"(?: element [0-9]+)?:\s*)?(.*)', re.D
 _UNKNOWN = re.compile(r"Option '([^']+)' is not accepted")
 _UNION = re.compile(
     r"Does not validate against .*?Subtypes: \[.*?\] Errors: | Given value type: <class '[^']+'>"
+)
+# In a report of what each alternative complains of: the first that is not jsonargparse's.
+_OWN = re.compile(
+    r"\ADoes not validate against (?:.|\n)*?"
+    r"^\s*- (?!Expected a|Not a |Does not |Parser key|Problem |- )(.+)$",
+    re.MULTILINE,
 )
 _NO_FILE = re.compile(r"- Expected a path but .*? either not accessible or invalid ")
 _GIVEN = re.compile(r"(?:\. Got| Given) value: (?:NestedArg\(key='[^']*', val=)?(.*?)\)?$")

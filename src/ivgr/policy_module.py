@@ -63,6 +63,15 @@ class PolicyModule(L.LightningModule):
         self.guard = StepGuard(guard.patience)
         self.policy, self.reference, self._replica = None, None, None
 
+    def setup(self, stage: str) -> None:
+        """UserError if the data is of the other kind of training."""
+        data = self.trainer.datamodule
+        if data is not None and hasattr(data, "total_steps") != (self.kind == "sft"):
+            mend = {"sft": "ColdStart or Curriculum", "rl": "ShardDataModule or TinyWorld"}[self.kind]
+            raise UserError(
+                f"data is {type(data).__name__}, of which {type(self).__name__} cannot learn; take {mend}"
+            )
+
     def configure_model(self) -> None:
         if self.policy is not None:
             return

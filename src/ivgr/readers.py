@@ -45,12 +45,16 @@ def read_json(path: Path, mend: str, read: Callable[[Any], T] = lambda content: 
         raise UserError(f"{path}: not as it was written ({say(error)}); {mend}") from error
 
 
-def read_json_lines(path: Path, mend: str) -> list[dict]:
-    """The objects of a file with one a line."""
-    return list(_objects(path, read_text(path).splitlines(), mend))
+def read_json_lines(path: Path, mend: str, keys: tuple[str, ...] = (), whole: bool = False) -> list[dict]:
+    """The objects, each with these keys, of a file with one a line; with `whole`, a last line that was
+    cut off is left out."""
+    lines = read_text(path).split("\n")
+    if whole or not lines[-1]:
+        lines.pop()
+    return list(_objects(path, lines, mend, keys))
 
 
-def _objects(path: Path, lines: list[str], mend: str) -> Iterator[dict]:
+def _objects(path: Path, lines: list[str], mend: str, keys: tuple[str, ...]) -> Iterator[dict]:
     for number, line in enumerate(lines, 1):
         try:
             found = json.loads(line)
@@ -58,6 +62,8 @@ def _objects(path: Path, lines: list[str], mend: str) -> Iterator[dict]:
             raise UserError(f"{path}: line {number} is no JSON ({say(error)}); {mend}") from error
         if not isinstance(found, dict):
             raise UserError(f"{path}: line {number} is no JSON object; {mend}")
+        if lacking := [key for key in keys if key not in found]:
+            raise UserError(f"{path}: line {number} has no {lacking[0]!r}; {mend}")
         yield found
 
 

@@ -1,4 +1,4 @@
-"""The types of settings: numbers with bounds, dtypes, and settings that have one value here.
+"""The types of settings: numbers with bounds, dtypes, devices, and settings that have one value here.
 
 A parser reads a setting by its annotation, and `checked` holds a call from Python to the same: so a
 bound is written once, in the signature, and every refusal is one line that names the setting.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import wraps
 from math import isfinite
 from numbers import Integral, Real
+from re import fullmatch
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -62,8 +63,33 @@ def _read_number(kind: type, value: object) -> int | float | None:
 def number(name: str, kind: type, low: float, high: float, above: bool = False) -> type:
     """A type of settings: `kind`, int or float, within an interval (see `Interval`)."""
     interval = Interval(kind, low, high, above)
-    made = type(name, (kind,), {"__doc__": f"{interval}.", "__module__": __name__, "interval": interval})
+    made = type(name, (kind,), {"__doc__": f"{interval}.", "__module__": __name__, "rule": interval})
     _register(made, interval.read, kind)
+    return made
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Text that matches a pattern as a whole; `said` says it in words."""
+
+    pattern: str
+    said: str
+
+    def read(self, value: object) -> str:
+        """`value`; Refused if it is none of these words."""
+        if not isinstance(value, str) or not fullmatch(self.pattern, value):
+            raise Refused(f"is {_shorten(value)}, must be {self}")
+        return value
+
+    def __str__(self) -> str:
+        return self.said
+
+
+def wording(name: str, pattern: str, said: str) -> type:
+    """A type of settings: text of one form (see `Wording`)."""
+    rule = Wording(pattern, said)
+    made = type(name, (str,), {"__doc__": f"{rule}.", "__module__": __name__, "rule": rule})
+    _register(made, rule.read, str)
     return made
 
 
@@ -96,13 +122,14 @@ NonNegativeFloat = number("NonNegativeFloat", float, 0, MOST)
 AboveOne = number("AboveOne", float, 1, MOST, above=True)
 Share = number("Share", float, 0, 1)
 PositiveShare = number("PositiveShare", float, 0, 1, above=True)
+Device = wording("Device", r"cpu|(cuda|mps)(:\d{1,4})?", "cpu, cuda, cuda:0, … or mps")
 
 
 def checked(prefix: str) -> Callable[[T], T]:
     """Decorates a class or function whose arguments are settings: a call with a value that its
     annotation does not allow is a UserError that names PREFIX + argument, as the user writes it.
 
-    Looked at are bounded numbers and literals, alone or beside None; all else is the callee's.
+    Looked at are types of this module and literals, alone or beside None; all else is the callee's.
     """
 
     def decorate(target: T) -> T:
@@ -135,7 +162,7 @@ def alternatives(hint: Any) -> tuple:
 
 def _is_known(hint: Any) -> bool:
     parts = [part for part in alternatives(hint) if part not in (None, type(None))]
-    return bool(parts) and all(hasattr(part, "interval") or get_origin(part) is Literal for part in parts)
+    return bool(parts) and all(hasattr(part, "rule") or get_origin(part) is Literal for part in parts)
 
 
 def _check(name: str, value: object, hint: Any) -> None:
@@ -148,7 +175,7 @@ def _check(name: str, value: object, hint: Any) -> None:
             complaints.append(f"is {_shorten(value)}, must be {' or '.join(map(str, allowed))}")
             continue
         try:
-            part.interval.read(value)
+            part.rule.read(value)
             return
         except Refused as refused:
             complaints.insert(0, str(refused))

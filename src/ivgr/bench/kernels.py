@@ -17,7 +17,7 @@ from ivgr.bench.ceiling import copy_bandwidth, gemm_rate, run_seconds
 from ivgr.bench.measure import live_bytes
 from ivgr.bench.roads import LINEAR, LOGITS, Inputs, Road, available
 from ivgr.errors import UserError
-from ivgr.settings import Dtype, PositiveInt, checked
+from ivgr.settings import Device, Dtype, PositiveInt, checked
 
 # A logit's scale, maximum, subtract, exp and sum; its scale, subtract, exp and two products back.
 FORWARD_FLOPS, BACKWARD_FLOPS = 5, 5
@@ -32,7 +32,7 @@ class KernelSetting:
     vocabulary: PositiveInt = 32_000
     hidden: PositiveInt = 1536
     kl: Literal["k3", "exact"] = "k3"
-    device: str = "cpu"
+    device: Device = "cpu"
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from ivgr.policy.attention import use_tree_attention
 from ivgr.policy.form import TrainingForm
 from ivgr.policy.load import TINY, Pretrained
 from ivgr.query import Group, Query, Rollout
-from ivgr.settings import AtLeastTwo, Dtype, NonNegativeInt, PositiveInt, checked
+from ivgr.settings import AtLeastTwo, Device, Dtype, NonNegativeInt, PositiveInt, checked
 
 SHAPES = [size for size in QWEN2_VL.sizes if size != "tiny"]
 WORDS = 1000
@@ -59,7 +59,7 @@ class Setting:
     adapter: NonNegativeInt = 0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     cuda_graphs: bool = False
-    device: str = "cpu"
+    device: Device = "cpu"
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ivgr.files import write_atomically
+from ivgr.readers import read_json
 
 NAME = "sizes.json"
 
@@ -32,4 +33,14 @@ def read_sizes(folder: Path) -> dict[str, ShardSize]:
     path = folder / NAME
     if not path.exists():
         return {}
-    return {name: ShardSize(**size) for name, size in json.loads(path.read_text())["shards"].items()}
+    return read_json(path, "remove it, or pack the shards again", _read_shards)
+
+
+def _read_shards(content: dict) -> dict[str, ShardSize]:
+    """ValueError, or what indexing raises, if that is not what was written."""
+    sizes = {name: ShardSize(**size) for name, size in content["shards"].items()}
+    for name, size in sizes.items():
+        counts = (size.samples, size.paired, size.single, size.bytes)
+        if not all(type(count) is int and count >= 0 for count in counts) or type(size.sha256) is not str:
+            raise ValueError(f"{name} has sizes that are no counts")
+    return sizes

@@ -3,6 +3,7 @@ and its checkpoints as folders that hold no pickled code."""
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
@@ -34,7 +35,7 @@ class FSDP2(ModelParallelStrategy):
         self,
         param_dtype: Dtype | None = None,
         reduce_dtype: Dtype = "float32",
-        process_group_backend: str | None = None,
+        process_group_backend: Literal["gloo", "nccl"] | None = None,
     ) -> None:
         super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend)
         self.param_dtype = None if param_dtype is None else getattr(torch, param_dtype)

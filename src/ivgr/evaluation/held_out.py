@@ -18,6 +18,7 @@ FIGURES = {
     TEXTUAL: ("accuracy", "format", PLACES, "length"),
 }
 RARE = ("unjudged", "math_given_up")
+NAMES = tuple(f"val/{stream}/{name}" for stream, names in FIGURES.items() for name in (*names, *RARE))
 
 
 class HeldOutFigures(nn.Module):

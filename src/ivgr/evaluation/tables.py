@@ -6,7 +6,6 @@ In: finished runs, OUT/MODEL/MODE/BENCHMARK.jsonl. Out: `Figure`s, scores.csv, s
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -30,9 +29,12 @@ from ivgr.files import write_atomically
 from ivgr.inference.modes import Mode
 from ivgr.inference.reading import BLOCK
 from ivgr.printable import as_markdown, print_table
+from ivgr.readers import read_json_lines
 
 AVERAGE = "Average"
 EACH = Benchmark("", "", ())  # whose score is the mean of its rows
+# What a line of a journal always has.
+LINE = ("index", "question", "options", "gold", "groups", "verdict", "tokens", "crops", "iou", "why")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ class Column:
 
 def read_rows(path: Path) -> list[dict]:
     """The lines of a finished journal."""
-    with path.open(encoding="utf-8") as file:
-        return list(map(json.loads, file))
+    return read_json_lines(path, "let `ivgr evaluate` write it again", LINE)
 
 
 def figures_of(rows: Sequence[dict], name: str, boxes: bool = True) -> list[Figure]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ivgr.errors import refusals
 from ivgr.judge.protocol import Agreement, Comparison
 from ivgr.judge.rubric import AGREEMENT, CONSISTENCY, Rubric, agreement_data, comparison_data
-from ivgr.settings import Dtype, PositiveInt, checked
+from ivgr.settings import Device, Dtype, PositiveInt, checked
 
 
 @checked("model.judge.")
@@ -34,7 +34,7 @@ class LocalJudge:
         self,
         path: str,
         dtype: Dtype = "bfloat16",
-        device: str | None = None,
+        device: Device | None = None,
         batch: PositiveInt = 16,
         max_prompt_tokens: PositiveInt = 8192,
     ) -> None:

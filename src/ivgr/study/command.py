@@ -4,7 +4,6 @@ It leaves, under its folder: study.json (settings), world/, a folder for each ru
 results.json, results.md, results.png and results.pdf.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -12,13 +11,14 @@ from pathlib import Path
 
 from ivgr.compose import read_config
 from ivgr.errors import UserError
+from ivgr.readers import read_json
 from ivgr.settings import PositiveInt, checked
 from ivgr.study.arms import ARMS, MEASURES
 from ivgr.study.examine import Examination
 from ivgr.study.figure import draw
 from ivgr.study.pool import Pool, Task
 from ivgr.study.report import Outcome, compare_arms, estimate_arms, write_results
-from ivgr.study.runs import EXAMINED, POLICY, TRAINED, Run, Training, claim, plan_runs
+from ivgr.study.runs import AGAIN, EXAMINED, POLICY, TRAINED, Run, Training, claim, plan_runs
 from ivgr.study.statistics import MOST
 
 
@@ -149,14 +149,17 @@ def was_examined(run: Run, wanted: Examination) -> bool:
     path = run.folder / EXAMINED
     if not path.exists():
         return False
-    found = json.loads(path.read_text())
-    return found["examination"] == asdict(wanted) and MEASURES.keys() <= found["figures"].keys()
+
+    def is_wanted(found: dict) -> bool:
+        return found["examination"] == asdict(wanted) and MEASURES.keys() <= found["figures"].keys()
+
+    return read_json(path, AGAIN, is_wanted)
 
 
 def read_outcome(run: Run) -> Outcome:
     trained = run.folder / TRAINED
-    seconds = json.loads(trained.read_text())["seconds"] if trained.exists() else 0.0
-    figures = json.loads((run.folder / EXAMINED).read_text())["figures"]
+    seconds = read_json(trained, AGAIN, lambda found: found["seconds"] / 1) if trained.exists() else 0.0
+    figures = read_json(run.folder / EXAMINED, AGAIN, lambda found: found["figures"])
     return Outcome(run.arm, run.seed, seconds / 60, figures)
 
 

@@ -12,10 +12,12 @@ from typing import Any
 from ivgr.compose import read_config
 from ivgr.errors import UserError
 from ivgr.files import write_atomically
+from ivgr.readers import read_json
 from ivgr.study.arms import ARMS
 from ivgr.world.write import World, write_world
 
 TINY_WORLD, SHARDS = "ivgr.data.datamodule.TinyWorld", "ivgr.data.datamodule.ShardDataModule"
+AGAIN = "remove it, and the same command makes it again"
 POLICY, TRAINED, EXAMINED = "policy", "trained.json", "examined.json"
 
 
@@ -96,7 +98,7 @@ def plan_runs(folder: Path, arms: list[str], seeds: int, others: int) -> list[Ru
 def claim(folder: Path, settings: dict[str, Any]) -> None:
     """Writes FOLDER/study.json; UserError if a study with other settings was begun there."""
     path, settings = folder / "study.json", json.loads(json.dumps(settings))
-    saved = json.loads(path.read_text()) if path.exists() else settings
+    saved = read_json(path, AGAIN, dict) if path.exists() else settings
     for name in saved | settings:
         if saved.get(name) != settings.get(name):
             raise UserError(

@@ -72,6 +72,11 @@ class Benchmarks(L.Callback):
         self.seen = 0
 
     @property
+    def validation_figures(self) -> list[str]:
+        """The names of what it measures."""
+        return [_figure(name, mode) for name in self.benchmarks for mode in self.modes]
+
+    @property
     def state_key(self) -> str:
         return self._generate_state_key(data=str(self.data), benchmark=[*self.benchmarks], mode=self.modes)
 
@@ -92,7 +97,7 @@ class Benchmarks(L.Callback):
             numbers = draw_rows(file.total, self.rows, self.seed)[trainer.global_rank :: trainer.world_size]
             for mode in self.modes:
                 lines = gather_lists(self._ask(module, self.benchmarks[name], mode, file, numbers))
-                figure, score = f"bench/{name}/{mode}/accuracy", score_of(lines, self.benchmarks[name])
+                figure, score = _figure(name, mode), score_of(lines, self.benchmarks[name])
                 module.log(figure, score, logger=False)  # for checkpoint_best
                 if (writer := writer_of(trainer)) is not None:
                     writer.add_scalar(figure, score, module.iteration)
@@ -121,6 +126,10 @@ class Benchmarks(L.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.seen = state["seen"]
+
+
+def _figure(benchmark: str, mode: Mode) -> str:
+    return f"bench/{benchmark}/{mode}/accuracy"
 
 
 def draw_rows(total: int, count: int | None, seed: int) -> list[int]:

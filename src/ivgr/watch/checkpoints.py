@@ -42,6 +42,16 @@ class Checkpoints(Checkpoint):
         self.saved = 0
         self.unvalidated = False
 
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """UserError if no validation measures what the best checkpoint is chosen by."""
+        known = [
+            name for one in (module, *trainer.callbacks) for name in getattr(one, "validation_figures", ())
+        ]
+        if stage == "fit" and known and self.best not in known:
+            raise UserError(
+                f"checkpoint_best is {self.best}, which no validation measures: {', '.join(known)}"
+            )
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.saved = trainer.global_step
         if self.unvalidated:

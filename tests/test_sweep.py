@@ -1,0 +1,294 @@
+"""No setting of any command can be given a value that is answered by a traceback, or run with though it
+makes no sense: what is no value is refused in one line that names it. The settings are found, not listed
+(see `sweep`)."""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from checkpoints import fit_small
+from conftest import jpeg
+from sweep import (
+    CLASSES,
+    CONFIGS,
+    NUMBERS,
+    PATHS,
+    Found,
+    Outcome,
+    Setting,
+    Sweep,
+    allows,
+    no_work,
+    outcome_of,
+    parsed_only,
+    unreadable,
+    words_of,
+)
+
+from ivgr.cli import main
+
+# Classes that the commands make themselves, of what a config says elsewhere.
+RUN = "is made by the run itself, for every config"
+INTERNAL = {
+    "ivgr.watch.board.Board": RUN,
+    "ivgr.watch.board.Logger": RUN,
+    "ivgr.watch.before_after.BeforeAfter": RUN,
+    "ivgr.watch.checkpoints.Checkpoints": "is made of checkpoint_every, checkpoint_keep and checkpoint_best",
+    "ivgr.watch.ending.Ending": RUN,
+    "ivgr.watch.hparams.Hyperparameters": RUN,
+    "ivgr.watch.preempt.Preemption": RUN,
+    "ivgr.watch.progress.IterationBar": RUN,
+    "ivgr.watch.record.RunRecord": RUN,
+    "ivgr.watch.record.RolloutRecord": RUN,
+    "ivgr.watch.rescue.Rescue": RUN,
+    "ivgr.policy_module.PolicyModule": "is the base of IVGR and SFT",
+    "ivgr.rollout.patient.PatientEngine": "is made of model.guard.engine_timeout",
+}
+# What is refused or not according to the machine.
+MACHINE = {"trainer.devices": "there are no other devices than this machine's"}
+CURRICULUM = {"lessons": [{"steps": 1, "fewest": 1, "most": 1, "describe": 4}], "val_count": 2}
+# What a command reads: without it there is nothing to do. What else is text it takes as it is, or writes.
+READ = {
+    ("archive", "checkpoint"), ("analyse", "folder"), ("compare", "run_a"), ("compare", "run_b"),
+    ("distill", "run"), ("distill", "shards"), ("evaluate", "data"), ("evaluate", "model"),
+    ("export", "ckpt"), ("filter", "shards"), ("filter", "policy"), ("inspect", "shards"),
+    ("pack", "source"), ("plan", "config"), ("study", "base"), ("fit", "ckpt_path"), ("ask", "model"),
+    ("validate", "ckpt_path"), ("fit", "model.policy"), ("validate", "model.policy"),
+    ("fit", "data.train"), ("fit", "data.val"), ("validate", "data.val"), ("fit", "data.train.path"),
+    ("fit", "model.policy.path"), ("validate", "model.policy.path"), ("fit", "trainer.callbacks.data"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory) -> dict:
+    """Of every setting that a command cannot do without."""
+    root = tmp_path_factory.mktemp("valid")
+    (root / "image.jpg").write_bytes(jpeg())
+    (root / "rows.json").write_text("[]")
+    return {
+        "root": "run", "words": [str(root / "image.jpg"), "What?"], "folder": "out", "target": "out",
+        "dst": "out", "source": str(root / "rows.json"), "shards": str(root / "world"),
+        "base_url": "http://127.0.0.1:9/v1", "model": "none", "path": str(root / "model"),
+        "run": str(root / "run"), "run_a": str(root / "eval/tiny/text"),
+        "run_b": str(root / "eval/tiny/grounded"), "analyse.folder": str(root / "eval/tiny"),
+        "family": "qwen2_vl", "size": "tiny", "config": str(CONFIGS / "qwen2vl_7b.yaml"),
+        "checkpoint": str(root / "run/checkpoints/last.ckpt"),
+        "ckpt": str(root / "run/checkpoints/last.ckpt"),
+        "evaluate.benchmark": ["vstar"], "benchmark": ["vstar"], "data": str(root / "vstar.tsv"),
+        "evaluate.data": str(root / "vstar.tsv"),
+        "train": str(root / "world"), "val": str(root / "world"), "steps": 1, "fewest": 1, "most": 2,
+        "with SFT": {"data": {"class_path": "ivgr.data.curriculum.Curriculum", "init_args": CURRICULUM}},
+        "with Curriculum": {"model": {"class_path": "ivgr.sft.SFT"}},
+        "with ColdStart": {"model": {"class_path": "ivgr.sft.SFT"}},
+        "lessons": [{"steps": 1, "fewest": 1, "most": 1, "describe": 4}], "made": str(root),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(valid) -> dict:
+    """The same, and what `valid` names lies there."""
+    root = Path(valid["made"])
+    main(["synth", valid["shards"], "--count", "20"])
+    main(["synth", str(root), "--tsv", "--count", "4"])
+    fit_small("tiny", root / "run")
+    main(["export", valid["ckpt"], valid["path"], "--policy", "tiny"])
+    for mode in ("text", "grounded"):
+        folder = root / "eval/tiny" / mode
+        folder.mkdir(parents=True)
+        (folder / "vstar.jsonl").write_text("")
+    return valid
+
+
+@pytest.fixture(scope="module")
+def found(valid) -> Found:
+    return Sweep(valid, INTERNAL).walk()
+
+
+def sampled(cases: list, whole: bool, every: int) -> list:
+    """All, or every so-many-th, so that each setting is tried with one value and the values take turns."""
+    return cases if whole else [case for i, case in enumerate(cases) if i // every % every == i % every]
+
+
+def halves(settings: list[Setting], whole: bool) -> list[Setting]:
+    """What `ivgr fit` and `ivgr validate` both have is tried in turn with one and the other."""
+    if whole:
+        return settings
+    seen: dict[str, int] = {}
+    shared = {str(s).split(" ", 1)[1] for s in settings if s.words == ("validate",)}
+    kept = []
+    for setting in settings:
+        name = str(setting).partition(" ")[2]
+        if setting.words[0] in ("fit", "validate") and name in shared:
+            turn = seen.setdefault(name, len(seen)) % 2
+            if setting.words[0] != ("fit", "validate")[turn]:
+                continue
+        kept.append(setting)
+    return kept
+
+
+def complaint(outcome: Outcome, case: str) -> str | None:
+    """What is wrong with how a slip was answered, if it was not refused."""
+    if outcome.code is None:
+        return f"{case}: traceback: {' | '.join(outcome.line.splitlines()[-4:])}"
+    if outcome.accepted:
+        return f"{case}: taken"
+    return None if outcome.refused else f"{case}: exit code {outcome.code}: {outcome.line!r}"
+
+
+def try_numbers(settings: list[Setting], whole: bool, folder: Path) -> tuple[int, list[str], list[str]]:
+    """How many cases there were, what was wrong, and which commands lack something here."""
+    cases = [(setting, kind) for setting in settings for kind in NUMBERS]
+    wrong, lacking = [], {}
+    cases = sampled(cases, whole, len(NUMBERS))
+    for setting, kind in cases:
+        value = NUMBERS[kind]
+        outcome = outcome_of(words_of(setting.words, setting.given(value), folder))
+        case = f"{setting} = {value}"
+        if not allows(setting.hint, value):
+            wrong += filter(None, [complaint(outcome, case)])
+            if outcome.refused and setting.name.split(".")[-1] not in outcome.line:
+                wrong.append(f"{case}: not named: {outcome.line!r}")
+        elif not outcome.accepted:
+            plain = outcome_of(words_of(setting.words, setting.settings, folder))
+            if outcome.refused and setting.name in MACHINE:
+                lacking[str(setting)] = MACHINE[setting.name]
+            elif plain.refused:
+                lacking[str(setting)] = plain.line.strip()
+            else:
+                wrong.append(f"{case}: refused: {outcome.line}")
+    return len(cases), wrong, [f"{name}: {line}" for name, line in lacking.items()]
+
+
+def try_classes(settings: list[Setting], whole: bool, folder: Path) -> tuple[int, list[str]]:
+    cases = [(setting, kind) for setting in settings for kind in CLASSES]
+    wrong = []
+    cases = sampled(cases, whole, len(CLASSES))
+    for setting, kind in cases:
+        given = setting.given({"class_path": CLASSES[kind]})
+        outcome = outcome_of(words_of(setting.words, given, folder))
+        wrong += filter(None, [complaint(outcome, f"{setting} = {CLASSES[kind]}")])
+    return len(cases), wrong
+
+
+def try_paths(settings: list[Setting], whole: bool, root: Path) -> tuple[int, list[str]]:
+    """Every place for text is given paths, since it may be one."""
+    cases = [(setting, kind) for setting in settings for kind in PATHS]
+    wrong = []
+    cases = sampled(cases, whole, len(PATHS))
+    for number, (setting, kind) in enumerate(cases):
+        folder = root / str(number)
+        folder.mkdir()
+        os.chdir(folder)
+        path = make_path(kind, folder, setting)
+        words = words_of(setting.words, setting.given(str(path)), folder)
+        with unreadable(path) if kind == "unreadable" else nullcontext():
+            outcome = outcome_of(words)
+        case = f"{setting} = {kind}"
+        if is_read(setting) or not outcome.accepted:
+            wrong += filter(None, [complaint(outcome, case)])
+    return len(cases), wrong
+
+
+def is_read(setting: Setting) -> bool:
+    return (setting.words[0], setting.name) in READ
+
+
+def make_path(kind: str, folder: Path, setting: Setting) -> Path:
+    """A path of this kind; what cannot be read is what would be right here otherwise."""
+    path = folder / "given"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "another kind":
+        path.write_bytes(jpeg())
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "unreadable":
+        place = setting.settings
+        for key in setting.keys:
+            place = place.get(key) if isinstance(place, dict) else None
+        if isinstance(place, str) and Path(place).exists():
+            return Path(place)
+        path.write_text("{}")
+    return path
+
+
+def check_paths(found: Found, whole: bool, root: Path, show) -> None:
+    settings = halves(found.texts, whole)
+    if not whole:  # what is read, and of the rest as much again
+        settings = [s for i, s in enumerate(settings) if is_read(s) or i % 5 == 0]
+    with no_work():
+        count, wrong = try_paths(settings, whole, root)
+    show(
+        f"{len(found.texts)} settings that are text, {len(PATHS)} kinds of path, {count} cases, "
+        f"{sum('traceback' in line for line in wrong)} tracebacks"
+    )
+    assert not wrong, "\n".join(wrong)
+
+
+def check_settings(found: Found, whole: bool, folder: Path, show) -> None:
+    with parsed_only():
+        numbers, wrong, lacking = try_numbers(halves(found.numbers, whole), whole, folder)
+        classes, more = try_classes(halves(found.classes, whole), whole, folder)
+    wrong += more
+    show(
+        f"{len(found.parsers)} parsers, {len(found.numbers)} numeric settings, "
+        f"{len(found.classes)} places for a class, {len(found.named)} classes, {numbers + classes} cases, "
+        f"{sum('traceback' in line for line in wrong)} tracebacks"
+    )
+    for name, reason in found.skipped.items():
+        show(f"not tried: {name} {reason}")
+    for line in lacking:
+        show(f"not here: {line}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture
+def show(capsys):
+    def show(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n{line}", end="")
+
+    return show
+
+
+def test_every_number_has_bounds(found):
+    assert found.unbounded == []
+    assert len(found.parsers) >= 22 and len(found.numbers) >= 300
+
+
+def test_every_number_and_class_once(found, tmp_path, monkeypatch, show):
+    monkeypatch.chdir(tmp_path)
+    check_settings(found, False, tmp_path, show)
+
+
+@pytest.mark.slow
+def test_every_number_and_class(found, tmp_path, monkeypatch, show):
+    monkeypatch.chdir(tmp_path)
+    check_settings(found, True, tmp_path, show)
+
+
+def test_every_path_once(files, found, tmp_path, monkeypatch, show):
+    monkeypatch.chdir(tmp_path)
+    check_paths(found, False, tmp_path, show)
+
+
+@pytest.mark.slow
+def test_every_path(files, found, tmp_path, monkeypatch, show):
+    monkeypatch.chdir(tmp_path)
+    check_paths(found, True, tmp_path, show)
+
+
+@pytest.mark.slow
+def test_twenty_as_real_commands(found, tmp_path, monkeypatch):
+    """One of every so many numbers, negative and so beyond all bounds but of those that name -1."""
+    monkeypatch.chdir(tmp_path)
+    settings = [setting for setting in found.numbers if not allows(setting.hint, -1)]
+    chosen = settings[:: len(settings) // 19]
+    assert len(chosen) >= 20
+    for setting in chosen[:20]:
+        words = words_of(setting.words, setting.given(-1), tmp_path)
+        ended = subprocess.run([sys.executable, "-m", "ivgr", *words], capture_output=True, text=True)
+        assert complaint(Outcome(ended.returncode, ended.stderr), str(setting)) is None
