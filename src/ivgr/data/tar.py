@@ -125,8 +125,8 @@ def _bounded(files: Iterator[dict], shard: str) -> Iterator[dict]:
         large = file["fname"].endswith(".json") and length > LARGEST_JSON
         if large or size > LARGEST_SAMPLE or count > MOST_FILES:
             raise RejectedSample(
-                f"{shard}: {in_line(file['fname'], 80)} or its sample is larger than any should be ({length} of "
-                f"{size} bytes, {count} files); leave it out",
+                f"{shard}: {in_line(file['fname'], 80)} or its sample is larger than any should be "
+                f"({length} of {size} bytes, {count} files); leave it out",
                 OVERSIZED,
             )
         yield file
