@@ -1,5 +1,10 @@
 """Hand-made samples, rollouts, queries and judges that the tests share."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers fill the cores; read as torch is loaded
+
+# isort: split
 import interpreter  # noqa: F401  before all that imports Triton
 
 # isort: split
