@@ -145,7 +145,8 @@ def test_the_archive(tmp_path, capsys):
     rollout = make_rollout(think, format=1.0, accuracy=1.0, box=0.9, validity=1.0)
     archive.admit([make_query(make_sample(f"id {NASTY}"), grounded=[rollout])])
     state = {"archive": archive.state_dict(), "iteration": 3}
-    torch.save({"ivgr": state, "pytorch-lightning_version": "2.6.0"}, tmp_path / "a.ckpt")
+    kept = {"epoch": 0, "global_step": 3, "pytorch-lightning_version": "2.6.0", "state_dict": {}, "loops": {}}
+    torch.save({**kept, "ivgr": state}, tmp_path / "a.ckpt")
     main(["archive", "show", str(tmp_path / "a.ckpt")])
     assert "1 queries" in harmless(capsys.readouterr().out, "[/x]", "[red]", "\\x1b[31m")
 
