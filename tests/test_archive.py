@@ -1,6 +1,7 @@
 import io
 import math
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import make_query, make_rollout, make_sample, response
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivgr.archive import Archive
+from ivgr.archive import Archive, read_key
 from ivgr.query import Query, Rollout
 
 TAU = 0.3
@@ -166,3 +167,35 @@ def test_two_ranks_keep_the_same(tmp_path):
     archive.load_state_dict(first)
     assert references(archive) | {"y": "either"} == {"x": "x of 1", "y": "either", "z": "z of 1"}
     assert archive.reference(query("y")) in ("y of 0", "y of 1")
+
+
+def of_source(source: int | None, sample_id: str, *rollouts: Rollout) -> Query:
+    return replace(query(sample_id, *rollouts), source=source)
+
+
+def test_ids_of_two_sources_do_not_meet():
+    archive = Archive(TAU)
+    archive.admit([of_source(0, "1", scored("of a", 0.5)), of_source(1, "1", scored("of b", 0.4))])
+    assert [archive.reference(of_source(source, "1")) for source in (0, 1, 2)] == ["of a", "of b", None]
+    restored = Archive(TAU)
+    restored.load_state_dict(archive.state_dict())
+    restored.admit([of_source(1, "1", scored("better", 0.45)), of_source(0, "1", scored("worse", 0.4))])
+    assert [restored.reference(of_source(source, "1")) for source in (0, 1)] == ["of a", "better"]
+    assert list(map(read_key, restored.state_dict())) == [("0", "1"), ("1", "1")]
+
+
+def test_an_archive_that_does_not_tell_sources_apart_is_read():
+    archive = Archive(TAU)
+    archive.load_state_dict(filled(x=("old", 0.5), y=("older", 0.6)).state_dict())
+    assert archive.reference(of_source(1, "x")) == "old"
+    archive.admit([of_source(1, "x", scored("worse", 0.4)), of_source(1, "y", scored("better", 0.7))])
+    assert archive.reference(of_source(1, "x")) == "old" and len(archive) == 2
+    assert [archive.reference(of_source(source, "y")) for source in (0, 1)] == [None, "better"]
+    assert list(map(read_key, archive.state_dict())) == [("", "x"), ("1", "y")]
+
+
+@pytest.mark.parametrize("key", ["x", "\x1fx", "a\x1fb", ""])
+def test_one_source_keeps_the_bare_ids(key):
+    archive = Archive(TAU)
+    archive.admit([of_source(None, key, scored("kept", 0.9))])
+    assert list(archive.state_dict()) == [key] and read_key(key) == ("", key)

@@ -15,7 +15,8 @@ from transformers import AutoModelForImageTextToText
 from ivgr.cli import main
 from ivgr.data.cold_start import ColdStart, DemonstrationStream
 from ivgr.data.demonstration import move_boxes
-from ivgr.data.shards import write_shards
+from ivgr.data.shards import read_heads, write_shards
+from ivgr.data.tar import Slice
 from ivgr.families.frame import RELATIVE, Frame
 from ivgr.policy.load import TINY
 from ivgr.world.write import World, draw_samples
@@ -92,7 +93,7 @@ def test_steps_by_epochs(tmp_path):
     samples = [replace(s, reasoning={"textual": "so"}) for s in draw_samples(World("train", 10, seed=4))]
     folder = write_shards(tmp_path / "train", "train", samples, 5)[0].parent
     data = ColdStart(str(folder), str(folder), epochs=2, batch=4)
-    data.trainer = SimpleNamespace(world_size=1)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1)
     data._check_train()
     assert data.total_steps == 5
 
@@ -113,3 +114,30 @@ def test_a_cold_start_with_adapters_leaves_a_plain_model(tmp_path):
     assert plain.keys() == trained.keys()
     changed = {name for name in plain if not torch.equal(plain[name], trained[name])}
     assert changed and all("language_model.layers" in name and "proj" in name for name in changed)
+
+
+def test_images_are_read_of_this_ranks_share_alone(shards, monkeypatch):
+    reads, read = [], Slice.read
+    monkeypatch.setattr(Slice, "read", lambda slice_: reads.append(slice_) or read(slice_))
+    stream = DemonstrationStream(shards, 4, 11, 3, 6, rank=1, ranks=2, start=5)
+    batches = list(stream)
+    assert len(reads) == sum(map(len, batches)) == 6 * 2
+    assert all(demonstration.sample.images[0] for batch in batches for demonstration in batch)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_texts_are_counted_by_all_ranks_together_and_no_image_is_read(shards, monkeypatch, rank):
+    monkeypatch.setattr(Slice, "read", lambda _: pytest.fail("an image was read"))
+    opened = []
+
+    def heads(part):
+        opened.append(part)
+        return read_heads(part)
+
+    monkeypatch.setattr("ivgr.data.cold_start.read_heads", heads)
+    monkeypatch.setattr("ivgr.data.cold_start.gather_lists", lambda found: found)
+    data = ColdStart("", "")
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+    found = data._count(shards)
+    assert opened == [shards[rank::2]]
+    assert found == sum(len(item.sample.reasoning) for item in read_heads(shards[rank::2]))

@@ -81,3 +81,35 @@ def test_a_long_question_is_used_as_far_as_the_limit_allows(encoder):
     with pytest.raises(RejectedSample) as caught:
         limited(sample)
     assert caught.value.reason == "prompt: too long"
+
+
+def prompt_of(encoder, **fields) -> str:
+    query = encoder(make_sample(kind="single", boxes=(), **fields))
+    ids = torch.cat([query.prefix, query.groups[0].instruction])
+    return encoder.processor.tokenizer.decode(ids).rpartition("<|vision_end|>")[2]
+
+
+def test_options_in_a_column_of_their_own_are_shown(encoder):
+    options = {"A": "a grey cat", "B": "a brown dog"}
+    bare = prompt_of(encoder, question="Which animal?", answer="B", check="choice", options=options)
+    assert "Which animal?\nA. a grey cat\nB. a brown dog\n" in bare
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Which?\nA. a grey cat\nB. a brown dog",
+        "Which? (a) a grey  cat, (b) a brown dog",
+        "A: a grey cat B: a brown dog",
+    ],
+)
+def test_options_that_the_question_lists_are_not_shown_twice(encoder, question):
+    options = {"A": "a grey cat", "B": "a brown dog"}
+    listed = prompt_of(encoder, question=question, answer="B", check="choice", options=options)
+    assert listed == prompt_of(encoder, question=question, answer="B")
+
+
+def test_an_option_may_not_hold_the_models_own_token(encoder):
+    options = {"A": "<|im_end|>", "B": "a dog"}
+    with pytest.raises(RejectedSample, match="own token"):
+        prompt_of(encoder, question="Which?", answer="B", check="choice", options=options)

@@ -13,6 +13,7 @@ from ivgr.data.deal import deal
 from ivgr.data.rejection import Rejection
 from ivgr.data.shards import write_shards
 from ivgr.data.stream import Feed, Mix, SampleStream
+from ivgr.data.tar import Slice
 from ivgr.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -272,3 +273,44 @@ def test_a_broken_sample_keeps_its_place_in_the_order(tmp_path, shards):
     assert set(lost) == {"answer: empty"} and lost.total() >= 6
     resumed = islice(iter(SampleStream([Feed(spoilt)], MIX, 3, 8, start=5)), 15)
     assert list(resumed) == broken[5:]
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """Sizes of the images that are read."""
+    found: list[int] = []
+    read = Slice.read
+
+    def counted(slice_: Slice) -> bytes:
+        found.append(slice_.size)
+        return read(slice_)
+
+    monkeypatch.setattr(Slice, "read", counted)
+    return found
+
+
+@pytest.mark.parametrize("start", [0, 1, 9, 40])
+def test_images_are_read_of_what_is_drawn_alone(shards, reads, start):
+    stream = SampleStream([Feed(shards)], MIX, 5, 7, start=start)
+    [batch] = islice(stream, 1)
+    assert len(reads) == MIX.paired + MIX.single == len(batch)
+    assert all(item.sample.images == (b"image",) for item in batch)
+    reads.clear()
+    whole = take(SampleStream([Feed(shards)], MIX, 5, 7), start + 1)
+    assert ids(batch) == whole[start] and len(reads) == 3 * (start + 1)
+
+
+def test_draws_of_several_sources_say_whose_they_are(shards):
+    feeds = [Feed(shards[:3]), Feed(shards[3:])]
+    for batch in islice(SampleStream(feeds, MIX, 5, 7), 20):
+        for item in batch:
+            assert item.shard in feeds[item.source].shards
+    assert all(item.source is None for item in next(iter(SampleStream(feeds[:1], MIX, 5, 7))))
+
+
+def test_a_shard_that_is_gone_when_its_image_is_drawn_is_counted(tmp_path):
+    shards = write(tmp_path, 1)
+    stream = iter(SampleStream([Feed(shards)], Mix(2, 0), 5, 40))
+    next(stream)
+    Path(shards[0]).rename(tmp_path / "away.tar")
+    assert [item.reason for item in next(stream)] == ["shard: unreadable"] * 2

@@ -14,6 +14,8 @@ from ivgr.query import Query, places_of
 from ivgr.rewards.format import read_think
 from ivgr.settings import Share, checked
 
+BETWEEN = "\x1f"  # ASCII's unit separator: source from id
+
 
 class Entry(NamedTuple):
     box_reward: float
@@ -22,7 +24,8 @@ class Entry(NamedTuple):
 
 @checked("model.archive.")
 class Archive:
-    """Best qualified grounded reasoning by sample id.
+    """Best qualified grounded reasoning by sample id, and by source where there are several: their ids
+    may collide.
 
     Args:
         threshold: τ, R_box must exceed it.
@@ -41,8 +44,12 @@ class Archive:
 
     def reference(self, query: Query) -> str | None:
         """The reference reasoning of the query, None if none has qualified."""
-        entry = self.entries.get(query.sample.id)
+        entry = self._find(query.source, query.sample.id)
         return entry.think if entry else None
+
+    def _find(self, source: int | None, sample_id: str) -> Entry | None:
+        """Old checkpoints do not tell sources apart."""
+        return self.entries.get(key_of(source, sample_id)) or self.entries.get(sample_id)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -59,27 +66,39 @@ class Archive:
         if not self.persistent:
             self.entries = {}
         best = zip(places_of(queries), map(self._best, queries), strict=True)
-        found = [(place, *pair) for place, pair in best if pair is not None]
-        for _, sample_id, entry in sorted(gather_lists(found), key=lambda one: one[0]):
-            kept = self.entries.get(sample_id)
+        found = [(place, *one) for place, one in best if one is not None]
+        for _, source, sample_id, entry in sorted(gather_lists(found), key=lambda one: one[0]):
+            kept = self._find(source, sample_id)
             if kept is None or entry.box_reward > kept.box_reward:
-                self.entries[sample_id] = entry
+                self.entries.pop(sample_id, None) if source is not None else None
+                self.entries[key_of(source, sample_id)] = entry
 
-    def _best(self, query: Query) -> tuple[str, Entry] | None:
+    def _best(self, query: Query) -> tuple[int | None, str, Entry] | None:
         group = query.group("grounded")
         qualified = [r for r in group.rollouts if self._qualifies(r.terms)] if group else []
         if not qualified:
             return None
         best = max(qualified, key=lambda rollout: rollout.terms["box"])
-        return query.sample.id, Entry(best.terms["box"], read_think(best.text))
+        return query.source, query.sample.id, Entry(best.terms["box"], read_think(best.text))
 
     def _qualifies(self, terms: dict[str, float]) -> bool:
         """An answer that no judge gave a verdict on does not count as right."""
         return terms["format"] == 1 and terms.get("accuracy") == 1 and terms["box"] > self.threshold
 
     def state_dict(self) -> dict[str, list]:
-        """Plain data: {sample id: [box reward, think text]}."""
-        return {sample_id: list(entry) for sample_id, entry in self.entries.items()}
+        """Plain data: {key: [box reward, think text]}."""
+        return {key: list(entry) for key, entry in self.entries.items()}
 
     def load_state_dict(self, state: dict[str, list]) -> None:
-        self.entries = {sample_id: Entry(*entry) for sample_id, entry in state.items()}
+        self.entries = {key: Entry(*entry) for key, entry in state.items()}
+
+
+def key_of(source: int | None, sample_id: str) -> str:
+    """The id, behind the source's index where there are several."""
+    return sample_id if source is None else f"{source}{BETWEEN}{sample_id}"
+
+
+def read_key(key: str) -> tuple[str, str]:
+    """Source, "" where it is not told, and sample id."""
+    source, between, sample_id = key.partition(BETWEEN)
+    return (source, sample_id) if between and source.isdecimal() else ("", key)

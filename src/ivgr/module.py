@@ -67,6 +67,7 @@ class IVGR(PolicyModule):
         clip_norm: Largest gradient norm; null clips none.
         max_prompt_tokens: Longest prompt, images included.
         guard: When a run that goes wrong is stopped.
+        record_every: Rollouts are written of every so many-th iteration, and of the last.
     """
 
     kind = "rl"
@@ -99,6 +100,7 @@ class IVGR(PolicyModule):
         clip_norm: PositiveFloat | None = 1.0,
         max_prompt_tokens: PositiveInt = 8192,
         guard: Guard = Guard(),  # noqa: B008
+        record_every: PositiveInt = 1,
     ) -> None:
         judge = rewards.choose_judge(judge)
         super().__init__(
@@ -118,6 +120,7 @@ class IVGR(PolicyModule):
         self.total_updates = iterations * updates * epochs
         self.token_budget, self.layout = token_budget, layout
         self.resample, self.drop_flat = resample, drop_flat
+        self.record_every = record_every
         self.iteration = 0
         self.halt: Callable[[], None] = lambda: None
         self.before: tuple[dict, dict] | None = None
@@ -127,7 +130,7 @@ class IVGR(PolicyModule):
         return self.reference_source.load(self.policy)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        return [IterationBar(), Board(), RolloutRecord(), BeforeAfter()]
+        return [IterationBar(), Board(), RolloutRecord(self.record_every), BeforeAfter()]
 
     def on_fit_start(self) -> None:
         update = Update(

@@ -18,9 +18,10 @@ class Rollout:
 
     logp and sampling_logp are fp32 of shape (T,): the first under softmax(logits /
     temperature) over the full vocabulary, the second under the distribution that was
-    sampled from (after top-p and bans), NaN if the engine does not tell. terms holds each
-    reward term before weighting, but for one whose verdict is missing; reward is None then,
-    and until it is scored. given_up: comparing the mathematics of its answer took too long.
+    sampled from (after top-p and bans), NaN if the engine does not tell. text is the whole
+    response, what its chat template opens included. terms holds each reward term before
+    weighting, but for one whose verdict is missing; reward is None then, and until it is scored.
+    given_up: comparing the mathematics of its answer took too long.
     """
 
     tokens: torch.Tensor
@@ -38,11 +39,14 @@ class Rollout:
 @dataclass
 class Group:
     """The rollouts of one query in one stream; instruction is (I,) token ids: what
-    follows the query's prefix in that stream's prompt."""
+    follows the query's prefix in that stream's prompt. opened is what of the response the prompt's end
+    already holds (`<think>` with some chat templates): each rollout's text begins with it, its tokens
+    do not."""
 
     stream: str
     instruction: torch.Tensor
     rollouts: list[Rollout] = field(default_factory=list)
+    opened: str = ""
 
 
 @dataclass
@@ -51,7 +55,8 @@ class Query:
 
     prefix is (P,) token ids shared by all streams; pixel_values (patches, C·t·p·p) and
     image_grid_thw (images, 3) are None for text only; boxes are gold, in `frame`; place is its
-    index among all ranks' samples of the iteration, None where nobody counts.
+    index among all ranks' samples of the iteration, None where nobody counts; source is the index of
+    the training data's source that it is from, None if there is but one.
     """
 
     sample: Sample
@@ -62,6 +67,7 @@ class Query:
     pixel_values: torch.Tensor | None = None
     image_grid_thw: torch.Tensor | None = None
     place: int | None = None
+    source: int | None = None
 
     def group(self, stream: str) -> Group | None:
         return next((group for group in self.groups if group.stream == stream), None)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ivgr.archive import Archive
+from ivgr.archive import Archive, read_key
 from ivgr.bench.command import BENCH
 from ivgr.checkpoint import read_checkpoint, refuse_misshapen
 from ivgr.difficulty import filter_shards
@@ -66,10 +66,12 @@ def show(checkpoint: Path) -> None:
         raise UserError(f"archive show: {checkpoint} holds no rollout archive")
     refuse_misshapen(state, {"ivgr": {"archive": Archive.state_shape, "iteration": int}}, checkpoint)
     rows = [
-        (sample_id, f"{box_reward:.3f}", think)
-        for sample_id, (box_reward, think) in sorted(state["ivgr"]["archive"].items())
+        (*read_key(key), f"{box_reward:.3f}", think)
+        for key, (box_reward, think) in sorted(state["ivgr"]["archive"].items())
     ]
-    print_table(("id", "box reward", "reference reasoning"), rows)
+    first = 0 if any(source for source, *_ in rows) else 1  # the column of sources, where there are any
+    head = ("source", "id", "box reward", "reference reasoning")
+    print_table(head[first:], [row[first:] for row in rows])
     print(f"{len(rows)} queries in the archive at iteration {state['ivgr']['iteration']}")
 
 

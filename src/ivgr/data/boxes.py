@@ -24,15 +24,15 @@ def clip_box(box: Sequence[float], size: tuple[int, int], where: str) -> Box:
     """`box` as far as it lies in an image of `size` (width, height), its other numbers untouched.
 
     RejectedSample, its message beginning with `where`: "box: outside the image" if less than half of
-    its area lies inside; "box: smaller than a pixel" if no more than one pixel of a larger image does,
+    its area lies inside; "box: smaller than a pixel" if less than one pixel does,
     as when coordinates are shares of the image.
     """
     x1, y1, x2, y2 = max(box[0], 0), max(box[1], 0), min(box[2], size[0]), min(box[3], size[1])
-    inside, pixels = max(x2 - x1, 0) * max(y2 - y1, 0), size[0] * size[1]
+    inside = max(x2 - x1, 0) * max(y2 - y1, 0)
     if inside * 2 < (box[2] - box[0]) * (box[3] - box[1]):
         reason, fault = "outside the image", "less than half of it lies in"
-    elif inside <= 1 < pixels:
-        reason, fault = "smaller than a pixel", "it covers no more than a pixel of"
+    elif inside < 1:
+        reason, fault = "smaller than a pixel", "it covers less than a pixel of"
     else:
         return (x1, y1, x2, y2)
     raise RejectedSample(

@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ivgr.data.datamodule import ShardDataModule, make_loader
 from ivgr.data.demonstration import Demonstration, encode_demonstrations
 from ivgr.data.prompts import SINGLE, TEXTUAL
-from ivgr.data.sample import Sample, read_sample
-from ivgr.data.shards import read_shards, take_stock
+from ivgr.data.rejection import RejectedSample, Rejection
+from ivgr.data.sample import Sample
+from ivgr.data.shards import Located, load_images, read_heads, take_stock
+from ivgr.distributed.ranks import gather_lists
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed, run_seed
 from ivgr.settings import NonNegativeInt, PositiveInt, checked
@@ -58,14 +60,22 @@ class ColdStart(ShardDataModule):
             )
         shards = self._find(self.train)
         take_stock(shards)
-        counts = (len(read_sample(entry).reasoning) for entry in read_shards(shards))
-        count = sum(counts) if self.total_steps is None else any(counts)
+        count = self._count(shards)
         if not count:
             raise UserError(
                 f'data.train: no sample of {self.train!r} has "reasoning"; write some with `ivgr distill`'
             )
         if self.total_steps is None:
             self.total_steps = max(self.epochs * count // self.batch, 1)
+
+    def _count(self, shards: list[str]) -> int:
+        """The demonstrations in `shards`, of which each rank reads its part; RejectedSample, on all
+        ranks, if one is broken. No image is read."""
+        part = shards[self.trainer.global_rank :: self.trainer.world_size]
+        found = gather_lists([_count_texts(item) for item in read_heads(part)])
+        if broken := next((one for one in found if isinstance(one, Rejection)), None):
+            raise RejectedSample(broken.message, broken.reason)
+        return sum(found)
 
     def train_dataloader(self) -> DataLoader:
         dataset = DemonstrationStream(
@@ -110,19 +120,34 @@ class DemonstrationStream(IterableDataset):
         endless = self._demonstrations()
         batches = (list(islice(endless, self.batch)) for _ in range(self.steps))
         for batch in islice(batches, self.start + first, None, every):
-            yield batch[self.rank :: self.ranks]
+            yield [_with_images(*drawn) for drawn in batch[self.rank :: self.ranks]]
 
-    def _demonstrations(self) -> Iterator[Demonstration]:
+    def _demonstrations(self) -> Iterator[tuple[Located, str]]:
+        """Endless: samples whose images are not loaded, each with one of its streams."""
         for epoch in count():
             order = list(self.shards)
             random.Random(derive_seed(self.seed, "shards", epoch)).shuffle(order)
             found = (
-                Demonstration(sample, _stream_of(sample, name))
-                for sample in map(read_sample, read_shards(order))
-                for name in sample.reasoning
+                (item, _stream_of(item.sample, name))
+                for item in map(_unbroken, read_heads(order))
+                for name in item.sample.reasoning
             )
             seed = derive_seed(self.seed, "demonstrations", epoch) % 2**31
             yield from wds.detshuffle(bufsize=self.shuffle, initial=self.shuffle, seed=seed).run(found)
+
+
+def _count_texts(item: Located | Rejection) -> int | Rejection:
+    return item if isinstance(item, Rejection) else len(item.sample.reasoning)
+
+
+def _unbroken(item: Located | Rejection) -> Located:
+    if isinstance(item, Rejection):
+        raise RejectedSample(item.message, item.reason)
+    return item
+
+
+def _with_images(item: Located, stream: str) -> Demonstration:
+    return Demonstration(_unbroken(load_images(item)).sample, stream)
 
 
 def _stream_of(sample: Sample, name: str) -> str:

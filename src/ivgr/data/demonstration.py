@@ -29,12 +29,13 @@ def encode_demonstration(demonstration: Demonstration, encoder: QueryEncoder) ->
     sample, stream = demonstration.sample, demonstration.stream
     query = encoder(sample, (stream,))
     reasoning = move_boxes(_reasoning(sample, stream), RELATIVE, query.frame)
-    text = write_response(reasoning, sample.answer)
-    tokenizer = encoder.processor.tokenizer
-    ids = tokenizer(text).input_ids + [end_of_turn(tokenizer)]
+    said = write_response(reasoning, sample.answer)
+    opened, tokenizer = query.groups[0].opened, encoder.processor.tokenizer
+    said = said.removeprefix("<think>") if opened else said
+    ids = tokenizer(said).input_ids + [end_of_turn(tokenizer)]
     encoder.check_embedded(ids, sample.id)
     unknown = torch.zeros(len(ids))
-    query.groups[0].rollouts.append(Rollout(torch.tensor(ids), unknown, unknown, text, truncated=False))
+    query.groups[0].rollouts.append(Rollout(torch.tensor(ids), unknown, unknown, opened + said, False))
     return query
 
 

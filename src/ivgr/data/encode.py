@@ -2,15 +2,18 @@
 processed once, the streams' prompts split at the end of what they share."""
 
 import math
+import re
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os.path import commonprefix
 
 import torch
 from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
 
 from ivgr.data.boxes import clip_box
+from ivgr.data.options import with_options
 from ivgr.data.prompts import PAIRED, Prompts, streams_of
 from ivgr.data.rejection import RejectedSample, Rejection
 from ivgr.data.sample import Sample
@@ -21,6 +24,7 @@ from ivgr.families.registry import find_family
 from ivgr.query import Group, Query
 
 FILLER = Sample("filler", "", "")
+_OPENED = re.compile(r"<think>\s*\Z")
 
 
 @dataclass
@@ -64,7 +68,10 @@ class QueryEncoder:
         return Query(
             sample=sample,
             prefix=torch.tensor(prompts[0][:shared]),
-            groups=[Group(s, torch.tensor(ids[shared:])) for s, ids in zip(streams, prompts, strict=True)],
+            groups=[
+                Group(stream, torch.tensor(ids[shared:]), opened=self._opened)
+                for stream, ids in zip(streams, prompts, strict=True)
+            ],
             boxes=tuple(frame.from_pixels(box, images[0].size) for box in pixels),
             frame=frame,
             pixel_values=vision.get("pixel_values"),
@@ -96,13 +103,14 @@ class QueryEncoder:
         self, sample: Sample, streams: tuple[str, ...], grids: list[list[int]]
     ) -> list[list[int]]:
         """Token ids of each stream's prompt."""
-        reserved = next((token for token in self._reserved if token in sample.question), None)
+        question = with_options(sample.question, sample.options)
+        reserved = next((token for token in self._reserved if token in question), None)
         if reserved is not None:
             raise RejectedSample(
                 f"{sample.where}: the question holds the model's own token {reserved}; remove it",
                 "question: holds a reserved token",
             )
-        chats = [self.prompts.messages(sample.question, len(sample.images), stream) for stream in streams]
+        chats = [self.prompts.messages(question, len(sample.images), stream) for stream in streams]
         texts = self.processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
         prompts = [self._expand(text, self._image_tokens(grids)) for text in texts]
         for ids, stream in zip(prompts, streams, strict=True):
@@ -138,6 +146,17 @@ class QueryEncoder:
         for token in self.processor.tokenizer.backend_tokenizer.encode(text).ids:
             ids += [token] * (next(left) if token == image else 1)
         return ids
+
+    @cached_property
+    def _opened(self) -> str:
+        """What of a response the chat template writes itself: a think block that it leaves open."""
+        chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        without, whole = (
+            self.processor.apply_chat_template([chat], tokenize=False, add_generation_prompt=flag)[0]
+            for flag in (False, True)
+        )
+        opened = _OPENED.search(whole, len(commonprefix([without, whole])))
+        return opened[0] if opened else ""
 
     @cached_property
     def _reserved(self) -> tuple[str, ...]:
@@ -179,7 +198,7 @@ def encode_batch(
             continue
         try:
             query = encoder(item.sample, streams_of(item.sample.kind, streams))
-            batch.queries.append(replace(query, place=place))
+            batch.queries.append(replace(query, place=place, source=item.source))
         except RejectedSample as error:
             batch.rejected.append(Rejection.of(error, item.shard, item.key, item.sample.id))
     return batch

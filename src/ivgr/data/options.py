@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase as LETTERS
 
-_LETTERED = re.compile(r"\s*\(?([A-Z])[).:]\s*(.*\S)\s*", re.DOTALL)
+_LETTERED = re.compile(r"\(?([A-Z])[).:](.*)", re.DOTALL)
 
 
 def letter_options(items: Sequence[object]) -> dict[str, str]:
@@ -17,9 +17,9 @@ def letter_options(items: Sequence[object]) -> dict[str, str]:
     if len(items) > len(LETTERS):
         raise ValueError(f"{len(items)} options, more than letters")
     texts = {letter: str(item) for letter, item in zip(LETTERS, items, strict=False) if item is not None}
-    found = {letter: _LETTERED.fullmatch(text) for letter, text in texts.items()}
-    if all(match and match[1] == letter for letter, match in found.items()):
-        return {letter: match[2] for letter, match in found.items()}
+    found = {letter: _LETTERED.fullmatch(text.strip()) for letter, text in texts.items()}
+    if all(match and match[1] == letter and match[2].strip() for letter, match in found.items()):
+        return {letter: match[2].strip() for letter, match in found.items()}
     return texts
 
 

@@ -113,11 +113,12 @@ def read_shards(shards: list[str]) -> Iterator[dict]:
 
 @dataclass(frozen=True)
 class Located:
-    """A sample and where it lies."""
+    """A sample and where it lies; source is the index of its source among several."""
 
     sample: Sample
     shard: str
     key: str
+    source: int | None = None
 
     @property
     def kind(self) -> str:
@@ -128,18 +129,24 @@ def read_samples(shards: list[str], kinds: tuple[str, ...] = ("", *KINDS)) -> It
     """The samples of `shards` in order, with a `Rejection` in the place of each broken one and
     of what a broken shard lacks; only those of `kinds`, where "" is a broken sample's whose kind
     is not known. The images of others are not read where that can be avoided."""
-    for item in _read_heads(shards):
-        if item.kind in kinds:
-            yield item if isinstance(item, Rejection) else _load_images(item)
+    return map(load_images, (item for item in read_heads(shards) if item.kind in kinds))
 
 
-def _load_images(item: Located) -> Located:
-    images = tuple(map(load, item.sample.images))
+def load_images(item: Located | Rejection) -> Located | Rejection:
+    """`item` with its images' bytes; a `Rejection` in its place if they are gone."""
+    if isinstance(item, Rejection):
+        return item
+    try:
+        images = tuple(map(load, item.sample.images))
+    except OSError as error:
+        message = f"{item.shard}: cannot be read any more ({error.strerror}); restore it"
+        return Rejection("shard: unreadable", message, item.shard, item.key, item.sample.id, item.kind)
     return replace(item, sample=replace(item.sample, images=images))
 
 
-def _read_heads(shards: list[str]) -> Iterator[Located | Rejection]:
-    """All samples, their images not loaded."""
+def read_heads(shards: list[str]) -> Iterator[Located | Rejection]:
+    """The samples of `shards` as of `read_samples`, of all kinds, their images not yet read where that
+    can be put off (see `load_images`)."""
     for shard in shards:
         try:
             for entry in read_shard(shard):
@@ -188,7 +195,7 @@ def _take_stock(shards: list[str]) -> Iterator[ShardSize | Located | Rejection]:
         if size is not None and _same_size(shard, size.bytes):
             yield size
         else:
-            yield from _read_heads([shard])
+            yield from read_heads([shard])
 
 
 def _same_size(shard: str, expected: int) -> bool:

@@ -3,14 +3,15 @@
 An iteration takes `prompts` prompts on this rank: `paired_ratio` of them in paired
 queries (two prompts each), the rest single. Iteration i is served by reader i mod
 (readers of the rank); a reader owns its share of the shards, so the order depends only on
-(seed, ranks, readers) and any iteration can be reached again by skipping raw bytes. For that,
-a broken sample keeps its place: the iteration that draws it gets a `Rejection` instead.
+(seed, ranks, readers) and any iteration can be reached again by skipping what lies before it,
+whose images are never read. For that, a broken sample keeps its place: the iteration that draws
+it gets a `Rejection` instead.
 """
 
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice, repeat
 
 import webdataset as wds
@@ -19,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ivgr.data.deal import deal
 from ivgr.data.rejection import Rejection
 from ivgr.data.sample import KINDS
-from ivgr.data.shards import Located, read_samples
+from ivgr.data.shards import Located, load_images, read_heads
 from ivgr.errors import UserError
 from ivgr.seeding import derive_seed
 from ivgr.settings import Share, checked
@@ -101,26 +102,28 @@ class SampleStream(IterableDataset):
                 continue
             for i in set(chosen) - samples.keys():
                 samples[i] = islice(self._samples(kind, i, share), skipped[i], None)
-            yield [next(samples[i]) for i in chosen]
+            yield [load_images(next(samples[i])) for i in chosen]
 
     def _samples(self, kind: str, feed: int, share: tuple[int, int]) -> Iterator[Located | Rejection]:
-        """The endless samples of one kind from one feed."""
+        """The endless samples of one kind from one feed, their images not loaded."""
         for epoch in count():
             yield from self._epoch(kind, feed, epoch, share)
 
     def _epoch(self, kind: str, feed: int, epoch: int, share: tuple[int, int]) -> Iterator:
         """One pass over this reader's shards: shard order, then a shuffle buffer of
-        undecoded samples, both seeded."""
+        unread samples, both seeded."""
         own = derive_seed(self.seed, "source", feed) if feed else self.seed
         order = list(self.feeds[feed].shards)
         random.Random(derive_seed(own, "shards", epoch)).shuffle(order)
         mine = order[share[0] :: share[1]]
-        wanted = read_samples(mine, ("", kind) if kind == self._home(feed) else (kind,))
+        kinds = ("", kind) if kind == self._home(feed) else (kind,)
+        wanted = (item for item in read_heads(mine) if item.kind in kinds)
         seed = derive_seed(own, "samples", epoch, share, kind) % 2**31
         found = False
         for item in wds.detshuffle(bufsize=self.shuffle, initial=self.shuffle, seed=seed).run(wanted):
             found = found or isinstance(item, Located)
-            yield item
+            several = len(self.feeds) > 1 and isinstance(item, Located)
+            yield replace(item, source=feed) if several else item
         if not found:
             raise UserError(
                 f"reader {share[0]} of {share[1]}: no {kind!r} sample in its shards "

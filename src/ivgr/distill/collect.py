@@ -16,6 +16,7 @@ from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import find_shards, read_shards
 from ivgr.errors import UserError
 from ivgr.families.frame import Frame
+from ivgr.printable import in_line
 from ivgr.rewards.format import read_answer, read_think
 
 
@@ -102,13 +103,22 @@ def _best(rollouts: list[Qualified], most: int) -> list[Qualified]:
 
 
 def find_candidates(rollouts: list[Qualified], shards: str) -> list[Candidate]:
-    """`rollouts` with their samples; UserError names an id that `shards` do not hold."""
+    """`rollouts` with their samples; UserError names an id that `shards` do not hold, or
+    hold for two different samples."""
     wanted = {rollout.id for rollout in rollouts}
     samples: dict[str, Sample] = {}
+    images: dict[str, int] = {}
     for entry in read_shards(find_shards(shards)):
         sample = read_sample(entry)
-        if sample.id in wanted:
-            samples.setdefault(sample.id, replace(sample, images=()))
+        if sample.id not in wanted:
+            continue
+        images[sample.id] = images.get(sample.id, hash(sample.images))
+        bare = replace(sample, images=())
+        if samples.setdefault(sample.id, bare) != bare or images[sample.id] != hash(sample.images):
+            raise UserError(
+                f"{shards}: two samples have the id {in_line(sample.id, 80)}, so a rollout does not say "
+                "of which it is; write the ids of one source anew before the run"
+            )
     if missing := sorted(wanted - samples.keys()):
         raise UserError(
             f"{shards}: {len(missing)} of the run's {len(wanted)} queries are not there "

@@ -53,7 +53,8 @@ class Row:
         lines.append("Answer with the letter of the right option." if self.options else benchmark.answer_form)
         answer = f"{self.gold}. {self.options[self.gold]}" if self.options else self.gold
         question = self.question if openly else "\n".join(lines)
-        return Sample(self.index, question, answer, "single", options=self.options, images=self.images)
+        options = {} if openly else self.options
+        return Sample(self.index, question, answer, "single", options=options, images=self.images)
 
 
 class Fault(Exception):

@@ -8,14 +8,14 @@ import re
 from ast import literal_eval
 
 DEPTH = 8  # brackets within one another
-# Up to the end where it is not closed: what no parser takes is not searched from every quote anew.
-_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*+(?:'|\Z|\\)|\"(?:[^\"\\]|\\.)*+(?:\"|\Z|\\)", re.DOTALL)
+# What is not closed is read to its end, so that nothing is read twice.
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*+('?)|\"(?:[^\"\\]|\\.)*+(\"?)", re.DOTALL)
 _UNREAD = re.compile(r"[^\[\](){},:\s\w.+-]|[+-]\s*[+-]")
 
 
 def read_list(text: str) -> list:
     """The list that `text` writes, as JSON or as Python; ValueError if it writes none."""
-    skeleton = _QUOTED.sub("0", text)
+    skeleton = _QUOTED.sub(lambda quoted: "0" if quoted[1] or quoted[2] else quoted[0][0], text)
     if not text.lstrip().startswith("[") or _UNREAD.search(skeleton) or _depth(skeleton) > DEPTH:
         raise ValueError("not a list")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ivgr.data.parquet import read_batches
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.evaluation.fields import Fault, Row, with_images
@@ -20,6 +21,7 @@ from ivgr.evaluation.rows import (
     decode_image,
     read_file,
 )
+from ivgr.printable import in_line
 
 BATCH = 16
 
@@ -42,14 +44,14 @@ class ParquetRows(StockedRows):
                         raise UserError(f"{path}: no image; add one of the columns {', '.join(IMAGES)}")
                     hidden = {*UNASKED, *(IMAGES if light else ())}
                     wanted = [name for name in names if name not in hidden]
-                    for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
-                        for values in batch.to_pylist():
+                    for batch in read_batches(file, wanted, BATCH):
+                        for values in batch:
                             number += 1
                             values = {n: v for n, v in values.items() if v is not None and v != ""}
                             if belongs(values, benchmark):
                                 yield f"{path}: row {number}", values
             except (pa.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0][:150]
+                reason = in_line(getattr(error, "strerror", None) or error, 150)
                 raise UserError(f"{path}: no whole parquet ({reason}); fetch it anew") from error
 
     def texts(self) -> Iterator[Row]:

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from ivgr.data.files import read_file
 from ivgr.data.image import open_image
 from ivgr.data.prompts import Prompts
 from ivgr.data.sample import Sample
@@ -94,7 +95,7 @@ def read_question(paths: list[Path], question: str) -> Sample:
     images = []
     for path in paths:
         try:
-            images.append(path.read_bytes())
+            images.append(read_file(path))
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise UserError(f"ask: image {path} cannot be read ({reason}): {USAGE}") from error

@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ivgr.data.parquet import read_batches
 from ivgr.errors import UserError
 from ivgr.pack.coco import ask_coco, is_coco
+from ivgr.printable import brief, in_line
 
 BATCH = 32
 CHUNK = 1 << 20
@@ -78,22 +81,33 @@ def _read_parquet(path: Path, light: bool) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path, buffer_size=CHUNK, pre_buffer=False) as file:
             names = [n for n in file.schema_arrow.names if not (light and n in IMAGE_COLUMNS)]
-            batches = file.iter_batches(BATCH, columns=names, use_threads=False)
             number = 0
-            for batch in batches:
-                for fields in batch.to_pylist():
+            for batch in read_batches(file, names, BATCH):
+                for fields in batch:
                     number += 1
                     yield Row(f"{path.name}:{number}", fields)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:150]
+        reason = in_line(getattr(error, "strerror", None) or error, 150)
         raise UserError(f"{path}: no whole parquet ({reason}); fetch or write it anew") from error
 
 
 def _read_jsonl(path: Path, light: bool) -> Iterator[Row]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
+        for number, line in enumerate(_lines(file), 1):
+            if len(line) > LONGEST:
+                yield Row(f"{path.name}:{number}", broken=f"a line of more than {LONGEST} bytes")
+            elif line.strip():
                 yield _row_of(f"{path.name}:{number}", line)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of `file`, of one beyond `LONGEST` bytes no more than its beginning."""
+    while line := file.readline(LONGEST + 1):
+        yield line
+        while len(line) > LONGEST and line[-1:] != b"\n":
+            line = file.readline(LONGEST + 1)
+            if len(line) <= LONGEST:
+                break
 
 
 def _row_of(position: str, line: bytes) -> Row:
@@ -188,8 +202,8 @@ def _csv_row(position: str, texts: dict) -> Row:
     for name in ("boxes", "labels"):
         try:
             fields |= {name: json.loads(fields[name])} if name in fields else {}
-        except ValueError:
-            return Row(position, broken=f"{name} is {fields[name][:60]!r}, must be a JSON list")
+        except (ValueError, RecursionError):
+            return Row(position, broken=f"{name} is {brief(fields[name])}, must be a JSON list")
     return Row(position, fields)
 
 

@@ -4,12 +4,19 @@ A compressed tar cannot be entered in the middle, and rows ask for images in the
 so it is unpacked once. A broken-off unpacking goes on after the images that are whole.
 """
 
+import io
 import json
+import lzma
 import shutil
+import sys
 import tarfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
+from ivgr.data.files import open_file
+from ivgr.data.rejection import RejectedSample
+from ivgr.data.tar import COMPRESSED, Meter, check_ratio, open_tar, unpack
 from ivgr.errors import UserError
 from ivgr.files import file_to_write, write_atomically
 
@@ -42,15 +49,27 @@ def unpack_archive(archive: Path, folder: Path) -> None:
         raise UserError(f"{folder}: holds images of another archive than {archive}; remove the folder")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(archive, "r|*") as tar:
-            for member in tar:
-                if member.isreg():
-                    _unpack_member(tar, member, folder)
+        with open_file(archive) as file:
+            _unpack(file, archive, folder)
+    except RejectedSample as error:
+        raise UserError(f"{archive}: {error}") from error
     except tarfile.FilterError as error:
         raise UserError(f"{archive}: {error}; do not use this archive") from error
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise UserError(f"{archive}: cannot be unpacked into {folder} ({error}); fetch it anew") from error
     write_atomically(marker, json.dumps(made_of).encode())
+
+
+def _unpack(file: BinaryIO, archive: Path, folder: Path) -> None:
+    metered = io.BufferedReader(Meter(file, sys.maxsize))
+    kind = metered.peek(2)[:2]
+    with open_tar(unpack(metered, kind), "r|") as tar:
+        for member in tar:
+            if kind in COMPRESSED:
+                check_ratio(member.offset, metered.raw.count, archive.name)
+            if member.isreg():
+                _unpack_member(tar, member, folder)
+            tar.members = []
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:

@@ -98,10 +98,11 @@ def _write_out(
     query: Query, think: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Query, tuple[tuple[int, tuple[int, ...]], ...]]:
     """`query` with both responses, and where in them the three texts stand."""
-    answer, opened, responses, places = query.sample.answer, "<think>", [], []
+    given = query.groups[0].opened
+    answer, opened, responses, places = query.sample.answer, given or "<think>", [], []
     for said in (think, ""):
         before = f"{opened}{said}</think><answer>"
-        ids, spans = spell(f"{before}{answer}</answer>", tokenizer)
+        ids, spans = spell(f"{before}{answer}</answer>", tokenizer, len(given))
         places.append((len(responses), tokens_within(spans, len(before), len(before) + len(answer))))
         responses.append((before, ids))
         if said:

@@ -69,7 +69,7 @@ def respond(
 def read_response(query: Query, tokenizer: PreTrainedTokenizerBase) -> Reading:
     """`query` must have one group, and that one rollout."""
     ((rollout,),) = (group.rollouts for group in query.groups)
-    ids, spans = spell(rollout.text, tokenizer)
+    ids, spans = spell(rollout.text, tokenizer, len(query.groups[0].opened))
     spoken = with_responses(query, [(rollout.text, ids)])
     begin = rollout.text.find("<think>") + len("<think>")
     think = read_think(rollout.text)
@@ -91,10 +91,13 @@ def _mention(box: int, label: str, think: str, begin: int, spans: list[tuple[int
     return Mention(box, noun, max(first - 1, noun))
 
 
-def spell(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-    """The tokens (T,) of `text`, and the characters from … to of each."""
-    spelt = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return torch.tensor(spelt["input_ids"], dtype=torch.long), spelt["offset_mapping"]
+def spell(
+    text: str, tokenizer: PreTrainedTokenizerBase, begin: int = 0
+) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """The tokens (T,) of `text` from character `begin` on, and the characters from … to of each."""
+    spelt = tokenizer(text[begin:], add_special_tokens=False, return_offsets_mapping=True)
+    spans = [(first + begin, last + begin) for first, last in spelt["offset_mapping"]]
+    return torch.tensor(spelt["input_ids"], dtype=torch.long), spans
 
 
 def with_responses(query: Query, responses: list[tuple[str, torch.Tensor]]) -> Query:

@@ -121,7 +121,7 @@ class TransformersEngine:
                     self.most[copies] = self._halve(part)
                 responses += found or []
             for (_, group), (tokens, logp, sampling_logp, ended) in zip(branches, responses, strict=True):
-                text = tokenizer.decode(tokens, skip_special_tokens=True)
+                text = group.opened + tokenizer.decode(tokens, skip_special_tokens=True)
                 group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
 
     def _decode(

@@ -128,7 +128,9 @@ class VLLMEngine:
                 outputs = llm.generate(prompts, params, use_tqdm=False)
                 for (query, group), output in zip(groups, outputs, strict=True):
                     check_expansion(query, group, output.prompt_token_ids)
-                    group.rollouts += [read_completion(c, tokenizer, stops, greedy) for c in output.outputs]
+                    group.rollouts += [
+                        read_completion(c, tokenizer, stops, greedy, group.opened) for c in output.outputs
+                    ]
 
     def _awake(self, policy: PreTrainedModel) -> AbstractContextManager[Any]:
         """The engine, awake with the policy's weights."""

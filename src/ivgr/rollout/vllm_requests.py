@@ -48,10 +48,10 @@ def check_expansion(query: Query, group: Group, found: list[int]) -> None:
 
 
 def read_completion(
-    completion, tokenizer: PreTrainedTokenizerBase, stops: list[int], greedy: bool
+    completion, tokenizer: PreTrainedTokenizerBase, stops: list[int], greedy: bool, opened: str = ""
 ) -> Rollout:
-    """The rollout of a vLLM `CompletionOutput` whose log-probs are raw and flat; UserError if they are
-    not finite."""
+    """The rollout of a vLLM `CompletionOutput` whose log-probs are raw and flat, its text behind what
+    the prompt has `opened`; UserError if they are not finite."""
     tokens = torch.tensor(list(completion.token_ids))
     logp = torch.tensor(completion.logprobs.logprobs, dtype=torch.float32)
     if not logp.isfinite().all():
@@ -60,6 +60,6 @@ def read_completion(
         tokens=tokens,
         logp=logp,
         sampling_logp=torch.zeros_like(logp) if greedy else torch.full_like(logp, torch.nan),
-        text=tokenizer.decode(tokens, skip_special_tokens=True),
+        text=opened + tokenizer.decode(tokens, skip_special_tokens=True),
         truncated=int(tokens[-1]) not in stops,
     )

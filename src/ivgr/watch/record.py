@@ -39,10 +39,18 @@ class RunRecord(L.Callback):
 
 class RolloutRecord(L.Callback):
     """Writes the rollouts of all ranks after every iteration; a repeated iteration replaces its
-    file."""
+    file.
+
+    Args:
+        every: Only of the iterations that this divides, and of the last.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
 
     def on_train_batch_end(self, trainer, module, outputs, batch: Batch, batch_idx: int) -> None:
-        if not trainer.is_global_zero:
+        wanted = module.iteration % self.every == 0 or module.iteration == module.iterations
+        if not (trainer.is_global_zero and wanted):
             return
         path = Path(trainer.default_root_dir) / "rollouts" / f"{module.iteration:06d}.jsonl.gz"
         lines = "".join(json.dumps(row) + "\n" for row in rollout_rows(module.everyone))
