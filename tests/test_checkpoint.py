@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ivgr.checkpoint import read_checkpoint
-from ivgr.cli import main, user_error_behind
+from ivgr.cli import main, mendable_line
 from ivgr.errors import UserError
 from ivgr.fit import CLI, run_lightning
 from ivgr.policy.directory import write_directory
@@ -88,7 +88,7 @@ def resume(policy, run):
 def refused(call, *arguments):
     with pytest.raises(Exception) as raised:
         call(*arguments)
-    error = user_error_behind(raised.value)
+    error = mendable_line(raised.value)
     assert error is not None, raised.value
     assert "\n" not in str(error)
     return str(error)
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_any_content_is_refused_or_goes_on(saved, resume, tmp_pa
             holds(resume(path), whole)
             seen["goes on"] += 1
         except Exception as error:
-            mendable = user_error_behind(error)
+            mendable = mendable_line(error)
             assert mendable is not None and "\n" not in str(mendable), (place, new)
             seen["is refused"] += 1
     print(len(every), "places and types;", dict(seen))
