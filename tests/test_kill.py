@@ -31,7 +31,7 @@ COMMANDS = ("synth", "pack", "distill", "filter", "evaluate", "fit")
 # Where killed runs could not be ended once: of a world whose shards are not all there, and of a run
 # whose iterations are all done.
 WINDOWS = {
-    "synth": (("replace", "after", "world.json"), ("write", "half", "train-00001.tar")),
+    "synth": (("replace", "after", "world.json"), ("write", "half", "train-000001.tar")),
     "fit": (("replace", "before", "summary.json"),),
 }
 GOOD = {"format": 1.0, "accuracy": 1.0, "box": 1.0}
