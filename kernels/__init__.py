@@ -8,7 +8,7 @@ is empty, so that operators are registered once.
 __version__ = "0.0.1"
 
 if __name__ == "ivgr.kernels":
-    from .estimators import KL_ESTIMATORS, kl_estimate
+    from .estimators import KL_ESTIMATORS, LARGEST_EXPONENT, kl_estimate
     from .linear import fused_linear_logprob_kl
     from .logits import fused_logprob_kl
     from .statistics import TokenStatistics
@@ -18,5 +18,6 @@ if __name__ == "ivgr.kernels":
         "TokenStatistics",
         "fused_linear_logprob_kl",
         "fused_logprob_kl",
+        "LARGEST_EXPONENT",
         "kl_estimate",
     ]

@@ -37,7 +37,8 @@ class JudgeServer:
 
     verdict: data of the user's message → the object replied. fault: (number of the request
     from 0, data) → None or one of "500", "429", "404", "silent" (no reply at all), "drip" (a
-    byte now and then), "disconnect" (in mid-reply), "garbage", "html", "prose", "cut".
+    byte now and then), "disconnect" (in mid-reply), "garbage", "html", "prose", "cut", or a function of
+    the handler and the completion's JSON, which replies itself.
     `requests` holds every request's body, `most` the largest number under way at once.
     """
 
@@ -97,11 +98,14 @@ def reply(handler: BaseHTTPRequestHandler, fault: str | None, text: str, closing
         closing.wait(20)
         handler.close_connection = True
         return
-    text = {"prose": f"Sure! My verdict is {text}."}.get(fault, text)
+    text = f"Sure! My verdict is {text}." if fault == "prose" else text
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     if fault == "cut":
         choice["finish_reason"] = "length"
     content = json.dumps({"id": "x", "object": "chat.completion", "model": "m", "choices": [choice]}).encode()
+    if callable(fault):
+        fault(handler, content)
+        return
     content = {"garbage": b'{"choices": [{"mess', "html": b"<html>hello</html>"}.get(fault, content)
     handler.send_response(int(fault) if fault in ("500", "429", "404") else 200)
     handler.send_header("Content-Type", "text/html" if fault == "html" else "application/json")

@@ -1,6 +1,7 @@
 """Runs of `ivgr fit` on several processes of this machine, as torchrun would start them."""
 
 import gzip
+import math
 import os
 import socket
 from multiprocessing import get_context
@@ -104,3 +105,13 @@ def scalars(root: Path, name: str) -> list[float]:
     events = EventAccumulator(str(root))
     events.Reload()
     return [event.value for event in events.Scalars(name)]
+
+
+def same_figures(found: list[float], expected: list[float], name: str) -> None:
+    """Log-probs that are off by δ leave most figures off by about δ of themselves. The k3 of small
+    log-ratios x, about x²/2, is off by E|1 - e^(-x)|·δ, at most √(2·k3)·δ: more, relatively, the smaller
+    it is."""
+    error = 1e-5
+    for one, other in zip(found, expected, strict=True):
+        slack = math.sqrt(2 * other) * error if name == "policy/kl" else abs(other) * error
+        assert abs(one - other) <= slack + 1e-8, (name, one, other)

@@ -1,5 +1,6 @@
 """Advantages within a group, also where verdicts are missing."""
 
+import math
 import statistics
 
 import pytest
@@ -38,3 +39,9 @@ def test_fewer_than_two_known_rewards_give_no_advantage(group):
 @given(rewards, st.integers(1, 8))
 def test_equal_rewards_give_exactly_zero(reward, count):
     assert group_advantages([reward] * count) == [0.0] * count
+
+
+@given(groups, st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_a_reward_that_is_not_finite_is_a_missing_one(group, odd):
+    broken = [odd if reward is None else reward for reward in group]
+    assert group_advantages(broken) == group_advantages(group)

@@ -10,7 +10,7 @@ import torch
 from ivgr.kernels import fused_linear_logprob_kl
 
 from ivgr.bench.data import BATCH, data_contenders, draw_jpegs
-from ivgr.bench.decode import cache_bytes, decode_figures, weight_bytes
+from ivgr.bench.decode import cache_bytes, decode_figures, token_bytes, weight_bytes
 from ivgr.bench.efficiency import plan_setting, planned_bytes
 from ivgr.bench.kernels import Ceiling, Figure
 from ivgr.bench.measure import Contender, LiveBytes, Measurement, measure
@@ -18,6 +18,7 @@ from ivgr.bench.phases import rollout_contenders, update_contenders
 from ivgr.bench.roofline import plot_roofline
 from ivgr.bench.setting import Setting, build_model, build_queries
 from ivgr.cli import main
+from ivgr.families.registry import find_family
 from ivgr.plan.work import estimate_work
 from ivgr.rollout.kv import TreeCache
 from ivgr.tree import pack_queries, tree_length
@@ -245,3 +246,12 @@ def test_rows_answered_beside_stock_generate(capsys, tmp_path):
     assert set(report["same"].values()) == {1} and len(report["same"]) == 3
     assert report["ratios"]["ivgr evaluate"] == 1 and all(ratio > 0 for ratio in report["ratios"].values())
     assert report["setting"]["rows"] == 10 and "generate, row by row" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "family, size, layers, heads, head_size",  # as published
+    [("qwen2_5_vl", "7b", 28, 4, 128), ("qwen3_vl", "4b", 36, 8, 128), ("qwen3_vl", "32b", 64, 8, 128)],
+)
+def test_a_tokens_keys_and_values_have_their_own_head_size(family, size, layers, heads, head_size):
+    config = find_family(family).config(size)
+    assert token_bytes(config, torch.bfloat16) == 2 * layers * heads * head_size * 2

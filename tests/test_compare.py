@@ -125,14 +125,40 @@ def test_yes_and_no_against_counting(pairs):
     precision, recall = hits / said if said else 0, hits / true if true else 0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0
     assert figures["precision"] == pytest.approx(precision) and figures["recall"] == pytest.approx(recall)
-    assert figures["F1"] == pytest.approx(f1)
-    assert figures[""] == pytest.approx(sum(s.lower() == g.lower() for s, g in pairs) / len(pairs))
+    assert figures[""] == pytest.approx(f1) and "F1" not in figures
+    assert figures["accuracy"] == pytest.approx(sum(s.lower() == g.lower() for s, g in pairs) / len(pairs))
 
 
 def test_popes_categories_count_a_row_in_each():
-    rows = [line(0, True, category="adversarial,popular,random"), line(1, False, category="popular")]
+    """The right one three times in the whole, once in each category; F1 of 3 and of 1 right, 1 missed."""
+    every = "adversarial,popular,random"
+    rows = [
+        line(0, True, predicted="Yes", gold="Yes", category=every),
+        line(1, False, predicted="No", gold="Yes", category="popular"),
+    ]
     figures = {figure.part: (figure.value, figure.rows) for figure in figures_of(rows, "pope")}
-    assert figures["popular"] == (50, 2) and figures["random"] == figures["adversarial"] == (100, 1)
+    assert figures["popular"] == (pytest.approx(200 / 3), 2)
+    assert figures["random"] == figures["adversarial"] == (100, 1)
+    assert figures[""] == (pytest.approx(600 / 7), 2) and figures["accuracy"] == (75, 2)
+    apart = compare_rows(
+        rows, [{**rows[0], "verdict": False, "predicted": "No"}, rows[1]], BENCHMARKS["pope"]
+    )
+    assert (apart.a, apart.b) == (pytest.approx(600 / 7), 0)
+
+
+def test_a_pair_is_right_if_both_of_its_rows_are():
+    rows = [line(n, right, pair=str(n // 2)) for n, right in enumerate([1, 1, 1, 0, 0, 0, 1])]
+    figures = {figure.part: figure.value for figure in figures_of(rows, "mmvp")}
+    assert figures == {"": pytest.approx(100 / 3), "accuracy": pytest.approx(400 / 7)}  # half a pair: none
+
+
+def test_the_mean_of_the_splits_that_are_known():
+    known = [("RefCOCO_val", 1), ("RefCOCO_val", 0), ("RefCOCOg_test", 1), ("mine", 0), ("mine", 0)]
+    rows = [line(n, hit, split=split) for n, (split, hit) in enumerate(known)]
+    assert figures_of(rows, "refcoco")[0].value == pytest.approx(75)
+    assert figures_of(rows[3:], "refcoco")[0].value == 0
+    parts = {figure.part: figure.value for figure in figures_of(rows, "refcoco")}
+    assert parts == {"": 75, "RefCOCO_val": 50, "RefCOCOg_test": 100, "mine": 0}
 
 
 def test_a_difference_and_its_interval():

@@ -210,6 +210,8 @@ def test_misuse_is_one_clear_line(world, tmp_path, capsys):
     assert "--ratio" in fails(capsys, run, shards, out, "--ratio", "32")
     assert "choose another folder" in fails(capsys, run, shards, shards)
     assert "--base_url" in fails(capsys, run, shards, out, "--rewriter", "chat")
+    server = ["--base_url", "http://127.0.0.1:1/v1", "--model", "m"]
+    assert "chat needs --judge" in fails(capsys, run, shards, out, "--rewriter", "chat", *server)
     assert "--k" in fails(capsys, run, shards, out, "--k", "0")
     write_shards(tmp_path / "few", "train", list(samples.values())[:50], 100)
     error = fails(capsys, run, tmp_path / "few", out)

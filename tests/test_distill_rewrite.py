@@ -1,5 +1,6 @@
 """Rewriting, keeping and balancing: against claims, hostile rewrites and counting."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -82,6 +83,13 @@ def test_the_judge_is_asked_about_the_grounded_reasoning_and_only_where_needed()
     assert judge.answers == ["scarlet"] and judge.comparisons == [(CIRCLE, WORDS, RELATIVE)]
     assert judge_rewrites(pairs, judge, 0.71) == ["box", "consistency"]
     assert judge_rewrites(pairs, RecordingJudge(True, None), 0.0) == ["box", "consistency"]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, 2.0, "1"])
+def test_a_rewrite_on_which_no_verdict_came_is_not_kept(odd):
+    pairs = [(candidate(), response(WORDS, "scarlet")), (candidate(), response(WORDS))]
+    assert judge_rewrites(pairs, RecordingJudge(odd, 1.0), 0.7) == ["answer", "kept"]
+    assert judge_rewrites(pairs, RecordingJudge(True, odd), 0.7) == ["consistency"] * 2
 
 
 class Client:

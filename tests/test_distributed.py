@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from launch import ITERATIONS, finish, fit, rollouts, said, scalars, start, write_world
+from launch import ITERATIONS, finish, fit, rollouts, said, same_figures, scalars, start, write_world
 
 from ivgr.checkpoint import read_checkpoint
 from ivgr.data.encode import QueryEncoder
@@ -118,7 +118,7 @@ def compare(one, several):
     assert rollouts(several) == rollouts(one)
     for name in FIGURES:
         found, expected = scalars(several, name), scalars(one, name)
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-8), name
+        same_figures(found, expected, name)
         assert len(expected) == ITERATIONS and len(set(expected)) > 1
 
 
@@ -197,7 +197,7 @@ def test_exact_kl_reads_the_references_head_while_it_is_gathered(world, tmp_path
     whole = fit(1, tmp_path / "whole", settings)
     split = fit(2, tmp_path / "split", settings | FSDP2)
     for name in ("optim/loss", "policy/kl", "optim/grad_norm"):
-        assert scalars(split, name) == pytest.approx(scalars(whole, name), rel=1e-5, abs=1e-8)
+        same_figures(scalars(split, name), scalars(whole, name), name)
 
 
 def test_a_sharded_checkpoint_holds_no_pickled_code(sharded):

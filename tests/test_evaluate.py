@@ -212,7 +212,7 @@ def test_compare_and_analyse_print_the_difference(runs, capsys):
     (["--benchmark", "vstar", "--data", "{data}", "--mode", "loud"], "--mode is 'loud'"),
     (["--benchmark", "vstar", "--data", "{data}", "--export", "pdf"], "--export is 'pdf'"),
     (["--benchmark", "vstar", "pope", "--data", "{data}/vstar.tsv"], "is one file"),
-    (["--benchmark", "pope", "--data", "{data}"], "no .tsv or .parquet of POPE"),
+    (["--benchmark", "pope", "--data", "{data}"], "no .tsv, .parquet or .json of POPE"),
     (["--benchmark", "vstar", "--data", "{data}", "--model", "a/x", "b/x"], "same name"),
     (["--benchmark", "vstar", "--data", "{data}", "--model", "/no/model", "--out", "{out}"],
      "no image-text-to-text"),

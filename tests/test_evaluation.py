@@ -6,8 +6,8 @@ from conftest import RecordingJudge
 
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
-from ivgr.evaluation import HeldOutFigures, names_places
-from ivgr.judge import RuleJudge
+from ivgr.evaluation import HeldOutFigures
+from ivgr.judge import RuleJudge, RulesAlone
 from ivgr.policy.vocabulary import build_processor
 from ivgr.query import Rollout
 from ivgr.world.write import World, draw_samples
@@ -25,8 +25,8 @@ def answer(queries, respond, judge=None):
         for group in query.groups:
             text = respond(query.sample, group.stream)
             group.rollouts = [Rollout(torch.zeros(7), torch.zeros(7), torch.zeros(7), text, False)]
-    figures = HeldOutFigures()
-    figures.update(queries, judge or RuleJudge())
+    figures = HeldOutFigures(judge or RuleJudge())
+    figures.update(queries)
     return figures.compute()
 
 
@@ -52,13 +52,14 @@ def test_silence_about_places_is_wrong(queries):
 
 def test_every_object_must_have_its_own_place_and_no_other(queries):
     query = next(query for query in queries if len(query.sample.labels) == 2)
+    names_places = RuleJudge().names_places
     first, second = query.sample.reasoning[TEXTUAL].split(". ")
-    assert names_places(query, f"<think>{first}. {second}</think>")
-    assert names_places(query, f"<think>{second} {first}.</think>")
-    assert not names_places(query, f"<think>{first}.</think>")
+    assert names_places(query, f"{first}. {second}")
+    assert names_places(query, f"{second} {first}.")
+    assert not names_places(query, f"{first}.")
     lie = first.rsplit(" in the ", 1)[0] + " in the upper left."
     other = first.rsplit(" in the ", 1)[0] + " in the lower right."
-    assert not names_places(query, f"<think>{lie} {other} {second}</think>")
+    assert not names_places(query, f"{lie} {other} {second}")
 
 
 def test_an_answer_without_a_verdict_is_left_out_and_said_to_be(queries):
@@ -70,7 +71,26 @@ def test_an_answer_without_a_verdict_is_left_out_and_said_to_be(queries):
     half = iter([True, None] * len(queries))
     judge = RecordingJudge()
     judge.agree = lambda questions: [next(half) for _ in questions]
+    judge.names_places = RuleJudge().names_places
     figures = answer(queries, respond, judge)
     assert "unjudged" not in figures[GROUNDED] and figures[GROUNDED]["accuracy"] == 1
     assert figures[TEXTUAL]["place_accuracy"] == 1
     assert figures[TEXTUAL]["accuracy"] == 1 and 0 < figures[TEXTUAL]["unjudged"] < 1
+
+
+@pytest.mark.parametrize("judge", [RecordingJudge(), RulesAlone()])
+def test_places_are_a_figure_only_where_the_judge_reads_them(queries, judge):
+    figures = answer(queries, gold, judge)
+    assert figures[TEXTUAL] == {"accuracy": 1, "format": 1, "length": 7}
+    assert figures[GROUNDED] == {"accuracy": 1, "format": 1, "iou": pytest.approx(1), "length": 7}
+
+
+def test_without_a_judge_what_no_rule_matches_is_wrong(queries):
+    figures = answer(queries, lambda *_: "<think>Hm.</think><answer>so to say</answer>", RulesAlone())
+    assert figures[TEXTUAL] == {"accuracy": 0, "format": 1, "length": 7}
+
+
+def test_a_verdict_that_is_none_is_left_out_like_one_that_never_came(queries):
+    judge = RecordingJudge(agrees=float("nan"))
+    figures = answer(queries, lambda *_: "<think>Hm.</think><answer>so to say</answer>", judge)
+    assert figures[TEXTUAL]["unjudged"] == 1

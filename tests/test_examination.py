@@ -1,7 +1,9 @@
 """Rows asked and scored, a judge for the doubtful ones, rows that cannot be asked."""
 
+import math
 from dataclasses import replace
 
+import pytest
 import torch
 from conftest import RecordingJudge, jpeg, make_sample
 
@@ -11,6 +13,7 @@ from ivgr.data.rejection import RejectedSample
 from ivgr.evaluation.benchmarks import BENCHMARKS
 from ivgr.evaluation.fields import Row
 from ivgr.evaluation.run import Examination, respond_to_each
+from ivgr.evaluation.tables import figures_of, notes_of
 from ivgr.inference.modes import Reply, respond
 from ivgr.inference.reading import read_parts
 from ivgr.journal import Journal
@@ -104,3 +107,36 @@ def test_patches_embedded_by_a_product_are_those_of_the_convolution():
     use_linear_patches(model)
     assert not isinstance(embed.proj, torch.nn.Conv3d) and set(model.state_dict()) == names
     torch.testing.assert_close(embed(patches), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("odd", [math.nan, 0.7, "yes"])
+def test_what_is_no_verdict_leaves_the_row_unjudged(tmp_path, odd):
+    rows = examine(tmp_path, [ROW] * 2, ["B", "a hound"], RecordingJudge(agrees=odd))
+    assert [row["verdict"] for row in rows] == [True, None]
+
+
+def test_a_row_with_a_fault_is_not_asked_and_counts_as_wrong(tmp_path):
+    bad = replace(ROW, gold="", options={}, fault="row 2: no answer; fill the column answer")
+    rows = examine(tmp_path, [ROW, bad, bad, bad, ROW], ["B", "A"])
+    assert [row["verdict"] for row in rows] == [True, False, False, False, False]
+    assert [row["why"] for row in rows[1:4]] == [f"rejected: {bad.fault}"] * 3
+    assert notes_of(rows, "text")["rejected"] == 3
+    assert figures_of(rows, "vstar")[0].value == 20
+
+
+def test_mathematics_that_was_given_up_is_not_equal_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("ivgr.evaluation.scoring.compare_math", lambda answer, gold: None)
+    row = Row("0", "How many?", "5", images=(jpeg(),))
+    alone = examine(tmp_path / "a", [row] * 2, ["9!!!", "5"], name="mathvista")
+    assert [line["verdict"] for line in alone] == [False, True]
+    judged = examine(tmp_path / "b", [row] * 2, ["9!!!", "5"], RecordingJudge(agrees=True), "mathvista")
+    assert [line["verdict"] for line in judged] == [True, True]
+    assert [notes_of(lines, "text")["given_up"] for lines in (alone, judged)] == [1, 1]
+
+
+def test_a_box_is_asked_for_and_compared(tmp_path):
+    row = Row("0", "The dog", "[64.0, 48.0, 320.0, 240.0] of 640.0 x 480.0", images=(jpeg(),))
+    assert "[x1, y1, x2, y2]" in row.ask(BENCHMARKS["refcoco"]).question
+    answers = ["<answer><box>[100, 100, 500, 500]</box></answer>", "[0.1 0.1 0.5 0.5]", "1 1 2 2", "none"]
+    rows = examine(tmp_path, [row] * 4, answers, name="refcoco")
+    assert [line["verdict"] for line in rows] == [True, True, False, False]

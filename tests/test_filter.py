@@ -158,6 +158,13 @@ def test_rates_equal_a_count_over_the_engines_own_rollouts(world, stream):
     assert 0 < sum(counted) < 6
 
 
+def test_without_a_judge_an_answer_that_no_rule_matches_is_wrong(world, capsys):
+    folder = run_filter(world, "alone", "--lowest", "0", "--highest", "1")
+    judged = run_filter(world, "judged", "--lowest", "0", "--highest", "1", "--judge", "ivgr.judge.RuleJudge")
+    rates = [(one / "pass_rates.jsonl").read_text() for one in (folder, judged)]
+    assert rates[0] == rates[1] and capsys.readouterr().out.count("no judge is named") == 1
+
+
 def fails(capsys, *args):
     with pytest.raises(SystemExit) as stop:
         main(["filter", *map(str, args)])

@@ -1,9 +1,13 @@
 """The judge's client and the LLM judge against a server with scripted faults."""
 
+import gzip
+import multiprocessing
 import sqlite3
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
 
 import pytest
 from conftest import RELATIVE, make_sample
@@ -11,8 +15,10 @@ from judge_server import JudgeServer, fair_verdict, lossy
 
 from ivgr.errors import UserError
 from ivgr.judge import Agreement, Comparison, LLMJudge
+from ivgr.judge.cache import VerdictCache
 from ivgr.judge.client import ChatClient
 from ivgr.judge.rubric import AGREEMENT, agreement_data, comparison_data
+from ivgr.judge.transfer import LONGEST_REPLY
 
 QUESTIONS = [Agreement(make_sample(f"s{i}"), f"answer {i}") for i in range(40)]
 COMPARISONS = [
@@ -71,6 +77,98 @@ def test_what_the_server_refuses_is_not_asked_again():
         judge = judge_at(server)
         assert judge.agree(QUESTIONS[:3]) == [None] * 3
     assert len(server.requests) == 3 and judge.report()["failures/refused"] == 3
+
+
+def send(handler, status=200, body=b"", length=None, **headers):
+    handler.send_response(status)
+    for name, value in {"Content-Type": "application/json", **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(len(body) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_to_another_origin_is_not_followed_but_counted_and_said(status):
+    with JudgeServer() as other:
+        there = other.url + "/chat/completions"
+        with JudgeServer(fault=lambda *_: lambda handler, _: send(handler, status, Location=there)) as server:
+            judge = judge_at(server, missing_limit=0.0, patience=0.0)
+            with pytest.raises(UserError, match=f"status {status} to {there}") as error:
+                judge.agree(QUESTIONS[:3])
+        assert other.requests == [] and len(server.requests) == 3
+    assert "\n" not in str(error.value) and judge.report()["failures/redirect"] == 3
+
+
+def test_a_redirect_within_the_origin_is_followed_and_not_for_ever():
+    hop = lambda handler, _: send(handler, 307, Location="/v1/chat/completions")  # noqa: E731
+    with JudgeServer(fault=lambda number, _: hop if number < 3 else None) as server:
+        assert judge_at(server).agree(QUESTIONS[:1]) == TRUTH[:1]
+        assert len(server.requests) == 4 and server.requests[0] == server.requests[3]
+    with JudgeServer(fault=lambda *_: hop) as server:
+        judge = judge_at(server)
+        assert judge.agree(QUESTIONS[:1]) == [None]
+    assert len(server.requests) < 10 and judge.report()["failures/redirect"] == 1
+
+
+def bomb(size: int) -> bytes:
+    """Zeros, gzipped."""
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join(packer.compress(bytes(2**20)) for _ in range(size >> 20)) + packer.flush()
+
+
+def endless(handler, _):
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(bytes(2**16))  # ends when the client hangs up
+
+
+BOMB = bomb(2**26)
+TOO_LONG = {
+    "unpacked": lambda handler, _: send(handler, body=BOMB, Content_Encoding="gzip"),
+    "plain": lambda handler, _: send(handler, body=bytes(LONGEST_REPLY + 1)),
+    "endless": endless,
+    "packed without end": lambda handler, _: send(
+        handler, body=gzip.compress(b"") * (LONGEST_REPLY // 20 + 1), Content_Encoding="gzip"
+    ),
+    "packed twice": lambda handler, _: send(handler, body=BOMB, Content_Encoding="gzip, gzip"),
+    "another packing": lambda handler, _: send(handler, body=BOMB, Content_Encoding="zstd"),
+    "no packing": lambda handler, _: send(handler, body=b"{}" * 99, Content_Encoding="gzip"),
+    "error": lambda handler, _: send(handler, 500, BOMB, Content_Encoding="gzip"),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_LONG)
+def test_no_more_of_a_reply_is_read_than_the_bound(kind):
+    with JudgeServer(fault=lambda *_: TOO_LONG[kind]) as server:
+        judge = judge_at(server, timeout=20.0, retries=1)
+        judge.agree([])
+        tracemalloc.start()
+        assert judge.agree(QUESTIONS[:1]) == [None]
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert judge.report()["failures/busy" if kind == "error" else "failures/reply"] == 2
+    assert most < 5 * LONGEST_REPLY
+
+
+def test_a_reply_that_is_packed_all_the_same_is_read():
+    packed = lambda handler, content: send(handler, body=gzip.compress(content), Content_Encoding="gzip")  # noqa: E731
+    with JudgeServer(fault=lambda *_: packed) as server:
+        assert judge_at(server).agree(QUESTIONS) == TRUTH
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-1", "2", "1e999", '"1"', "null"])
+def test_what_is_no_score_is_a_verdict_that_never_came(text):
+    def odd(handler, content):
+        body = content.replace(b": 9}", f": {text}}}".replace('"', '\\"').encode())
+        assert body != content
+        send(handler, body=body)
+
+    with JudgeServer(lambda data: {"score": 9}, fault=lambda *_: odd) as server:
+        judge = judge_at(server, retries=0)
+        assert judge.compare(COMPARISONS[:2]) == [None, None]
+    assert judge.report()["failures/reply"] == 2
 
 
 @pytest.mark.parametrize("retries", [0, 6])
@@ -189,6 +287,102 @@ def test_judges_at_once_share_one_cache(tmp_path):
     assert found == [TRUTH] * 4
     count = sqlite3.connect(cache).execute("SELECT count(*) FROM verdicts").fetchone()
     assert count == (40,)
+
+
+def write_many(path, name):
+    cache = VerdictCache(path)
+    for number in range(200):
+        cache.put(f"{name} {number}", "{}")
+        if number % 10 == 0:
+            cache.save()
+    cache.save()
+
+
+def test_processes_at_once_write_one_cache_and_its_journal_needs_no_shared_memory(tmp_path):
+    path = tmp_path / "judge.sqlite"
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=write_many, args=(path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM verdicts").fetchone() == (400,)
+    assert journal_of(path) == b"\1\1" and not list(tmp_path.glob("*-shm"))
+
+
+def journal_of(path) -> bytes:
+    """How the file says that it is written and read: 2 is a write-ahead log (sqlite.org/fileformat2)."""
+    return path.read_bytes()[18:20]
+
+
+def test_a_cache_of_an_earlier_version_loses_its_write_ahead_log_and_nothing_else(tmp_path):
+    path = tmp_path / "judge.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
+        connection.execute("INSERT INTO verdicts VALUES ('old', '{}')")
+    connection.close()
+    assert journal_of(path) == b"\2\2"
+    cache = VerdictCache(path)
+    cache.put("new", "[]")
+    cache.save()
+    assert (cache.get("old"), cache.get("new")) == ("{}", "[]") and journal_of(path) == b"\1\1"
+
+
+def test_verdicts_are_stored_while_the_rest_is_awaited(tmp_path, monkeypatch):
+    monkeypatch.setattr("ivgr.judge.cache.BETWEEN", 0.0)
+    path = tmp_path / "judge.sqlite"
+    cache = VerdictCache(path)
+    cache.put("early", "{}")
+    assert VerdictCache(path).get("early") == "{}"
+
+
+def test_a_cache_that_another_process_holds_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("ivgr.judge.cache.PATIENCE", 0.1)
+    path = tmp_path / "judge.sqlite"
+    VerdictCache(path).get("any")
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(UserError, match="judge cache .*locked.*move it away") as error:
+        VerdictCache(path).get("any")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("offset", [0, 20, 60, 100, 4096])
+def test_a_damaged_cache_is_one_clear_line_or_read(tmp_path, offset):
+    path = tmp_path / "judge.sqlite"
+    write_many(path, "a")
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 64] = bytes(range(64, 128))
+    path.write_bytes(content)
+    cache = VerdictCache(path)
+    try:
+        cache.put("b", "{}")
+        cache.save()
+        assert cache.get("a 7") in ("{}", None)
+    except UserError as error:
+        assert str(error).startswith(f"judge cache {path}: cannot be used") and "\n" not in str(error)
+
+
+def test_another_programs_database_is_one_clear_line(tmp_path):
+    path = tmp_path / "judge.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE verdicts (id INTEGER)")
+    with pytest.raises(UserError, match="no such column"):
+        VerdictCache(path).get("any")
+
+
+@pytest.mark.parametrize("stored", ["7", "x'ff'", "x'7b7d'"])
+def test_a_stored_value_of_another_type_is_no_verdict(tmp_path, stored):
+    path = tmp_path / "judge.sqlite"
+    with JudgeServer() as server:
+        judge_at(server, cache=str(path)).agree(QUESTIONS[:1])
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"UPDATE verdicts SET verdict = {stored}")
+        with pytest.raises(UserError, match="no verdict"):
+            judge_at(server, cache=str(path)).agree(QUESTIONS[:1])
 
 
 @pytest.mark.parametrize("content", [b"not a database" * 100, None], ids=["garbage", "folder"])

@@ -171,3 +171,38 @@ class SilentFrom:
         if self.iteration == 0:
             return "silent"
         return "silent" if self.record.exists() and "reasoning" in data else None
+
+
+def fit_without_judge(root, *options):
+    words = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+    main([
+        "fit", "--config", "configs/tiny.yaml", "--model.judge", "null",
+        "--trainer.default_root_dir", str(root), *words, *options,
+    ])  # fmt: skip
+
+
+def test_a_run_whose_rewards_ask_a_judge_must_name_one(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        fit_without_judge(tmp_path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "model.judge" in error and "model.rewards.consistency" in error and "ivgr.judge.LLMJudge" in error
+
+
+def test_a_run_whose_rewards_ask_nobody_needs_no_judge(tmp_path, capsys):
+    none = [f"--model.rewards.{name}.weight=0" for name in ("accuracy", "single_accuracy", "consistency")]
+    fit_without_judge(tmp_path, *none, "--model.iterations", "1")
+    rows = rollouts(tmp_path, 1)
+    for row in rows:
+        assert row["reward"] == row["terms"]["format"] + row["terms"].get("box", 0.0)
+        assert (
+            row["terms"]["accuracy"] in (0.0, 1.0)
+            and not row["reference"]
+            or "consistency" not in row["terms"]
+        )
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert not [name for name in board.Tags()["scalars"] if name.startswith("judge/")]
+    after = json.loads((tmp_path / "summary.json").read_text())["after"]
+    assert after["textual"].keys() == {"accuracy", "format", "length"}
+    assert "place_accuracy" not in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -303,6 +304,37 @@ def test_blank_reasoning_and_over_long_prompts(tmp_path):
     assert judge.agree([]) == judge.compare([]) == []
 
 
+def test_a_local_judge_whose_numbers_are_none_gives_no_verdict(tmp_path):
+    judge = LocalJudge(save_judge(tmp_path, "plain"), dtype="float32", device="cpu")
+    with torch.no_grad():
+        judge.model.lm_head.weight[7] = torch.nan
+    assert judge.compare([comparison("Hm."), comparison(" ")]) == [None, 0.0]
+    assert judge.agree([Agreement(make_sample(), "red")]) == [None]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:99], lambda content: b"\xff" * 8 + content[8:], lambda content: b""]
+)
+def test_a_local_judge_with_damaged_weights_is_one_line(tmp_path, damage):
+    folder = Path(save_judge(tmp_path, "plain"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(UserError, match="model.judge.path: ") as error:
+        LocalJudge(str(folder), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_local_judge_with_code_of_its_own_is_refused_without_a_question(tmp_path, monkeypatch):
+    folder = Path(save_judge(tmp_path, "plain"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text("raise SystemExit('code was run')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
+    with pytest.raises(UserError, match="must be a causal language model"):
+        LocalJudge(str(folder), device="cpu")
+
+
 def test_a_local_judge_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="no causal language model"):
+    with pytest.raises(UserError, match="must be a causal language model"):
         LocalJudge(str(tmp_path))

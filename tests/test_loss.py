@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ivgr.kernels import kl_estimate
 
 from ivgr.advantage import group_advantages
 from ivgr.errors import UserError
@@ -78,6 +79,37 @@ def test_log_ratio_is_clamped_only_when_switched_on():
     assert one_token(math.exp(15), 1.0, clip_high=1e9, log_ratio_limit=10.0)[0] == pytest.approx(
         -math.exp(10)
     )
+
+
+@pytest.mark.parametrize("distance", [-1e30, -1000.0, -89.0, 0.0, 89.0, 1000.0, 1e30])
+@pytest.mark.parametrize("advantage", [-2.0, 0.0, 2.0])
+def test_loss_and_gradient_are_finite_at_any_distance(distance, advantage):
+    """In float32 e^89 is infinite, and 0 × ∞ no number."""
+    logp = torch.tensor([distance], requires_grad=True)
+    zero = torch.zeros(1)
+    kl = kl_estimate(logp, zero, "k3")
+    result = policy_loss(logp, zero, zero + advantage, kl, PolicyLoss(importance_cap=2.0), logp.detach())
+    result.loss.sum().backward()
+    assert all(part.isfinite().all() for part in (result.loss, result.ratio, result.importance, logp.grad))
+    plain = policy_loss(logp.detach(), zero, zero + advantage, zero, PolicyLoss())
+    expected = {-2.0: min(max(2 * math.exp(min(distance, 50)), 1.6), 6), 0.0: 0.0}
+    expected[2.0] = -2 * math.exp(min(distance, math.log(1.28)))
+    assert plain.loss.item() == pytest.approx(expected[advantage], abs=1e-6)
+
+
+def test_a_limited_kl_counts_so_much_and_pulls_no_further():
+    def one(distance, **settings):
+        logp = torch.tensor([distance], requires_grad=True)
+        zero = torch.zeros(1)
+        kl = kl_estimate(logp, zero, "k3")
+        result = policy_loss(logp, zero, zero, kl, PolicyLoss(kl_weight=1.0, **settings))
+        result.loss.sum().backward()
+        return result.loss.item(), logp.grad.item()
+
+    k3 = math.exp(4) - 4 - 1
+    assert one(-4.0) == pytest.approx((k3, 1 - math.exp(4)))
+    assert one(-4.0, kl_limit=10.0) == pytest.approx((10.0, 0.0))
+    assert one(-1.0, kl_limit=10.0) == pytest.approx((math.e - 2, 1 - math.e))
 
 
 @pytest.mark.parametrize("settings", [{"kl": "k4"}, {"dual_clip": 0.5}, {"importance_cap": 0.0}])

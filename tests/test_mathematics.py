@@ -315,8 +315,8 @@ def test_held_out_figures_have_their_share(endless):
     for answers, expected in ((("9!!!", "5", "6", "6"), 0.25), (("5", "6"), None)):
         query = mathematical(*answers)
         query.groups[0].stream = "textual"
-        figures = HeldOutFigures()
-        figures.update([query], RuleJudge())
+        figures = HeldOutFigures(RuleJudge())
+        figures.update([query])
         found = figures.compute()["textual"]
         assert found.get("math_given_up") == expected and found["accuracy"] == 1 / len(answers)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from checkpoints import CONFIG, SMALL
-from families import make_tree, tiny_family
+from families import Words, make_tree, tiny_family
 from launch import rollouts
 from test_iteration import Run
 
@@ -32,13 +32,6 @@ LIMIT = ROOM + 6  # past the first growth of the suffixes
 
 def no_memory():
     return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.31 GiB (pretended)")
-
-
-class Words:
-    """In place of a tokenizer."""
-
-    def decode(self, tokens, **_):
-        return " ".join(map(str, tokens.tolist()))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 """The package imports from anywhere, also where triton does not exist."""
 
+import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,29 @@ def test_sources_are_short():
     for folder in ("src", "kernels"):
         for path in (ROOT / folder).rglob("*.py"):
             assert len(path.read_text().splitlines()) <= 250, path
+
+
+WATCH = """
+import os, runpy, sys
+
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY"))
+
+sys.meta_path.insert(0, Watch())
+sys.argv = ["ivgr", "--help"]
+runpy.run_module("ivgr", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("given, found", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_do_not_spin_unless_the_user_says_so(given, found):
+    """It must be said before torch is loaded. Both ways to start the command go through one module."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    said = subprocess.run(
+        [sys.executable, "-c", WATCH], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines()[0] == f"OMP_WAIT_POLICY {found}"
+    script = next(point for point in entry_points(group="console_scripts") if point.name == "ivgr")
+    assert script.module == "ivgr.__main__"

@@ -144,7 +144,9 @@ def test_the_archive(tmp_path, capsys):
     think = f"<think>{NASTY}</think><answer>x</answer>"
     rollout = make_rollout(think, format=1.0, accuracy=1.0, box=0.9, validity=1.0)
     archive.admit([make_query(make_sample(f"id {NASTY}"), grounded=[rollout])])
-    torch.save({"ivgr": {"archive": archive.state_dict(), "iteration": 3}}, tmp_path / "a.ckpt")
+    state = {"archive": archive.state_dict(), "iteration": 3}
+    saved = {"ivgr": state, "pytorch-lightning_version": "2.6.0", "epoch": 0, "global_step": 3}
+    torch.save(saved, tmp_path / "a.ckpt")
     main(["archive", "show", str(tmp_path / "a.ckpt")])
     assert "1 queries" in harmless(capsys.readouterr().out, "[/x]", "[red]", "\\x1b[31m")
 

@@ -112,7 +112,7 @@ def test_samples_without_labels_are_refused_in_one_line(tiny, tmp_path):
     ("settings", "complaint"),
     [
         ({"every": 0}, "every is 0"),
-        ({"pictures": -1}, "pictures -1"),
+        ({"pictures": -1}, "pictures is -1"),
         ({"streams": ["single"]}, "must be some of grounded, textual"),
         ({"streams": []}, "must be some of"),
     ],

@@ -1,11 +1,15 @@
+import numpy as np
 import pytest
-from conftest import RecordingJudge, make_query, make_rollout, make_sample, response
+import torch
+from conftest import RELATIVE, RecordingJudge, make_query, make_rollout, make_sample, response
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ivgr.archive import Archive
+from ivgr.errors import UserError
 from ivgr.families.frame import Frame
-from ivgr.judge import RuleJudge
+from ivgr.judge import Agreement, Comparison, RuleJudge, RulesAlone
+from ivgr.judge.protocol import take_verdicts
 from ivgr.query import Query, Rollout
 from ivgr.rewards.total import Rewards, Term, ask_once, enter_verdicts
 
@@ -208,3 +212,47 @@ def test_the_same_answer_to_another_question_is_another_question():
     queries = [paired([roll(WHOLE, "crimson")], [], sample_id) for sample_id in ("s0", "s1")]
     score(*queries, judge=judge)
     assert judge.answers == ["crimson", "crimson"]
+
+
+ODD = [float("nan"), float("inf"), -float("inf"), 1e30, -0.1, "0.7", [0.7], torch.tensor(0.7)]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_what_is_no_score_is_a_verdict_that_never_came(odd):
+    textual, other = roll(PLACE), roll(PLACE + " Hm.")
+    score(paired([roll(WHOLE)], [textual, other]), judge=RecordingJudge(score=odd))
+    assert textual.reward is None and "consistency" not in textual.terms
+
+
+@pytest.mark.parametrize("odd", [*ODD, 0.7, 2], ids=str)
+def test_what_neither_agrees_nor_disagrees_is_a_verdict_that_never_came(odd):
+    unsure = roll(WHOLE, "crimson")
+    score(paired([unsure], []), judge=RecordingJudge(agrees=odd))
+    assert unsure.reward is None and "accuracy" not in unsure.terms
+
+
+@given(st.sampled_from([0, 1, True, False, 0.0, 1.0, 0.3, 0.55, np.float64(0.3), np.float32(1), None]))
+def test_a_verdict_in_its_range_is_taken_as_it_is(verdict):
+    asked = Comparison(make_sample(), WHOLE, PLACE, RELATIVE)
+    assert take_verdicts([asked], [verdict]) == [verdict]
+    assert take_verdicts([Agreement(make_sample(), "red")], [verdict]) == [
+        verdict if verdict in (0, 1, None) else None
+    ]
+
+
+def test_a_judge_that_leaves_questions_out_is_one_line():
+    judge = RecordingJudge()
+    judge.agree = lambda questions: []
+    with pytest.raises(UserError, match="gave 0 verdicts on 1 questions"):
+        score(paired([roll(WHOLE, "crimson")], []), judge=judge)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "single_accuracy", "consistency"])
+def test_a_term_that_asks_a_judge_needs_one_unless_its_weight_is_zero(name):
+    none = dict.fromkeys(("accuracy", "single_accuracy", "consistency"), Term(0.0))
+    with pytest.raises(UserError, match=f"model.judge: .* model.rewards.{name} ask") as error:
+        Rewards(**none | {name: Term(0.5)}).choose_judge(None)
+    assert "\n" not in str(error.value)
+    assert isinstance(Rewards(**none).choose_judge(None), RulesAlone)
+    judge = RecordingJudge()
+    assert Rewards().choose_judge(judge) is Rewards(**none).choose_judge(judge) is judge

@@ -3,25 +3,17 @@ scoring forward, and what a CUDA graph needs of a step."""
 
 import pytest
 import torch
-from families import FAMILIES, make_tree, tiny_family
+from families import FAMILIES, Words, make_tree, tiny_family
 
 from ivgr.query import rollouts_of
-from ivgr.rollout.engine import TransformersEngine, _Branches
+from ivgr.rollout.branches import Branches
+from ivgr.rollout.engine import TransformersEngine
 from ivgr.rollout.kv import ROOM
 from ivgr.rollout.sampling import Sampling
 from ivgr.tree import pack_queries
 
 LIMIT = ROOM + 6  # past the first growth of the suffixes
 SHAPES = [([(2, 2)], 2), ([(1, 3), (2, 1)], 2), ([], 1), ([(3, 3)], 1)]
-
-
-class Words:
-    """In place of a tokenizer, which names no end of its own."""
-
-    eos_token_id = chat_template = None
-
-    def decode(self, tokens, **_):
-        return " ".join(map(str, tokens.tolist()))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -79,7 +71,7 @@ def test_sampled_logps_equal_the_scoring_forward(model):
 def test_a_stem_is_kept_once_a_query_and_the_tower_runs_once_an_image(model):
     queries, seen = trees(model), []
     hook = model.model.visual.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    branches = _Branches(model, LIMIT, graphs=False)
+    branches = Branches(model, LIMIT, graphs=False)
     with hook, torch.no_grad():
         branches.prefill(queries, [5] * 6)
     assert seen == [sum(len(q.pixel_values) for q in queries if q.pixel_values is not None)]
@@ -90,7 +82,7 @@ def test_a_stem_is_kept_once_a_query_and_the_tower_runs_once_an_image(model):
 
 def test_a_step_can_be_replayed(model):
     """Between growths a step reads and writes the same tensors, and twice is as good as once."""
-    branches = _Branches(model, LIMIT, graphs=False)
+    branches = Branches(model, LIMIT, graphs=False)
     with torch.no_grad():
         branches.prefill(trees(model), [2] * 6)
         places = []

@@ -2,13 +2,16 @@
 
 import itertools
 import string
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ivgr.evaluation import match_option
 from ivgr.evaluation.scoring import (
     mean_best_iou,
+    score_box,
     score_first_letter,
     score_math,
     score_open,
@@ -20,48 +23,41 @@ from ivgr.evaluation.scoring import (
 NONE = {}
 
 
-LETTERS = [f.format(x) for f, x in itertools.product(
-    ["{}", "({})", "The best answer is {}", "The correct answer is: {}", "The answer {}", "Best answer: {}",
-     "The best option is {}", "The correct option is {} I think", "Best option:{}",
-     "it is {} as the sign shows in the far corner of it", "{} or A", "I see {}", "**{}**", "{}. a thing"],
-    ["A", "B", "C", "D", "E", "F", "a", "e", "cat", "", "Big", "(d)"],
-)]  # fmt: skip
+@pytest.mark.parametrize("letter", "ABCDE")
+@pytest.mark.parametrize("form", [
+    "{}", "({})", "**{}**", "{}.", "{}. a thing", "Answer: {}", "answer: ({})", "The answer is {}",
+    "Option {}", "The best answer is {}", "The correct answer is: {}", "Best option: **{}**",
+    "Correct answer: {}", "The answer is {}, as the sign above shows", "My choice is {} because it is there",
+])  # fmt: skip
+def test_a_letter_that_is_stated_is_read(letter, form):
+    for said in (letter, letter.lower()) if form[0] in "({*A" and form[-1] in "})*." else (letter,):
+        verdict = score_first_letter(form.format(said), "B", NONE)
+        assert (verdict.predicted, verdict.right) == (letter, letter == "B"), form.format(said)
 
 
-def first_letter(text):
-    """By cutting: every prefix out, then the first of ABCDE; else a bracketed or bare a-e."""
-    best = ("The best answer is", "The best option is", "Best answer:", "Best option:")
-    for prefix in (*best, "The correct answer is", "The correct option is", "The answer is", "The answer"):
-        text = "".join(text.split(prefix))
-    capitals = [c for c in text if c in "ABCDE"]
-    if capitals:
-        return capitals[0]
-    bare = text.strip()
-    whole = {form: c.upper() for c in "abcde" for form in (c, f"({c}", f"{c})", f"({c})")}
-    return whole.get(bare, "")
-
-
-def test_first_letter():
-    assert len(set(LETTERS)) >= 150
-    found = [score_first_letter(text, "B", NONE) for text in LETTERS]
-    assert [verdict.predicted for verdict in found] == [first_letter(text) for text in LETTERS]
-    assert [verdict.right for verdict in found] == [first_letter(text) == "B" for text in LETTERS]
-    assert set(map(first_letter, LETTERS)) == {"", *"ABCDE"}
-
-
-@pytest.mark.parametrize(
-    "answer, letter",
-    [
-        ("Best answer: C", "C"),
-        ("The best option is D", "D"),
-        ("", ""),
-        ("e", "E"),
-        ("(a)", "A"),
-        ("no idea", ""),
-    ],
-)
+@pytest.mark.parametrize("answer, letter", [
+    ("", ""), ("  ", ""), ("()", ""), ("(", ""), ("12", ""), ("b. the blue van", "B"), ("the blue van", "E"),
+    ("B, not A", "B"), ("(B) the blue van, since A is too small", "B"), ("no idea", "D"), ("not in it", ""),
+    ("Answer: D", "D"), ("Correct answer: A", "A"), ("answer is a car", "A"), ("The answer", "E"),
+    ("cat", "C"),
+])  # fmt: skip
 def test_first_letter_by_hand(answer, letter):
+    """The first of A-E of the answer in capitals, be it one of a word, as VLMEvalKit reads a block."""
     assert score_first_letter(answer, "B", NONE).predicted == letter
+
+
+COLORED = {"A": "blue", "B": "green", "C": "black", "D": "a cat"}
+
+
+@pytest.mark.parametrize("answer, letter", [
+    ("The answer is blue.", "A"), ("The answer is black.", "C"), ("The answer is a cat", "D"),
+    ("The answer is B", "B"), ("The answer is **C** since the black one is a cat", "C"),
+    ("the answer is d", "D"), ("The answer is b since nothing else is left there", "B"),
+    ("The answer is brown", ""), ("Cannot determine the answer", "Z"), ("Z", "Z"), ("It is green", "B"),
+])  # fmt: skip
+def test_a_word_is_no_letter_of_an_option(answer, letter):
+    verdict = score_option(answer, "C", COLORED)
+    assert verdict.predicted == letter and verdict.right is ((letter == "C") if letter else None)
 
 
 ANSWERS = [f.format(x, y) for f, x, y in itertools.product(
@@ -84,8 +80,10 @@ def says(text):
                 c + " " == lower[i : i + 2] or " " + c == lower[i : i + 2] for i in range(len(lower))
             )
             out.append("" if beside or numbers else " ")
-        elif c == "." and not lower[place + 1 : place + 2].isdecimal():
-            # What stands behind is judged after the marks are gone; none of these texts differ in it.
+        elif c == "." and not any(
+            a.isdecimal() for a in lower[place - 1 : place] + lower[place + 1 : place + 2]
+        ):
+            # What stands beside is judged after the marks are gone; none of these texts differ in it.
             out.append("")
         else:
             out.append(c)
@@ -113,6 +111,8 @@ def test_yes_or_no():
         ("(no)", "No"),
         ("Nope", ""),
         ("**Yes**", ""),
+        ("." * 32 + " yes.", ""),
+        ("." * 31 + " yes.", "Yes"),
     ],
 )
 def test_yes_or_no_by_hand(answer, said):
@@ -140,7 +140,9 @@ def test_relaxed_numbers_around_the_border():
         ("Blue", "blue", True), ("blue ", "Blue", True), ("the blue", "blue", False), ("0", "0", True),
         ("0.0", "0", False), ("1", "0", False), ("105", "100", True), ("105.1", "100", False), 
         ("5%", "0.05", True),
-        ("five", "5", False), ("2014", "2015", True), ("[1, 2]", "[1, 2]", True), ("", "3", False),
+        ("five", "5", False), ("2014", "2015", True),
+        ("14", "['14']", True), ("b", "['a', 'B']", True), ("[1, 2]", "[1, 2]", False), ("2", "[1, 2]", True),
+        ("", "3", False),
         ("%", "3", False),
     ],
 )  # fmt: skip
@@ -194,3 +196,22 @@ def test_mean_best_iou_against_pixels():
     best = [max(len(pixels(g) & pixels(w)) / len(pixels(g) | pixels(w)) for w in written) for g in gold]
     assert mean_best_iou(written, gold) == pytest.approx(sum(best) / 2)
     assert mean_best_iou([], gold) == mean_best_iou(written, []) == 0
+
+
+LONG = 200_000
+
+
+@pytest.mark.parametrize("text", [
+    "answer" + " " * LONG, "answer is " * (LONG // 10), "answer: " + "*" * LONG, "['" + "\\'" * (LONG // 2),
+    "[" * LONG, "[1" + " " * LONG,
+    "[1," * (LONG // 3), '["' + '\\"' * (LONG // 2), "9" * LONG, "." * LONG + "yes",
+    "1e" * (LONG // 2), "- " * (LONG // 2),
+], ids=range(12))  # fmt: skip
+def test_no_text_takes_long(text):
+    """Neither as an answer nor as a gold one: each is looked through once."""
+    start = time.process_time()
+    for rule in (score_option, score_first_letter, score_yes_no, score_relaxed, score_box):
+        rule(text, "[1.0, 2.0, 3.0, 4.0] of 9.0 x 9.0", COLORS)
+    score_relaxed("14", text, NONE)
+    match_option(text, COLORS)
+    assert time.process_time() - start < 2

@@ -1,6 +1,8 @@
 """Weights split over ranks: fillers that leave no trace, and the copy that rolls out."""
 
 import copy
+import weakref
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from ivgr.data.sample import Sample
 from ivgr.distributed import level
 from ivgr.distributed.level import Leveller
 from ivgr.distributed.shard import Replica, run_pass, shard
+from ivgr.distributed.strategy import FSDP2
 from ivgr.policy.load import Pretrained
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.tree import pack_queries
@@ -91,10 +94,84 @@ def test_the_copy_is_filled_once_until_it_expires(tiny, mesh):
             weight.add_(1.0)
     replica.fill()
     assert all(torch.equal(weight, whole[name]) for name, weight in filled.items())
+    kept = [weakref.ref(weight) for weight in filled.values()]
+    del filled
     replica.expire()
-    assert not any(weight.untyped_storage().nbytes() for weight in filled.values())
-    replica.fill()
+    assert not any(weight() is not None for weight in kept)
+    filled = dict(replica.fill().named_parameters())
     assert all(torch.equal(weight, whole[name] + 1.0) for name, weight in filled.items())
+
+
+def on_two_processes(check, folder):
+    """Runs `check(mesh)` on two ranks; it fails where one of them does."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["ivgr.rollout.engine", "ivgr.distributed.strategy"])
+    ranks = [context.Process(target=_meet, args=(rank, folder, check)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+
+
+def _meet(rank, folder, check):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    check(init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))
+    dist.destroy_process_group()
+
+
+def split_as_the_recipes(policy, mesh):
+    strategy = FSDP2(param_dtype="bfloat16")
+    strategy._device_mesh = mesh
+    return strategy.split(policy, None)
+
+
+def moves_before_it_is_filled(mesh):
+    model, _ = Pretrained("tiny").load()
+    policy = copy.deepcopy(model)
+    replica = split_as_the_recipes(policy, mesh)
+    replica.model.to(torch.float64)  # copies, as a move to another device does
+    replica.model.to(torch.bfloat16)
+    for _ in range(2):
+        filled = replica.fill()
+        for (name, weight), own in zip(filled.named_parameters(), model.parameters(), strict=True):
+            assert weight.dtype == torch.bfloat16 and torch.equal(weight, own.to(torch.bfloat16)), name
+        replica.expire()
+    for weight, own in zip(replica.take_home(keep=True).parameters(), model.parameters(), strict=True):
+        assert torch.equal(weight, own)
+
+
+def test_the_copy_moves_before_it_is_filled(tmp_path):
+    on_two_processes(moves_before_it_is_filled, tmp_path)
+
+
+def scores_what_it_rolled_out(mesh):
+    model, processor = Pretrained("tiny").load()
+    model = model.eval()
+    queries = [
+        QueryEncoder(processor, "qwen2_vl", Prompts())(s) for s in draw_samples(World("train", 2, seed=5))
+    ]
+    replica = split_as_the_recipes(model, mesh)
+    TransformersEngine(group_size=2, max_new_tokens=12).roll_out(
+        replica.fill(), processor.tokenizer, queries, 0
+    )
+    (pack,) = pack_queries(replica.model, queries, budget=1 << 40)
+
+    def look(policy):
+        images = policy.model.get_image_features(pack.pixel_values, pack.image_grid_thw, return_dict=True)
+        logits = policy.lm_head(pack.response_hidden(policy))
+        return torch.cat(list(images.pooler_output)), logits
+
+    with torch.no_grad():
+        rolled_out, split = look(replica.model), run_pass(model, lambda: look(model))
+    assert all(part.dtype == torch.bfloat16 for part in split)
+    assert all(map(torch.equal, rolled_out, split))
+
+
+def test_the_split_policy_is_the_one_that_rolled_out(tmp_path):
+    """Image features and logits in bfloat16, to the last bit."""
+    on_two_processes(scores_what_it_rolled_out, tmp_path)
 
 
 def test_a_split_policy_scores_as_the_whole_one_and_lets_its_layers_go(tiny, mesh):

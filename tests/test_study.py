@@ -80,7 +80,7 @@ def test_a_changed_setting_is_refused_and_named(tmp_path):
         (["--arms", "both", "neither"], "neither"),
         (["--seeds", "2"], "--others"),
         (["--seeds", "21"], "20"),
-        (["--iterations", "0"], "at least 1"),
+        (["--iterations", "0"], "from 1 to"),
         (["--questions", "8"], "--probed"),
         (["--base", "no.yaml"], "no.yaml"),
         (["--base", str(TINY.with_name("tiny_sft.yaml"))], "TinyWorld"),
@@ -105,8 +105,8 @@ def test_an_examination_finds_what_evaluation_while_training_finds(tmp_path):
     def evaluate(samples):
         queries = [encoder(sample) for sample in samples]
         TransformersEngine(max_new_tokens=72).answer(policy.eval(), processor.tokenizer, queries)
-        held_out = HeldOutFigures()
-        held_out.update(queries, RuleJudge())
+        held_out = HeldOutFigures(RuleJudge())
+        held_out.update(queries)
         return held_out.compute()
 
     truth = evaluate(samples)

@@ -73,17 +73,18 @@ def named(weights):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "name"),
     [
-        lambda w: w.update({BELOW: w.pop(KEY)}),
-        lambda w: w.update({KEY: torch.zeros(3, 4)}),
-        lambda w: w.update({"model.visual.extra.weight": torch.zeros(3)}),
+        (lambda w: w.update({BELOW: w.pop(KEY)}), BELOW),
+        (lambda w: w.update({KEY: torch.zeros(3, 4)}), KEY),
+        (lambda w: w.update({NORM: torch.zeros(7)}), NORM),
+        (lambda w: w.update({"model.visual.extra.weight": torch.zeros(3)}), "model.visual.extra.weight"),
     ],
 )
-def test_what_no_longer_fits_after_the_first_time_is_one_line(places, change):
+def test_what_no_longer_fits_after_the_first_time_is_one_line(places, change, name):
     model, weights = places
     change(weights)
-    with pytest.raises(UserError, match="does not take the policy's weights") as error:
+    with pytest.raises(UserError, match=f"does not take the policy's weight {name} ") as error:
         load_weights(named(weights), model)
     assert "\n" not in str(error.value)
 

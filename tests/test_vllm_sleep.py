@@ -59,7 +59,7 @@ class Trial:
             for name, parameter in self.policy.named_parameters():
                 if part in name:
                     noise = torch.randn(parameter.shape, generator=generator)
-                    parameter.add_(0.5 * parameter.abs().mean() * noise)
+                    parameter.add_(2.0 * parameter.abs().mean() * noise)
 
     def ask(self, engine, queries=None) -> list[list[int]]:
         fresh = [

@@ -75,7 +75,7 @@ def test_a_policy_that_learns_nothing_keeps_the_figures_of_evaluate(world, confi
 
 @pytest.mark.parametrize("change, message", [
     ({"benchmark": ["coco"]}, "must be among vstar"), ({"benchmark": []}, "name a benchmark"),
-    ({"rows": 0}, "must be ≥ 1"), ({"data": "/no/such"}, "/no/such: nothing there"),
+    ({"rows": 0}, "must be a whole number from 1"), ({"data": "/no/such"}, "/no/such: nothing there"),
     ({"benchmark": ["pope"]}, "of POPE"), ({"mode": ["loud"]}, "mode"),
 ])  # fmt: skip
 def test_misuse_stops_before_training(config, tmp_path, capsys, change, message):

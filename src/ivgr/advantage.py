@@ -3,6 +3,7 @@
 Source: GRPO (arXiv 2402.03300) as iVGR uses it (arXiv 2605.31096).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,9 +12,10 @@ import torch
 def group_advantages(rewards: Sequence[float | None], eps: float = 1e-6) -> list[float]:
     """(R - mean) / (std + eps) with the sample std (N - 1); all zero when all are equal.
 
-    A reward that is None (a verdict is missing) counts in neither mean nor std and gets
-    0.0; with fewer than two others all are 0.0.
+    A reward that is None (a verdict is missing), or not finite, counts in neither mean nor std and
+    gets 0.0; with fewer than two others all are 0.0.
     """
+    rewards = [reward if reward is not None and math.isfinite(reward) else None for reward in rewards]
     known = [reward for reward in rewards if reward is not None]
     if len(set(known)) < 2:
         return [0.0] * len(rewards)

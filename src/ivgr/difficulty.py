@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import lazy_instance
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -21,7 +20,7 @@ from ivgr.data.sample import Sample, read_sample
 from ivgr.data.shards import find_shards, read_shards, take_stock
 from ivgr.errors import UserError
 from ivgr.journal import Journal, refuse_overlap, replace_shards
-from ivgr.judge import Judge, RuleJudge
+from ivgr.judge import Judge, RulesAlone
 from ivgr.policy.load import Pretrained
 from ivgr.printable import in_line
 from ivgr.query import Query, rollouts_of
@@ -43,7 +42,7 @@ def filter_shards(
     lowest: Share = 0.1,
     highest: Share = 0.9,
     stream: Literal["textual", "grounded"] = "textual",
-    judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
+    judge: Judge | None = None,
     prompts: Prompts = Prompts(),  # noqa: B008
     temperature: PositiveFloat = 1.0,
     top_p: PositiveShare = 0.99,
@@ -66,7 +65,7 @@ def filter_shards(
         lowest: Lowest share of good tries that is kept.
         highest: Highest share of good tries that is kept.
         stream: Stream in which paired samples are asked; single ones are asked as ever.
-        judge: Decides what no rule can.
+        judge: Decides where no rule matches an answer; without one that is wrong.
         prompts: Instructions of the two streams.
         temperature: Sampling temperature.
         top_p: Nucleus kept when sampling.
@@ -82,17 +81,20 @@ def filter_shards(
     paths = find_shards(shards)
     total = take_stock(paths).total()
     settings = {
-        "shards": paths, "policy": policy, "copies": copies, "stream": stream, "judge": type(judge).__name__,
-        "prompts": vars(prompts), "temperature": temperature, "top_p": top_p,
+        "shards": paths, "policy": policy, "copies": copies, "stream": stream,
+        "judge": judge and type(judge).__name__, "prompts": vars(prompts),
+        "temperature": temperature, "top_p": top_p,
         "max_new_tokens": max_new_tokens, "dtype": dtype, "batch": batch, "seed": seed,
     }  # fmt: skip
     engine = TransformersEngine(copies, temperature, top_p, max_new_tokens, batch)
     journal = Journal(dst, "pass_rates", settings)
     if len(journal.rows) < total:
         respond = make_respond(Pretrained(policy, dtype), engine, prompts, stream)
-        measure_rates(paths, total, journal, respond, judge, batch, seed)
+        measure_rates(paths, total, journal, respond, judge or RulesAlone(), batch, seed)
     rates = [row["rate"] for row in journal.rows]
     _print_rates(rates, lowest, highest)
+    if judge is None:
+        print("no judge is named: an answer that no rule matched counts as wrong")
     if given_up := sum(row.get("given_up", 0) for row in journal.rows):
         print(f"the mathematics of {given_up} answers took too long to compare: not equal")
     if not any(lowest <= rate <= highest for rate in rates):

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ivgr.kernels import LARGEST_EXPONENT
 from ivgr.settings import AboveOne, NonNegativeFloat, PositiveFloat, Share, checked
 
 
@@ -26,7 +27,10 @@ class PolicyLoss:
         dual_clip: A negative advantage costs at most dual_clip times itself.
         kl_weight: β, the weight of the KL to the reference.
         kl: "k1", "k2", "k3" or "exact".
-        log_ratio_limit: Clamp of the log-ratio to ± this; null leaves it alone.
+        log_ratio_limit: Clamp of the log-ratio to ± this (20 in the paper's code); null leaves it
+            alone up to 80, where float32 is near its end.
+        kl_limit: The KL estimate of a token counts at most this, without gradient beyond it (10 in
+            the paper's code); null leaves it alone.
         importance_cap: Each token's loss, KL included, is multiplied by the probability that the
             trainer gave it before the updates over the one that the rollout engine recorded, at
             most this; null leaves it alone.
@@ -38,6 +42,7 @@ class PolicyLoss:
     kl_weight: NonNegativeFloat = 1e-2
     kl: Literal["k1", "k2", "k3", "exact"] = "k3"
     log_ratio_limit: PositiveFloat | None = None
+    kl_limit: PositiveFloat | None = None
     importance_cap: PositiveFloat | None = None
 
 
@@ -64,10 +69,9 @@ def policy_loss(
 ) -> TokenLoss:
     """Loss of each token; its mean over all valid tokens is what training minimises.
     rollout_logp, the rollout engine's own log-probs, is needed for importance_cap alone."""
-    log_ratio = logp - old_logp
-    if settings.log_ratio_limit is not None:
-        log_ratio = log_ratio.clamp(-settings.log_ratio_limit, settings.log_ratio_limit)
-    ratio = log_ratio.exp()
+    ratio = _ratio(logp, old_logp, settings.log_ratio_limit or LARGEST_EXPONENT)
+    if settings.kl_limit is not None:
+        kl = kl.clamp(max=settings.kl_limit)
     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     surrogate = torch.maximum(-advantage * ratio, -advantage * clipped)
     bounded = torch.where(advantage < 0, surrogate.clamp(max=-settings.dual_clip * advantage), surrogate)
@@ -79,7 +83,13 @@ def policy_loss(
     )
     if settings.importance_cap is None:
         return result
-    return _correct_importance(result, (old_logp - rollout_logp).detach().exp(), settings.importance_cap)
+    return _correct_importance(result, _ratio(old_logp, rollout_logp).detach(), settings.importance_cap)
+
+
+def _ratio(logp: torch.Tensor, old_logp: torch.Tensor, limit: float = LARGEST_EXPONENT) -> torch.Tensor:
+    """exp(logp - old_logp), finite, so that an advantage of 0 or a clip makes it 0 and not NaN."""
+    limit = min(limit, LARGEST_EXPONENT)
+    return (logp - old_logp).clamp(-limit, limit).exp()
 
 
 def _correct_importance(result: TokenLoss, importance: torch.Tensor, cap: float) -> TokenLoss:

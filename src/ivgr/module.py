@@ -15,7 +15,7 @@ from ivgr.distributed.ranks import gather, gather_lists
 from ivgr.evaluation import HeldOutFigures
 from ivgr.guards import Guard
 from ivgr.iteration import Iteration
-from ivgr.judge import Judge, RuleJudge
+from ivgr.judge import Judge
 from ivgr.loss import PolicyLoss
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import Adapter
@@ -48,7 +48,8 @@ class IVGR(PolicyModule):
         reference: Where the frozen reference comes from.
         engine: Rollout engine: group size, temperature, top-p, response length.
         rewards: Reward terms and weights.
-        judge: Decides what no rule can.
+        judge: Decides what no rule can; needed where a reward term of any weight asks it (accuracy,
+            single_accuracy, consistency). Without one an answer that no rule matches is wrong.
         archive: Best grounded reasoning by query.
         loss: Clip bounds, KL estimator and weight.
         optimizer: Optimizer by timm name.
@@ -80,7 +81,7 @@ class IVGR(PolicyModule):
         reference: FrozenReference = lazy_instance(FrozenReference),  # noqa: B008
         engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
         rewards: Rewards = lazy_instance(Rewards),  # noqa: B008
-        judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
+        judge: Judge | None = None,
         archive: Archive = lazy_instance(Archive),  # noqa: B008
         loss: PolicyLoss = PolicyLoss(),  # noqa: B008
         optimizer: Optimizer = Optimizer(),  # noqa: B008
@@ -97,6 +98,7 @@ class IVGR(PolicyModule):
         max_prompt_tokens: PositiveInt = 8192,
         guard: Guard = Guard(),  # noqa: B008
     ) -> None:
+        judge = rewards.choose_judge(judge)
         super().__init__(
             source=policy,
             form=TrainingForm(adapter, tuple(freeze), gradient_checkpointing),
@@ -117,7 +119,7 @@ class IVGR(PolicyModule):
         self.iteration = 0
         self.halt: Callable[[], None] = lambda: None
         self.before: tuple[dict, dict] | None = None
-        self.figures = HeldOutFigures()
+        self.figures = HeldOutFigures(self.judge)
 
     def load_reference(self) -> Reference:
         return self.reference_source.load(self.policy)
@@ -188,11 +190,11 @@ class IVGR(PolicyModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         if batch.queries:
             self.engine.answer(self.rollout_policy(), self.processor.tokenizer, batch.queries)
-            self.figures.update(batch.queries, self.judge)
+            self.figures.update(batch.queries)
 
     def on_validation_epoch_start(self) -> None:
         self.rollout_policy()
-        self.figures = HeldOutFigures().to(self.device)
+        self.figures = HeldOutFigures(self.judge).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """For checkpoint_best and `ivgr validate`; in training `BeforeAfter` writes them to

@@ -1,7 +1,7 @@
 """Optimizer and schedule by name, from timm's factories (any of theirs is one word) and torchao's."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -60,29 +60,32 @@ class Schedule:
     """Settings of `timm.scheduler.create_scheduler_v2`, counted in optimizer updates.
 
     Args:
-        name: "cosine", "constant", "poly", "wsd", … as timm names them.
+        name: As timm names them; the power of "poly" is its option decay_rate.
         warmup: Share of all updates over which the rate rises linearly from 0.
-        final: Learning rate at the end, as a share of the peak.
+        final: Learning rate at the end, after the last update, as a share of the peak; "constant",
+            "step" and "multistep" do not go there.
         options: Further arguments of that schedule.
     """
 
-    name: str = "constant"
+    name: Literal["constant", "cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt"] = "constant"
     warmup: Share = 0.02
     final: Share = 0.0
     options: dict[str, Any] = field(default_factory=dict)
 
     def create(self, optimizer: torch.optim.Optimizer, updates: int) -> Scheduler:
-        """A schedule over `updates` updates; `step(n)` sets the rate of update n."""
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=self.name,
-            num_epochs=updates,
-            warmup_epochs=round(self.warmup * updates),
-            warmup_lr=0.0,
-            warmup_prefix=True,
-            min_lr=self.final * optimizer.param_groups[0]["lr"],
-            **self.options,
-        )
+        """A schedule over `updates` updates; `step(n)` sets the rate of update n, counted from 0."""
+        warmup = round(self.warmup * updates)
+        with refusals("model.schedule", "mend its options"):
+            scheduler, _ = create_scheduler_v2(
+                optimizer,
+                sched=self.name,
+                num_epochs=max(updates - warmup, 1),  # behind the warm-up
+                warmup_epochs=warmup,
+                warmup_lr=0.0,
+                warmup_prefix=True,
+                min_lr=self.final * optimizer.param_groups[0]["lr"],
+                **self.options,
+            )
         return scheduler
 
 

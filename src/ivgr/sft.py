@@ -11,7 +11,7 @@ from jsonargparse import lazy_instance
 from ivgr.data.prompts import Prompts
 from ivgr.distributed.shard import run_pass
 from ivgr.guards import Guard, run_within_memory
-from ivgr.judge import Judge, RuleJudge
+from ivgr.judge import Judge, RulesAlone
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import Adapter
@@ -41,7 +41,7 @@ class SFT(PolicyModule):
         schedule: Learning-rate schedule by timm name, over `data.steps` steps.
         prompts: Instructions of the two streams.
         engine: Decodes the held-out queries at the end.
-        judge: Scores them.
+        judge: Decides there what no rule can; without one an answer that no rule matches is wrong.
         export: Folder under trainer.default_root_dir for the trained HF model.
         token_budget: Padded tokens a micro-batch.
         clip_norm: Largest gradient norm; null clips none.
@@ -62,7 +62,7 @@ class SFT(PolicyModule):
         schedule: Schedule = Schedule("cosine"),  # noqa: B008
         prompts: Prompts = Prompts(),  # noqa: B008
         engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
-        judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
+        judge: Judge | None = None,
         export: str = "model",
         token_budget: PositiveInt = 4096,
         clip_norm: PositiveFloat | None = 1.0,
@@ -79,7 +79,7 @@ class SFT(PolicyModule):
             clip_norm=clip_norm,
             guard=guard,
         )
-        self.engine, self.judge, self.export = engine, judge, export
+        self.engine, self.judge, self.export = engine, judge or RulesAlone(), export
         self.token_budget = token_budget
 
     @property

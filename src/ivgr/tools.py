@@ -10,6 +10,7 @@ from ivgr.distill.command import distill
 from ivgr.errors import UserError
 from ivgr.evaluation.command import evaluate
 from ivgr.evaluation.differences import analyse, compare
+from ivgr.evaluation.score import score
 from ivgr.export import export
 from ivgr.inference.command import ask
 from ivgr.pack.command import pack
@@ -80,6 +81,7 @@ TOOLS = {
     "filter": filter_shards,
     "distill": distill,
     "evaluate": evaluate,
+    "score": score,
     "compare": compare,
     "analyse": analyse,
     "scratch": scratch,

@@ -7,11 +7,12 @@ In: a `Setting` and the seconds of a rollout. Out: `Decode`.
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ivgr.bench.ceiling import copy_bandwidth
 from ivgr.bench.setting import Setting, build_queries
 from ivgr.families.registry import find_family
+from ivgr.plan.shape import read_shape
 from ivgr.tree import tree_length
 
 LARGE = 2**28  # bytes: beyond every cache
@@ -54,8 +55,12 @@ def weight_bytes(policy: PreTrainedModel) -> int:
 
 def cache_bytes(setting: Setting, policy: PreTrainedModel, branches: int) -> int:
     """Keys and values of all stems, and of responses half grown."""
-    config = policy.config.text_config
     stems = sum(map(tree_length, build_queries(setting, policy, rollouts=False)))
-    size = config.hidden_size // config.num_attention_heads * policy.dtype.itemsize
-    token = 2 * config.num_hidden_layers * config.num_key_value_heads * size
+    token = token_bytes(policy.config, policy.dtype)
     return token * (stems + branches * setting.response // 2)
+
+
+def token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Of the keys and values that all layers keep of one token."""
+    shape = read_shape(config)
+    return 2 * shape.layers_count * shape.keys * dtype.itemsize

@@ -22,6 +22,7 @@ from ivgr.query import Query, separate
 from ivgr.rewards.total import Rewards
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.rollout.sampling import Sampling
+from ivgr.settings import MOST
 from ivgr.tree import Layout, tree_length
 from ivgr.update import Stepper, Update
 
@@ -106,7 +107,7 @@ def _engine(setting: Setting, limit: int) -> TransformersEngine:
     return Endless(
         group_size=setting.group_size,
         max_new_tokens=limit,
-        batch_queries=sys.maxsize,
+        batch_queries=MOST,
         cuda_graphs=setting.cuda_graphs,
     )
 

@@ -12,7 +12,7 @@ def open_file(path: Path | str) -> BinaryIO:
     """A regular file to read from; OSError, its strerror in words, if it is none: a pipe or a device
     might never end."""
     # Without O_NONBLOCK opening a pipe waits for whoever writes into it.
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(0, "no regular file", str(path))

@@ -8,7 +8,6 @@ time than its bytes are worth.
 
 import bz2
 import gzip
-import io
 import lzma
 import re
 import tarfile
@@ -97,15 +96,15 @@ def _read_once(shard: str, streamed: bool) -> Iterator[dict]:
 
 def _files(file: BinaryIO, shard: str) -> Iterator[dict]:
     """The regular files of a tar as WebDataset groups them."""
-    metered = io.BufferedReader(Meter(file, LARGEST_STREAM))
-    kind = metered.peek(2)[:2]
+    metered = Meter(file, LARGEST_STREAM)
+    kind = metered.peek(2)
     plain = not is_url(shard) and shard.endswith(".tar") and kind not in COMPRESSED
     if plain:
         file.seek(0)
     with open_tar(file if plain else unpack(metered, kind), "r:" if plain else "r|") as tar:
         for member in tar:
             if kind in COMPRESSED:
-                check_ratio(member.offset, metered.raw.count, shard)
+                check_ratio(member.offset, metered.count, shard)
             if member.isreg() and not META.match(member.name):
                 lazy = plain and not member.name.endswith(".json")
                 data = (
@@ -125,34 +124,39 @@ def _bounded(files: Iterator[dict], shard: str) -> Iterator[dict]:
         large = file["fname"].endswith(".json") and length > LARGEST_JSON
         if large or size > LARGEST_SAMPLE or count > MOST_FILES:
             raise RejectedSample(
-                f"{shard}: {in_line(file['fname'], 80)} or its sample is larger than any should be ({length} of "
-                f"{size} bytes, {count} files); leave it out",
+                f"{shard}: {in_line(file['fname'], 80)} or its sample is larger than any should be "
+                f"({length} of {size} bytes, {count} files); leave it out",
                 OVERSIZED,
             )
         yield file
 
 
-class Meter(io.RawIOBase):
-    """Counts the bytes that are read of `file`; RejectedSample ("shard: endless") past `most`."""
+class Meter:
+    """Counts the bytes that are read of `file`, and gives them as they come, which a line that breaks
+    off does not take back; RejectedSample ("shard: endless") past `most`."""
 
     def __init__(self, file: BinaryIO, most: int) -> None:
-        self.file, self.most, self.count = file, most, 0
+        self.file, self.most, self.count, self.head = file, most, 0, b""
 
-    def readable(self) -> bool:
-        return True
+    def peek(self, size: int) -> bytes:
+        """The next bytes, which are read again."""
+        self.head = self.read(size)
+        return self.head
 
-    def readinto(self, buffer) -> int:
-        data = self.file.read(len(buffer))
+    def read(self, size: int) -> bytes:
+        if self.head:
+            head, self.head = self.head[:size], self.head[size:]
+            return head
+        data = self.file.read(size)
         self.count += len(data)
         if self.count > self.most:
             raise RejectedSample(
                 f"it does not end within {self.most} bytes; write smaller shards", "shard: endless"
             )
-        buffer[: len(data)] = data
-        return len(data)
+        return data
 
 
-def unpack(file: io.BufferedReader, kind: bytes) -> BinaryIO:
+def unpack(file: Meter, kind: bytes) -> BinaryIO:
     """What `file`, whose first two bytes are `kind`, holds uncompressed."""
     return COMPRESSED[kind](file, "rb") if kind in COMPRESSED else file
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import lazy_instance
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -32,7 +31,7 @@ def distill(
     shards: str,
     dst: Path,
     rewriter: Literal["rule", "chat"] = "rule",
-    judge: Judge = lazy_instance(RuleJudge),  # noqa: B008
+    judge: Judge | None = None,
     k: PositiveInt = 4,
     threshold: Share = 0.3,
     best: PositiveInt = 1,
@@ -55,7 +54,8 @@ def distill(
         shards: The shards that the run was trained on: a glob, a folder or a brace range.
         dst: Where the shards go, as train-000000.tar, …
         rewriter: "rule" (the tiny world) or "chat" (a model behind --base_url).
-        judge: Decides whether a rewrite agrees with its grounded reasoning.
+        judge: Decides whether a rewrite agrees with its grounded reasoning; by default, for "rule" alone,
+            RuleJudge.
         k: Rewrites a rollout.
         threshold: R_box of a rollout must exceed it.
         best: Rollouts a query, the best boxed first.
@@ -71,6 +71,7 @@ def distill(
     """
     shares = parse_ratio(ratio)
     writer = _make_rewriter(rewriter, base_url, model, temperature, max_tokens)
+    judge = _choose_judge(rewriter, judge)
     workshop = Workshop(writer, judge, k, consistency, seed, batch)
     refuse_overlap(shards, dst)
     census = take_census(run, threshold, best)
@@ -102,6 +103,16 @@ def _make_rewriter(
     from ivgr.judge.client import ChatClient
 
     return ChatRewriter(ChatClient(base_url, model, temperature=temperature, max_tokens=max_tokens))
+
+
+def _choose_judge(rewriter: str, judge: Judge | None) -> Judge:
+    """The rule rewriter writes the tiny world's sentences alone, which the rule judge reads."""
+    if judge is None and rewriter != "rule":
+        raise UserError(
+            f"distill --rewriter {rewriter} needs --judge, which decides what rewrites are kept "
+            "(ivgr.judge.LLMJudge or ivgr.judge.LocalJudge)"
+        )
+    return judge or RuleJudge()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ grounded reasoning. In: pairs of candidate and response. Out: a verdict each."""
 import re
 
 from ivgr.distill.collect import Candidate
-from ivgr.judge.protocol import Agreement, Comparison, Judge
+from ivgr.judge.protocol import Agreement, Comparison, Judge, take_verdicts
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.format import format_reward, read_think
 
@@ -39,7 +39,8 @@ def _read_form(response: str) -> str:
 def _agree(pairs: list[Pair], judge: Judge) -> list[tuple[float | None, str]]:
     """A score each, and the reason if it is too low."""
     read = [read_accuracy(candidate.sample, response) for candidate, response in pairs]
-    verdicts = iter(judge.agree([question for question in read if isinstance(question, Agreement)]))
+    questions = [question for question in read if isinstance(question, Agreement)]
+    verdicts = iter(take_verdicts(questions, judge.agree(questions)))
     return [
         (next(verdicts), GIVEN_UP if found.given_up else "answer")
         if isinstance(found, Agreement)
@@ -50,4 +51,4 @@ def _agree(pairs: list[Pair], judge: Judge) -> list[tuple[float | None, str]]:
 
 def _compare(pairs: list[Pair], judge: Judge) -> list[tuple[float | None, str]]:
     asked = [Comparison(c.sample, c.think, read_think(text), c.frame) for c, text in pairs]
-    return [(score, "consistency") for score in judge.compare(asked)]
+    return [(score, "consistency") for score in take_verdicts(asked, judge.compare(asked))]

@@ -6,7 +6,7 @@ after it; and a `Replica`, which holds all of them while it rolls out.
 
 import copy
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -63,6 +63,9 @@ def outlasting(model: PreTrainedModel, weight: torch.Tensor) -> torch.Tensor:
 class Replica:
     """A whole copy of a policy that is split: filled once, then used until `expire`.
 
+    While it is empty its weights have no storage (they are on PyTorch's meta device), wherever the
+    policy lies when it is split and wherever it moves.
+
     Args:
         policy: The policy, not split yet.
         dtype: Of the copy's weights; null for the policy's own.
@@ -71,21 +74,23 @@ class Replica:
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype | None) -> None:
         self.policy = policy
         empty = {
-            id(weight): nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
+            id(weight): nn.Parameter(
+                torch.empty_like(weight, dtype=dtype, device="meta"), requires_grad=False
+            )
             for weight in policy.parameters()
         }
         self.model = copy.deepcopy(policy, empty)
-        self.filled = True
-        self.expire()
+        self.filled = False
 
     @torch.no_grad()
     def fill(self) -> PreTrainedModel:
-        """The copy with the policy's weights; all ranks must call it."""
+        """The copy with the policy's weights, on its device; all ranks must call it."""
         if not self.filled:
+            pairs = zip(self.model.parameters(), self.policy.parameters(), strict=True)
+            self._take(
+                torch.empty_like(own, device=split.device).copy_(split.full_tensor()) for own, split in pairs
+            )
             self.model.to(self.policy.device)
-            for weight, split in zip(self.model.parameters(), self.policy.parameters(), strict=True):
-                weight.untyped_storage().resize_(weight.numel() * weight.element_size())
-                weight.copy_(split.full_tensor())
             self.filled = True
         return self.model
 
@@ -93,14 +98,20 @@ class Replica:
     def take_home(self, keep: bool) -> PreTrainedModel:
         """The copy in main memory, as exact as the policy, where `keep`; all ranks must call it.
         It is the copy's last use."""
-        for weight, split in zip(self.model.parameters(), self.policy.parameters(), strict=True):
-            whole = split.full_tensor()
-            weight.data = whole.cpu() if keep else whole.new_empty(0)
-        return self.model
+        wholes = (split.full_tensor() for split in self.policy.parameters())
+        self._take(whole.cpu() if keep else whole.new_empty(0) for whole in wholes)
+        return self.model.to("cpu")
 
     def expire(self) -> None:
         """Frees the copy, because the policy is about to change."""
         if self.filled:
-            for weight in self.model.parameters():
-                weight.untyped_storage().resize_(0)
+            self._take(torch.empty_like(weight, device="meta") for weight in self.model.parameters())
             self.filled = False
+
+    def _take(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Puts `tensors` in the place of the copy's weights, in order."""
+        pairs = zip(self.model.parameters(), tensors, strict=True)
+        taken = {id(weight): nn.Parameter(tensor, requires_grad=False) for weight, tensor in pairs}
+        for module in self.model.modules():
+            for name, weight in module.named_parameters(recurse=False, remove_duplicate=False):
+                setattr(module, name, taken[id(weight)])

@@ -54,7 +54,8 @@ class FSDP2(ModelParallelStrategy):
     def split(self, policy: PreTrainedModel, reference: Reference | None) -> Replica:
         """Splits both over the ranks; returns what rolls out. UserError if the reference cannot be."""
         replica = Replica(policy, self.param_dtype)
-        precision = MixedPrecisionPolicy(self.param_dtype, self.reduce_dtype)
+        # The model casts its inputs itself; what it computes in float32, such as rotary angles, stays so.
+        precision = MixedPrecisionPolicy(self.param_dtype, self.reduce_dtype, cast_forward_inputs=False)
         split = partial(shard, mesh=self.device_mesh["data_parallel"], precision=precision)
         split(policy)
         if reference is not None:

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ivgr.errors import UserError
-from ivgr.evaluation.benchmarks import BENCHMARKS, Benchmark
+from ivgr.evaluation.benchmarks import BENCHMARKS
 from ivgr.evaluation.compare import compare_rows, interval, mean_of_groups, resample, tabulate
-from ivgr.evaluation.tables import read_rows
+from ivgr.evaluation.tables import EACH, read_rows
 from ivgr.inference.modes import MODES
 
 EDGES = (0.25, 0.5, 0.75, 1.0)
@@ -55,7 +55,7 @@ def bucket_rows(runs: Runs) -> dict[str, list[list[dict]]]:
 
 def accuracy_of(rows: list[dict]) -> tuple[float, float, float]:
     """Percent right with its 95 % interval."""
-    units = tabulate(rows, Benchmark("", "", ()), [row["verdict"] for row in rows])
+    units = tabulate(rows, EACH, [row["verdict"] for row in rows])
     low, high = interval(mean_of_groups(resample(units)))
     return 100 * float(mean_of_groups(units.sum(0))), 100 * low, 100 * high
 

@@ -6,24 +6,27 @@ folder OUT/MODEL/MODE.
 """
 
 import json
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
+from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from ivgr.evaluation.export import check_form, export_rows, name_file
 from ivgr.evaluation.find import find_files, open_rows
+from ivgr.evaluation.room import MOST, choose_batch
 from ivgr.evaluation.rows import RowFile
 from ivgr.evaluation.run import Examination
 from ivgr.evaluation.tables import Column, Figure, figures_of, lines_of, notes_of, print_lines, write_tables
 from ivgr.files import write_atomically
 from ivgr.inference.crops import Cropping
-from ivgr.inference.load import load_policy
+from ivgr.inference.load import load_policy, saved_dtype
 from ivgr.inference.modes import LAST, MODES, Mode, Reply, respond
 from ivgr.journal import Journal
 from ivgr.judge import Judge
@@ -37,7 +40,8 @@ SCORES = ".scores.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a journal was computed with, apart from model, mode and benchmark."""
+    """What a journal was computed with, apart from model, mode and benchmark; dtype None: as the model is
+    saved, batch None: by the memory that is free."""
 
     prompts: Prompts
     judge: Judge | None
@@ -45,8 +49,8 @@ class Settings:
     max_new_tokens: int
     max_prompt_tokens: int
     max_pixels: int | None
-    dtype: Dtype
-    batch: int
+    dtype: Dtype | None
+    batch: int | None
     cropping: Cropping
 
     def saved(self, mode: Mode) -> dict:
@@ -69,8 +73,8 @@ def evaluate(
     max_new_tokens: PositiveInt = 1024,
     max_prompt_tokens: PositiveInt = 32768,
     max_pixels: PositiveInt | None = None,
-    dtype: Dtype = "float32",
-    batch: PositiveInt = 64,
+    dtype: Dtype | None = None,
+    batch: PositiveInt | None = None,
     cropping: Cropping = Cropping(),  # noqa: B008
     export: str | None = None,
 ) -> None:
@@ -92,8 +96,8 @@ def evaluate(
         max_prompt_tokens: Longest prompt, images and crops included; a row with a longer one counts as
             wrong, one with only too many crops is answered without them.
         max_pixels: The model sees larger images and crops shrunk to this; default: as its processor says.
-        dtype: Weight dtype.
-        batch: Rows asked and saved together.
+        dtype: Weight dtype; default: the one that the model is saved in.
+        batch: Rows asked and saved together; default: as many as the free memory holds, up to 64.
         cropping: How boxes become crops in tool mode.
         export: Also write predictions as VLMEvalKit stores them, "tsv" or "xlsx".
     """
@@ -111,12 +115,13 @@ def evaluate(
         prompts, judge, openly, max_new_tokens, max_prompt_tokens, max_pixels, dtype, batch, cropping
     )
     for label, source in labels.items():
-        policy = Policy(source, settings)
+        own = replace(settings, dtype=dtype or saved_dtype("evaluate", source))
+        policy = Policy(source, own)
         for one in dict.fromkeys(mode):
             for name, file in rows.items():
                 folder = out / label / one
                 saved = {"model": source, "data": list(map(str, files[name])), "rows": file.total}
-                journal = Journal(folder, name, saved | settings.saved(one))
+                journal = Journal(folder, name, saved | own.saved(one))
                 examine(policy, one, name, file, journal)
                 summarise(journal, folder, name)
                 if export:
@@ -142,18 +147,17 @@ def label_models(models: list[str]) -> dict[str, str]:
 
 
 class Policy:
-    """A model that is loaded when it is first asked, on a GPU if there is one."""
+    """A model that is loaded when it is first needed, on a GPU if there is one."""
 
     def __init__(self, source: str, settings: Settings) -> None:
-        self.source, self.settings, self.ask = source, settings, None
+        self.source, self.settings = source, settings
 
     @torch.inference_mode()
     def __call__(self, samples: list[Sample], mode: Mode) -> list[Reply]:
-        if self.ask is None:
-            self.ask = self._load()
-        return self.ask(samples, mode)
+        return respond(*self.loaded, samples, mode, self.settings.cropping)
 
-    def _load(self):
+    @cached_property
+    def loaded(self) -> tuple[PreTrainedModel, QueryEncoder, TransformersEngine]:
         settings = self.settings
         model, encoder = load_policy(
             "evaluate",
@@ -164,26 +168,36 @@ class Policy:
             settings.max_pixels,
         )
         use_linear_patches(model)
-        engine = TransformersEngine(max_new_tokens=settings.max_new_tokens, batch_queries=settings.batch)
-        return partial(respond, model, encoder, engine, cropping=settings.cropping)
+        most = settings.batch or MOST
+        return model, encoder, TransformersEngine(max_new_tokens=settings.max_new_tokens, batch_queries=most)
+
+    def batch(self, mode: Mode) -> int:
+        """Rows to ask together, in `mode`."""
+        if self.settings.batch is not None:
+            return self.settings.batch
+        model, encoder, _ = self.loaded
+        limits = self.settings.max_new_tokens, self.settings.max_prompt_tokens
+        return choose_batch(model, encoder.processor, mode, *limits)
 
 
 def examine(policy: Policy, mode: Mode, name: str, file: RowFile, journal: Journal) -> None:
     """Fills `journal` and says how fast."""
     settings, before = policy.settings, len(journal.rows)
+    label = f"{BENCHMARKS[name].title} · {Path(policy.source).name} · {mode}"
+    if before == file.total:
+        print(f"{printable(label)}: was done before")
+        return
     examination = Examination(
         BENCHMARKS[name],
         partial(policy, mode=mode),
         settings.prompts.instruction(LAST[mode]),
         settings.judge,
-        settings.batch,
+        policy.batch(mode),
         settings.openly,
     )
-    label = f"{BENCHMARKS[name].title} · {Path(policy.source).name} · {mode}"
     seconds = examination.fill(journal, file, label)
     done = len(journal.rows) - before
-    said = f"{done} rows in {seconds:.1f} s" if done else "was done before"
-    print(f"{printable(label)}: {said}")
+    print(f"{printable(label)}: {done} rows in {seconds:.1f} s, {examination.batch} together")
 
 
 def summarise(journal: Journal, folder: Path, name: str) -> None:
@@ -210,7 +224,7 @@ def print_columns(columns: list[Column], out: Path) -> None:
     print_lines(lines_of(columns), "accuracy in percent, with 95 % intervals")
     for column in columns:
         for title, notes in column.notes.items():
-            odd = [f"{notes[key]} {said}" for key, said in ODD.items() if notes[key]]
+            odd = [f"{notes[key]} {said}" for key, said in ODD.items() if notes.get(key)]
             if odd:
                 print(f"{title} · {printable(column.name)}: of {notes['rows']} replies {', '.join(odd)}")
     print(f"{out / 'scores.md'}, {out / 'scores.csv'}")
@@ -221,4 +235,5 @@ ODD = {
     "unjudged": "got no verdict of the judge (left out)",
     "without_crops": "looked at no crop (no box, or too long a prompt)",
     "rejected": "are to rows that could not be asked (wrong)",
+    "given_up": "hold mathematics that took too long to compare (not equal)",
 }

@@ -15,6 +15,8 @@ from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.files import write_atomically
 
 FORMS = ("tsv", "xlsx")
+DIGITS = 15  # that a table stores exactly
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what may begin a formula when the cell is edited
 
 
 def name_file(label: str, benchmark: Benchmark, form: str) -> str:
@@ -26,7 +28,7 @@ def export_rows(rows: Sequence[dict], columns: Iterable[dict], path: Path) -> No
     """Writes `path`, .tsv or .xlsx (pip install "ivgr[evaluate]"); `columns` are what the benchmark's
     file says of the same rows."""
     lines = [
-        {"index": row["index"], **fields, "prediction": row["answer"]}
+        {"index": ""} | fields | {"index": row["index"], "prediction": row["answer"]}
         for row, fields in zip(rows, columns, strict=True)
     ]
     names = list(dict.fromkeys(name for line in lines for name in line if name != "prediction"))
@@ -37,26 +39,40 @@ def export_rows(rows: Sequence[dict], columns: Iterable[dict], path: Path) -> No
 
 
 def _as_numbers(column: list[str]) -> list[str] | list[int]:
-    """Whole numbers where all are: VLMEvalKit looks rows up by a number."""
-    return list(map(int, column)) if all(map(str.isdecimal, column)) else column
+    """Whole numbers where all are: VLMEvalKit looks rows up by a number. What a table would round or
+    write otherwise stays a text."""
+    whole = all(len(cell) <= DIGITS and cell.isdecimal() and str(int(cell)) == cell for cell in column)
+    return list(map(int, column)) if whole else column
 
 
 def _write_tsv(table: list[list], path: Path) -> None:
+    """Cells as they are but for NUL, which readers take for the end."""
     text = io.StringIO()
-    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(table)
-    write_atomically(path, text.getvalue().encode())
+    lines = [[cell.replace("\0", "") if isinstance(cell, str) else cell for cell in line] for line in table]
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(lines)
+    write_atomically(path, text.getvalue().encode(errors="replace"))
 
 
 def _write_xlsx(table: list[list], path: Path) -> None:
+    """Every text is a text, also what a spreadsheet would take for a formula, a number or an error."""
     from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
+
+    def as_cell(value: str | int) -> object:
+        if not isinstance(value, str):
+            return value
+        text = ILLEGAL_CHARACTERS_RE.sub("", value.encode(errors="replace").decode())
+        cell = WriteOnlyCell(sheet, value=text)
+        cell.data_type = "s"
+        cell.quotePrefix = text.startswith(FORMULA)
+        return cell
+
     for line in table:
-        sheet.append(
-            [ILLEGAL_CHARACTERS_RE.sub("", cell) if isinstance(cell, str) else cell for cell in line]
-        )
+        sheet.append(list(map(as_cell, line)))
     buffer = io.BytesIO()
     book.save(buffer)
     write_atomically(path, buffer.getvalue())

@@ -18,7 +18,6 @@ QUESTIONS = ("question", "text", "query", "problem", "Question", "prompt")
 ANSWERS = ("answer", "label", "response", "solution", "Correct Answer")
 OPTIONS = ("multi-choice options", "options", "choices", "Options")
 BOXES = ("target_instances", "bbox", "boxes")
-PAIR = "pair"  # the group of two rows that only count together
 FAULT = "\0"  # the column of a row that its file could not give whole: why
 
 _LETTERED = re.compile(r"\(?([A-Za-z])[).:](.*)", re.DOTALL)
@@ -83,6 +82,7 @@ def _read(fields: dict, benchmark: Benchmark, index: str, groups: dict[str, str]
     if not options and _LETTER.fullmatch(answer):
         options, listed = _options_within(question), True
     if options:
+        answer = str(fields.get("answer_option", answer)).strip()
         answer = _gold_letter(answer, options, benchmark.gold_index)
     elif benchmark.rule in ("option", "first letter"):
         raise Fault(f"no options; give columns A, B, … or one of {', '.join(OPTIONS)}")

@@ -10,11 +10,12 @@ from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.boxes import box_reward
 from ivgr.rewards.format import format_reward, read_think
 from ivgr.rewards.total import ask_once
-from ivgr.world.claims import place_of, read_claims
 
+# Known only to a judge that reads what reasoning says of places.
+PLACES = "place_accuracy"
 FIGURES = {
     GROUNDED: ("accuracy", "format", "iou", "length"),
-    TEXTUAL: ("accuracy", "format", "place_accuracy", "length"),
+    TEXTUAL: ("accuracy", "format", PLACES, "length"),
 }
 RARE = ("unjudged", "math_given_up")
 
@@ -23,31 +24,33 @@ class HeldOutFigures(nn.Module):
     """Means over responses, equal on all ranks.
 
     accuracy: R_acc, 0 for a response that breaks the format; format: R_format; iou: R_box;
-    place_accuracy: share of responses whose reasoning names a place for every object asked
-    about, each being the place of its gold box's centre; length: tokens. Where there are any: unjudged,
-    the share of responses without the judge's verdict, which accuracy leaves out; math_given_up, of
-    those whose mathematics took too long to compare (not equal).
+    place_accuracy, with a judge that has `names_places`: share of responses whose reasoning names a
+    place for every object asked about, each being the place of its gold box's centre; length: tokens.
+    Where there are any: unjudged, the share of responses without the judge's verdict, which
+    accuracy leaves out; math_given_up, of those whose mathematics took too long to compare (not equal).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, judge: Judge) -> None:
         super().__init__()
+        self.judge = judge
+        unknown = () if hasattr(judge, "names_places") else (PLACES,)
         self.means = nn.ModuleDict(
             {
-                stream: nn.ModuleDict({name: MeanMetric() for name in (*names, *RARE)})
+                stream: nn.ModuleDict({name: MeanMetric() for name in (*names, *RARE) if name not in unknown})
                 for stream, names in FIGURES.items()
             }
         )
 
-    def update(self, queries: list[Query], judge: Judge) -> None:
+    def update(self, queries: list[Query]) -> None:
         """Adds the rollouts of `queries`."""
         found = [
-            (group.stream, rollout, _figures(query, rollout))
+            (group.stream, rollout, self._figures(query, rollout))
             for query in queries
             for group in query.groups
             for rollout in group.rollouts
         ]
         questions = [(r, f["accuracy"]) for _, r, f in found if isinstance(f["accuracy"], Agreement)]
-        verdicts = ask_once(judge.agree, questions)
+        verdicts = ask_once(self.judge.agree, questions)
         for stream, _, figures in found:
             accuracy = figures["accuracy"]
             figures["accuracy"] = verdicts[accuracy] if isinstance(accuracy, Agreement) else accuracy
@@ -67,29 +70,15 @@ class HeldOutFigures(nn.Module):
             for stream, values in figures.items()
         }
 
-
-def _figures(query: Query, rollout: Rollout) -> dict[str, float | Agreement]:
-    """Of one response; its accuracy may be a question for the judge."""
-    well_formed = format_reward(rollout.text)
-    return {
-        "format": well_formed,
-        "accuracy": read_accuracy(query.sample, rollout.text) if well_formed else 0.0,
-        "iou": box_reward(rollout.text, query.boxes),
-        "place_accuracy": float(names_places(query, rollout.text)),
-        "length": float(len(rollout.tokens)),
-    }
-
-
-def names_places(query: Query, text: str) -> bool:
-    """Whether the think block of `text` gives every labelled object the place of its gold
-    box's centre, and no other."""
-    width, height = query.frame.width, query.frame.height
-    claims = read_claims(read_think(text), width, height)
-    stated = {
-        label: {value for name, attribute, value in claims if (name, attribute) == (label, "place")}
-        for label in query.sample.labels
-    }
-    return bool(stated) and all(
-        stated[label] == {place_of(box, width, height)}
-        for label, box in zip(query.sample.labels, query.boxes, strict=True)
-    )
+    def _figures(self, query: Query, rollout: Rollout) -> dict[str, float | Agreement]:
+        """Of one response; its accuracy may be a question for the judge."""
+        well_formed = format_reward(rollout.text)
+        figures = {
+            "format": well_formed,
+            "accuracy": read_accuracy(query.sample, rollout.text) if well_formed else 0.0,
+            "iou": box_reward(rollout.text, query.boxes),
+            "length": float(len(rollout.tokens)),
+        }
+        if PLACES in self.means[TEXTUAL]:
+            figures[PLACES] = float(self.judge.names_places(query, read_think(rollout.text)))
+        return figures

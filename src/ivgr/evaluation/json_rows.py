@@ -16,7 +16,7 @@ LARGEST = 1 << 28  # bytes of a file
 class JsonRows(StockedRows):
     """The rows of one or several files, in their order; a file holds a list of objects."""
 
-    def __init__(self, paths: list[Path], benchmark: Benchmark) -> None:
+    def __init__(self, paths: list[Path], benchmark: Benchmark, asked: bool = True) -> None:
         self.rows = [(where, values) for path in paths for where, values in _read(path)]
         self.rows = [(where, values) for where, values in self.rows if belongs(values, benchmark)]
         super().__init__(self.rows, benchmark, paths[0])

@@ -8,7 +8,8 @@ import re
 from ast import literal_eval
 
 DEPTH = 8  # brackets within one another
-_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+# Up to the end where it is not closed: what no parser takes is not searched from every quote anew.
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*+(?:'|\Z|\\)|\"(?:[^\"\\]|\\.)*+(?:\"|\Z|\\)", re.DOTALL)
 _UNREAD = re.compile(r"[^\[\](){},:\s\w.+-]|[+-]\s*[+-]")
 
 
@@ -19,7 +20,7 @@ def read_list(text: str) -> list:
         raise ValueError("not a list")
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         found = literal_eval(text.strip())

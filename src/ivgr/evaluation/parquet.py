@@ -12,6 +12,7 @@ from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.evaluation.fields import Fault, Row, with_images
 from ivgr.evaluation.rows import (
     IMAGES,
+    NUMBERED,
     SHORTEST_IMAGE,
     UNASKED,
     StockedRows,
@@ -26,8 +27,8 @@ BATCH = 16
 class ParquetRows(StockedRows):
     """The rows of one or several files, in the order of their names."""
 
-    def __init__(self, paths: list[Path], benchmark: Benchmark) -> None:
-        self.paths = paths
+    def __init__(self, paths: list[Path], benchmark: Benchmark, asked: bool = True) -> None:
+        self.paths, self.asked = paths, asked
         super().__init__(self._values(benchmark, light=True), benchmark, paths[0])
 
     def _values(self, benchmark: Benchmark, light: bool = False) -> Iterator[tuple[str, dict]]:
@@ -37,7 +38,7 @@ class ParquetRows(StockedRows):
             try:
                 with pq.ParquetFile(path, pre_buffer=False) as file:
                     names = file.schema_arrow.names
-                    if not any(name in names for name in IMAGES):
+                    if self.asked and not any(name in names for name in IMAGES):
                         raise UserError(f"{path}: no image; add one of the columns {', '.join(IMAGES)}")
                     hidden = {*UNASKED, *(IMAGES if light else ())}
                     wanted = [name for name in names if name not in hidden]
@@ -65,10 +66,11 @@ class ParquetRows(StockedRows):
 
 
 def add_images(row: Row, where: str, values: dict) -> Row:
-    """`row` with the pictures of its first column of `IMAGES`, or with why it has none; paths lead from
-    the folder of the file, which is what stands before ": row" in `where`."""
+    """`row` with the pictures of its numbered columns, else of its first column of `IMAGES`, or with why
+    it has none; paths lead from the folder of the file, which is what stands before ": row" in `where`."""
     path, _, place = where.rpartition(": ")
-    images = next((values[name] for name in IMAGES if name in values), b"")
+    numbered = [values[name] for name in NUMBERED if name in values]
+    images = numbered or next((values[name] for name in IMAGES if name in values), b"")
     try:
         every = images if isinstance(images, list) else [images]
         return with_images(row, tuple(_load(one, Path(path).parent) for one in every))

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Protocol
 
 from ivgr.errors import UserError
-from ivgr.evaluation.benchmarks import Benchmark
-from ivgr.evaluation.fields import PAIR, Fault, Row, read_fields, read_groups
+from ivgr.evaluation.benchmarks import PAIR, Benchmark
+from ivgr.evaluation.fields import Fault, Row, read_fields, read_groups
 from ivgr.evaluation.lists import read_list
 
 INDICES = ("index", "id", "pid", "idx", "question_id", "Index", "doc_id")
-IMAGES = ("decoded_image", "image", "images", "bytes", "image_path")
+NUMBERED = tuple(f"image_{n}" for n in range(1, 9))  # a column per picture of a row
+IMAGES = ("decoded_image", "image", "images", "bytes", "image_path", *NUMBERED)
 UNASKED = ("crop_image", "crop_images")  # further pictures, which are not shown
 SHORTEST_IMAGE = 64  # what is no longer names another row's image, or a file
 LARGEST_IMAGE = 1 << 28  # bytes of an image file

@@ -17,10 +17,11 @@ from ivgr.data.sample import Sample
 from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.evaluation.fields import Row
 from ivgr.evaluation.rows import RowFile
-from ivgr.evaluation.scoring import RULES, Verdict, mean_best_iou
+from ivgr.evaluation.scoring import GIVEN_UP, RULES, Verdict, mean_best_iou
 from ivgr.inference.modes import Reply
 from ivgr.journal import Journal
 from ivgr.judge import Agreement, Judge
+from ivgr.judge.protocol import take_verdicts
 from ivgr.printable import printable
 
 Respond = Callable[[list[Sample]], list[Reply]]
@@ -59,12 +60,18 @@ class Examination:
     def examine(self, rows: list[Row]) -> list[dict]:
         """The journal lines of `rows`, asked together."""
         samples = [row.ask(self.benchmark, self.openly) for row in rows]
-        found = respond_to_each(self.respond, samples)
+        found = self._ask(rows, samples)
         verdicts = [self._score(*pair) for pair in zip(rows, found, strict=True)]
         replies = [NOTHING if isinstance(reply, RejectedSample) else reply for reply in found]
         verdicts = self._decide(verdicts, samples, replies)
         prompts = [f"{sample.question}\n{self.instruction}" for sample in samples]
         return [_record(*parts) for parts in zip(rows, prompts, replies, verdicts, strict=True)]
+
+    def _ask(self, rows: list[Row], samples: list[Sample]) -> list[Reply | RejectedSample]:
+        """The replies; a row with a fault is not asked, and has that in the place of one."""
+        whole = [sample for row, sample in zip(rows, samples, strict=True) if not row.fault]
+        replies = iter(respond_to_each(self.respond, whole) if whole else ())
+        return [RejectedSample(row.fault) if row.fault else next(replies) for row in rows]
 
     def _score(self, row: Row, reply: Reply | RejectedSample) -> Verdict:
         if isinstance(reply, RejectedSample):
@@ -75,11 +82,16 @@ class Examination:
         """The judge's word where no rule decided and something was answered; wrong without a judge."""
         doubtful = [n for n, v in enumerate(verdicts) if v.right is None and replies[n].answer and self.judge]
         asked = [Agreement(samples[n], replies[n].answer) for n in doubtful]
-        said = self.judge.agree(asked) if asked else []
+        said = take_verdicts(asked, self.judge.agree(asked)) if asked else []
         judged = {
-            n: replace(verdicts[n], right=right, why="judge") for n, right in zip(doubtful, said, strict=True)
+            n: replace(verdicts[n], right=right, why=_by_judge(verdicts[n].why))
+            for n, right in zip(doubtful, said, strict=True)
         }
         return [judged.get(n, replace(v, right=bool(v.right))) for n, v in enumerate(verdicts)]
+
+
+def _by_judge(why: str) -> str:
+    return f"{GIVEN_UP}, then the judge" if why == GIVEN_UP else "judge"
 
 
 def respond_to_each(respond: Respond, samples: list[Sample]) -> list[Reply | RejectedSample]:

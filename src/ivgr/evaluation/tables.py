@@ -15,14 +15,24 @@ from pathlib import Path
 import numpy as np
 
 from ivgr.evaluation.benchmarks import BENCHMARKS, Benchmark
-from ivgr.evaluation.compare import Statistic, interval, mean_of_groups, resample, tabulate
+from ivgr.evaluation.compare import (
+    YES_FIGURES,
+    Statistic,
+    interval,
+    mean_of_groups,
+    resample,
+    statistic_of,
+    tabulate,
+)
 from ivgr.evaluation.run import REJECTED
+from ivgr.evaluation.scoring import GIVEN_UP
 from ivgr.files import write_atomically
 from ivgr.inference.modes import Mode
 from ivgr.inference.reading import BLOCK
 from ivgr.printable import as_markdown, print_table
 
 AVERAGE = "Average"
+EACH = Benchmark("", "", ())  # whose score is the mean of its rows
 
 
 @dataclass(frozen=True)
@@ -64,38 +74,49 @@ def figures_of(rows: Sequence[dict], name: str, boxes: bool = True) -> list[Figu
     benchmark, title = BENCHMARKS[name], BENCHMARKS[name].title
     figures = [_score(rows, benchmark, title, "")]
     for column in benchmark.categories:
-        for part in sorted({part for row in rows for part in _parts(row, column[0])}):
-            own = [row for row in rows if part in _parts(row, column[0])]
-            figures.append(_score(own, benchmark, title, part))
-    if benchmark.rule == "yes or no":
-        figures += _yes_figures(rows, title)
+        for part in sorted({part for row in rows for part in _parts(row, column[0], benchmark)}):
+            figures.append(_score(_only(rows, column[0], part, benchmark), benchmark, title, part))
+    if benchmark.average == "F1":
+        units = tabulate(rows, benchmark, _verdicts(rows))
+        figures += [
+            _figure(units, statistic, title, part, len(rows))
+            for part, statistic in YES_FIGURES.items()
+            if part != "F1"
+        ]
+    if benchmark.average == "pairs":
+        figures.append(_score(rows, EACH, title, "accuracy"))
     boxed = [row for row in rows if row["iou"] is not None]
     if boxed and boxes:
-        overlaps = [row["iou"] for row in boxed]
-        figures.append(
-            _figure(
-                tabulate(boxed, Benchmark("", "", ()), overlaps), mean_of_groups, title, "mIoU", len(boxed)
-            )
-        )
+        units = tabulate(boxed, EACH, [row["iou"] for row in boxed])
+        figures.append(_figure(units, mean_of_groups, title, "mIoU", len(boxed)))
     return figures
 
 
 def score_of(rows: Sequence[dict], benchmark: Benchmark) -> float:
     """The benchmark's score, in [0, 1]; NaN where no row was judged."""
-    return float(mean_of_groups(tabulate(rows, benchmark, [row["verdict"] for row in rows]).sum(0)))
+    return float(statistic_of(benchmark)(tabulate(rows, benchmark, _verdicts(rows)).sum(0)))
 
 
-def _parts(row: dict, column: str) -> list[str]:
-    """Categories of a row: POPE writes several with commas between them."""
+def _verdicts(rows: Sequence[dict]) -> list[bool | None]:
+    return [row["verdict"] for row in rows]
+
+
+def _parts(row: dict, column: str, benchmark: Benchmark) -> list[str]:
+    """Categories of a row, of which there may be several where each counts for itself."""
     value = row["groups"].get(column, "")
-    parts = value.split(",") if set(value.split(",")) <= {"adversarial", "popular", "random"} else [value]
-    return [part for part in parts if part]
+    return [part for part in (value.split(",") if benchmark.average == "F1" else [value]) if part]
+
+
+def _only(rows: Sequence[dict], column: str, part: str, benchmark: Benchmark) -> list[dict]:
+    """The rows of one category, as if they had no other."""
+    own = [row for row in rows if part in _parts(row, column, benchmark)]
+    return [row | {"groups": row["groups"] | {column: part}} for row in own]
 
 
 def _score(rows: Sequence[dict], benchmark: Benchmark, title: str, part: str) -> Figure:
-    verdicts = [row["verdict"] for row in rows]
+    verdicts = _verdicts(rows)
     judged = sum(verdict is not None for verdict in verdicts)
-    return _figure(tabulate(rows, benchmark, verdicts), mean_of_groups, title, part, judged)
+    return _figure(tabulate(rows, benchmark, verdicts), statistic_of(benchmark), title, part, judged)
 
 
 def _figure(units: np.ndarray, statistic: Statistic, title: str, part: str, rows: int) -> Figure:
@@ -104,35 +125,16 @@ def _figure(units: np.ndarray, statistic: Statistic, title: str, part: str, rows
     return Figure(title, part, 100 * value, 100 * low, 100 * high, rows)
 
 
-def _yes_figures(rows: Sequence[dict], title: str) -> list[Figure]:
-    """Precision, recall and F1 of "yes" (POPE, Li et al., arXiv 2305.10355); 0 where undefined.
-    What is neither yes nor no counts as no."""
-    said = np.array([row["predicted"] == "Yes" for row in rows])
-    true = np.array([row["gold"].strip().lower() == "yes" for row in rows])
-    units = np.stack([said & true, said, true], 1).astype(float)
-    return [_figure(units, statistic, title, name, len(rows)) for name, statistic in YES_FIGURES.items()]
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return part / np.maximum(whole, 1)
-
-
-YES_FIGURES: dict[str, Statistic] = {
-    "precision": lambda sums: _ratio(sums[..., 0], sums[..., 1]),
-    "recall": lambda sums: _ratio(sums[..., 0], sums[..., 2]),
-    "F1": lambda sums: _ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2]),
-}
-
-
 def notes_of(rows: Sequence[dict], mode: Mode) -> dict:
     """What is to be known beside a score: rows, how many had no answer block, were not judged, did
-    without crops in tool mode, or were rejected."""
+    without crops in tool mode, were rejected, or held mathematics that took too long."""
     return {
         "rows": len(rows),
         "without_block": sum(row["answer_from"] != BLOCK for row in rows),
         "unjudged": sum(row["verdict"] is None for row in rows),
         "without_crops": sum(mode == "tool" and not row["crops"] for row in rows),
         "rejected": sum(row["why"].startswith(REJECTED) for row in rows),
+        "given_up": sum(row["why"].startswith(GIVEN_UP) for row in rows),
     }
 
 

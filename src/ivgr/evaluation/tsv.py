@@ -16,9 +16,9 @@ from ivgr.evaluation.rows import IMAGES, SHORTEST_IMAGE, StockedRows, belongs, d
 class TsvRows(StockedRows):
     """A VLMEvalKit TSV: images as base64, as the index of the row that has it, or in image_path."""
 
-    def __init__(self, path: Path, benchmark: Benchmark) -> None:
+    def __init__(self, path: Path, benchmark: Benchmark, asked: bool = True) -> None:
         csv.field_size_limit(1 << 31)
-        self.path, self.offsets, self.references = path, {}, {}
+        self.path, self.asked, self.offsets, self.references = path, asked, {}, {}
         super().__init__(self._survey(benchmark), benchmark, path)
         self._image_at = lru_cache(1)(self._read_image_at)
         self._keep_what_is_named()
@@ -36,7 +36,7 @@ class TsvRows(StockedRows):
 
     def _keep_what_is_named(self) -> None:
         """Only the offsets of images that other rows name; UserError if no row has an image at all."""
-        if self.references and not self.offsets:
+        if self.asked and self.references and not self.offsets:
             index, where = next(iter(self.references.items()))
             raise UserError(f"{where}: {_no_image_of(index)} (no row has one)")
         self.offsets = {index: self.offsets[index] for index in self.references if index in self.offsets}
@@ -55,7 +55,7 @@ class TsvRows(StockedRows):
                     values = {n: c for n, c in zip(header, cells, strict=False) if c.strip()}
                     if len(cells) != len(header):
                         values[FAULT] = f"{len(cells)} cells for {len(header)} columns"
-                    elif not values.keys() & {"image", "image_path"}:
+                    elif self.asked and not values.keys() & {"image", "image_path"}:
                         values[FAULT] = "no image; fill the column image or image_path"
                     yield where, at, values
                     at = lines.at

@@ -36,7 +36,7 @@ def ask(
     max_new_tokens: PositiveInt = 1024,
     max_prompt_tokens: PositiveInt = 32768,
     max_pixels: PositiveInt | None = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype | None = None,
     cropping: Cropping = Cropping(),  # noqa: B008
     prompts: Prompts = Prompts(),  # noqa: B008
 ) -> None:
@@ -55,7 +55,7 @@ def ask(
         max_new_tokens: Longest response, in each pass.
         max_prompt_tokens: Longest prompt, images and crops included.
         max_pixels: The model sees larger images and crops shrunk to this; default: as its processor says.
-        dtype: Weight dtype.
+        dtype: Weight dtype; default: the one that the model is saved in.
         cropping: How boxes become crops in tool mode.
         prompts: Instructions of the two streams.
     """

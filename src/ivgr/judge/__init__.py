@@ -2,7 +2,7 @@
 
 from ivgr.judge.llm import LLMJudge
 from ivgr.judge.local import LocalJudge
-from ivgr.judge.protocol import CONSISTENCY_SCORES, Agreement, Comparison, Judge
+from ivgr.judge.protocol import CONSISTENCY_SCORES, Agreement, Comparison, Judge, RulesAlone
 from ivgr.judge.rule import RuleJudge
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "LLMJudge",
     "LocalJudge",
     "RuleJudge",
+    "RulesAlone",
 ]

@@ -14,14 +14,16 @@ from typing import TypeVar
 
 from ivgr.background import in_background
 from ivgr.errors import UserError
+from ivgr.judge.transfer import REFUSED, bounded_client
 from ivgr.seeding import derive_seed
 from ivgr.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, checked
 
 T = TypeVar("T")
 Conversation = list[dict[str, str]]
 # connection: refused or broken off; timeout: too slow; busy: 5xx, 429 and their like;
-# refused: other 4xx, never asked again; reply: not what was asked for; deadline: the batch's.
-REASONS = ("connection", "timeout", "busy", "refused", "reply", "deadline")
+# refused: other 4xx, never asked again; redirect: to another origin, not followed nor asked again;
+# reply: not what was asked for, or too long; deadline: the batch's.
+REASONS = ("connection", "timeout", "busy", "refused", "redirect", "reply", "deadline")
 LONGEST_PAUSE = 30.0
 
 
@@ -112,7 +114,10 @@ class _Batch:
     async def ask_all(self, conversations: list[Conversation], seconds: float) -> list:
         """A value or None for each, after at most `seconds`."""
         key = os.environ.get(self.client.api_key_env) or "none"
-        server = self.client.openai.AsyncOpenAI(base_url=self.client.base_url, api_key=key, max_retries=0)
+        openai = self.client.openai
+        server = openai.AsyncOpenAI(
+            base_url=self.client.base_url, api_key=key, max_retries=0, http_client=bounded_client(openai)
+        )
         async with server:
             self.create = server.chat.completions.with_raw_response.create
             tasks = [asyncio.create_task(self._persist(i, c)) for i, c in enumerate(conversations)]
@@ -133,7 +138,7 @@ class _Batch:
                 if self.arrived:
                     self.arrived(index, value)
                 return value
-            if failure == "refused":
+            if failure in ("refused", "redirect"):
                 return None
             if attempt < self.client.retries:
                 await asyncio.sleep(self._pause(index, attempt))
@@ -152,12 +157,17 @@ class _Batch:
         except openai.APIConnectionError as error:
             return self._note("connection", str(error.__cause__ or error))
         except openai.APIStatusError as error:
-            status = error.status_code
+            status, headers = error.status_code, error.response.headers
+            if 300 <= status < 400:
+                return self._note("redirect", f"status {status} to {headers.get('location', 'nowhere')}")
             refused = 400 <= status < 500 and status not in (408, 409, 425, 429)
             return self._note("refused" if refused else "busy", f"status {status}")
-        text = read_reply(reply.http_response.content)
+        response = reply.http_response
+        text = read_reply(response.content)
         value = None if text is None else self.parse(text)
-        return (value, "") if value is not None else self._note("reply", "a reply that is no verdict")
+        if value is None:
+            return self._note("reply", response.extensions.get(REFUSED, "a reply that is no verdict"))
+        return value, ""
 
     def _note(self, reason: str, detail: str) -> tuple[None, str]:
         self.client.counts[f"failures/{reason}"] += 1

@@ -120,7 +120,10 @@ class LLMJudge:
                 self.cache.put(keys[open_[index]], rubric.write(verdict))
 
             chats = [conversations[i] for i in open_]
-            self.client.ask(chats, rubric.parse, arrived=keep, seconds=seconds, **fields)
+            try:
+                self.client.ask(chats, rubric.parse, arrived=keep, seconds=seconds, **fields)
+            finally:
+                self.cache.save()
 
         ask(None)
         self._wait_until_few_are_missing(verdicts, ask)

@@ -4,13 +4,15 @@ It picks among the allowed verdicts by their probability after the prompt (a con
 choice), so that every question gets an answer and no reply needs to be trusted.
 """
 
+import math
 import os
 
 import torch
 from jinja2.exceptions import TemplateError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ivgr.errors import UserError
+from ivgr.errors import refusals
 from ivgr.judge.protocol import Agreement, Comparison
 from ivgr.judge.rubric import AGREEMENT, CONSISTENCY, Rubric, agreement_data, comparison_data
 from ivgr.settings import Dtype, PositiveInt, checked
@@ -38,12 +40,11 @@ class LocalJudge:
     ) -> None:
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self.device, self.batch, self.max_prompt_tokens = device or own, batch, max_prompt_tokens
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"model.judge: {path!r} is no causal language model ({reason})") from error
+        with refusals("model.judge.path", f"{path!r} must be a causal language model", SafetensorError):
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+            )
         self.model = model.eval().requires_grad_(False).to(self.device)
 
     def agree(self, questions: list[Agreement]) -> list[bool | None]:
@@ -67,7 +68,8 @@ class LocalJudge:
         ]
         for n, index in enumerate(asked):
             own = logps[n * len(endings) : (n + 1) * len(endings)]
-            verdicts[index] = rubric.values[own.index(max(own))]
+            if not any(map(math.isnan, own)):
+                verdicts[index] = rubric.values[own.index(max(own))]
         return verdicts
 
     def _prompt_ids(self, rubric: Rubric, data: dict) -> list[int]:

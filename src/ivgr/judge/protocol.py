@@ -1,9 +1,11 @@
 """The two questions a judge answers, each in batches; a verdict that never came is None."""
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol
 
 from ivgr.data.sample import Sample
+from ivgr.errors import UserError
 from ivgr.families.frame import Frame
 
 CONSISTENCY_SCORES = (0.0, 0.3, 0.7, 1.0)
@@ -32,8 +34,10 @@ class Comparison:
 class Judge(Protocol):
     """What no rule can decide.
 
-    Called in a background thread, one batch at a time; a batch may be empty. A judge may
-    also have `report() -> dict[str, float]`: figures since the last call, logged as judge/NAME.
+    Called in a background thread, one batch at a time; a batch may be empty. A judge may also have
+    `report() -> dict[str, float]`: figures since the last call, logged as judge/NAME; and
+    `names_places(query, reasoning) -> bool`, where it reads what the reasoning says of places: the
+    held-out figure place_accuracy.
     """
 
     def agree(self, questions: list[Agreement]) -> list[bool | None]:
@@ -43,3 +47,34 @@ class Judge(Protocol):
         """A score for each comparison, in order: 1.0 the descriptions agree fully; 0.7 no
         contradiction, and something extra or something missing; 0.3 no contradiction, both
         extra and missing; 0.0 any contradiction, or nothing said. None where there is none."""
+
+
+def take_verdicts(questions: list, verdicts: list) -> list:
+    """`verdicts` as a judge gave them on `questions`, None in the place of what is no verdict: on an
+    agreement all but true and false, on a comparison all but numbers from 0 to 1. UserError if there
+    is not one for each."""
+    if len(verdicts) != len(questions):
+        raise UserError(
+            f"model.judge: it gave {len(verdicts)} verdicts on {len(questions)} questions; it must give one "
+            "on each, None where it has none"
+        )
+    return [
+        verdict if _is_verdict(question, verdict) else None
+        for question, verdict in zip(questions, verdicts, strict=True)
+    ]
+
+
+def _is_verdict(question: Agreement | Comparison, verdict: object) -> bool:
+    if not isinstance(verdict, Real):
+        return False
+    return verdict in (0, 1) if isinstance(question, Agreement) else 0 <= verdict <= 1
+
+
+class RulesAlone:
+    """No judge: an answer that no rule matches is wrong, and reasoning is compared with nothing."""
+
+    def agree(self, questions: list[Agreement]) -> list[bool | None]:
+        return [False for _ in questions]
+
+    def compare(self, comparisons: list[Comparison]) -> list[float | None]:
+        return [None for _ in comparisons]

@@ -1,11 +1,13 @@
 """A judge that needs no language model: it reads the tiny world's statements exactly."""
 
 from ivgr.judge.protocol import Agreement, Comparison
-from ivgr.world.claims import read_claims
+from ivgr.query import Query
+from ivgr.world.claims import place_of, read_claims
 
 
 class RuleJudge:
-    """Compares claims (object, attribute, value); a box claims the place of its centre."""
+    """Compares claims (object, attribute, value); a box claims the place of its centre. Of texts
+    that are not the tiny world's it understands nothing."""
 
     def agree(self, questions: list[Agreement]) -> list[bool | None]:
         """False: the rules before the judge are all there is."""
@@ -15,6 +17,20 @@ class RuleJudge:
         """The rubric of `Judge.compare` on claims. Reasoning that claims nothing agrees
         with nothing: 0.0, so that silence cannot be a way to avoid contradiction."""
         return [_score(comparison) for comparison in comparisons]
+
+    def names_places(self, query: Query, reasoning: str) -> bool:
+        """Whether `reasoning` gives every labelled object the place of its gold box's centre, and no
+        other."""
+        width, height = query.frame.width, query.frame.height
+        claims = read_claims(reasoning, width, height)
+        stated = {
+            label: {value for name, attribute, value in claims if (name, attribute) == (label, "place")}
+            for label in query.sample.labels
+        }
+        return bool(stated) and all(
+            stated[label] == {place_of(box, width, height)}
+            for label, box in zip(query.sample.labels, query.boxes, strict=True)
+        )
 
 
 def _score(comparison: Comparison) -> float:

@@ -100,8 +100,8 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
     time; the model stays as it is, with its adapters or without."""
     layers = dict(_wrapped(model)) if is_adapted(model) else {}
     for name, parameter in model.named_parameters():
-        owner, wrapped, own = name.partition(".base_layer.")
-        if wrapped:
+        owner, _, own = name.partition(".base_layer.")
+        if owner in layers:
             yield f"{owner}.{own}", _merge(layers[owner]) if own == "weight" else parameter.detach()
         elif not (layers and ".lora_" in name):
             yield name, parameter.detach()

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
+from torch._dynamo import config as dynamo
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
@@ -20,6 +21,9 @@ from transformers.masking_utils import sdpa_mask
 from ivgr.families.registry import find_family
 
 NAME = "tree"
+# Kernels that FlexAttention may be compiled into: with and without gradients, one row and several, for
+# each model. Past dynamo's own limit of 8 it would go on uncompiled, with a score for every two tokens.
+MOST_VARIANTS = 64
 
 
 class LayerCache(Protocol):
@@ -83,8 +87,10 @@ def attend(
 
 def attend_mask(module: nn.Module, query, key, value, mask, **options) -> torch.Tensor:
     """Attention under a mask of either kind: (rows, length, heads, size)."""
-    forward = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
-    return forward(module, query, key, value, mask, **options)[0]
+    if not isinstance(mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+    with dynamo.patch(recompile_limit=MOST_VARIANTS, fail_on_recompile_limit_hit=True):
+        return flex_attention_forward(module, query, key, value, mask, **options)[0]
 
 
 AttentionInterface.register(NAME, attend)

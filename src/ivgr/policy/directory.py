@@ -25,7 +25,7 @@ from transformers import (
 
 from ivgr.checkpoint import META
 from ivgr.data.prompts import GROUNDED, Prompts
-from ivgr.errors import UserError
+from ivgr.errors import UserError, say
 from ivgr.finite import find_not_finite
 from ivgr.policy.forward import end_of_turn, stop_ids
 
@@ -117,10 +117,8 @@ def _reading(path: Path | str, setting: str) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise UserError(
-            f"{setting}: {str(path)!r} is no image-text-to-text model that can be read ({kind}{reason})"
+            f"{setting}: {str(path)!r} is no image-text-to-text model that can be read ({say(error)})"
         ) from error
 
 

@@ -42,10 +42,12 @@ def hidden_states(
 
 
 def banned_ids(model: PreTrainedModel) -> list[int]:
-    """Vision tokens: never to be sampled, since a sampled one would promise an image."""
-    config = model.config
+    """Vision tokens: never to be sampled, since a sampled one would promise an image. One beyond the
+    vocabulary, a default that config.json does not name, never is."""
+    config, words = model.config, model.config.get_text_config().vocab_size
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None})
+    found = {getattr(config, name, None) for name in names} - {None}
+    return sorted(token for token in found if token < words)
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ivgr.archive import Archive
 from ivgr.data.prompts import GROUNDED, SINGLE, TEXTUAL
-from ivgr.judge.protocol import Agreement, Comparison
+from ivgr.errors import UserError
+from ivgr.judge.protocol import Agreement, Comparison, Judge, RulesAlone, take_verdicts
 from ivgr.query import Query, Rollout
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.boxes import box_reward, box_validity
@@ -57,6 +58,19 @@ class Rewards:
             TEXTUAL: {**common, "consistency": consistency.weight},
             SINGLE: {"format": format.weight, "accuracy": single_accuracy.weight},
         }
+        asking = {"accuracy": accuracy, "single_accuracy": single_accuracy, "consistency": consistency}
+        self.asking = [name for name, term in asking.items() if term.weight]
+
+    def choose_judge(self, judge: Judge | None) -> Judge:
+        """`judge`, or the rules alone where none is needed; UserError if none is named and a term that
+        counts asks one."""
+        if judge is None and self.asking:
+            terms = ", ".join(f"model.rewards.{name}" for name in self.asking)
+            raise UserError(
+                f"model.judge: none is named, and {terms} ask one; name a class_path (ivgr.judge.LLMJudge, "
+                "ivgr.judge.LocalJudge; for the tiny world ivgr.judge.RuleJudge), or set their weight to 0"
+            )
+        return judge or RulesAlone()
 
     def apply_rules(self, queries: list[Query]) -> list[Open]:
         """Fills every term that needs no judge; returns the answers that no rule matched."""
@@ -99,9 +113,10 @@ class Rewards:
 
 
 def ask_once(ask: Callable[[list], list], questions: list[Open]) -> dict:
-    """The judge's verdict on each question; identical ones are asked once."""
+    """The judge's verdict on each question; identical ones are asked once. None where there is
+    none, or what came is none (see `take_verdicts`)."""
     unique = list(dict.fromkeys(question for _, question in questions))
-    return dict(zip(unique, ask(unique), strict=True))
+    return dict(zip(unique, take_verdicts(unique, ask(unique)), strict=True))
 
 
 def enter_verdicts(questions: list[Open], verdicts: dict, term: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ivgr.errors import UserError
+from ivgr.errors import UserError, say
 from ivgr.policy.adapter import merged_weights
 
 # vLLM rounds the vocabulary up to whole blocks of rows.
@@ -26,16 +26,22 @@ DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 @torch.no_grad()
 def load_weights(policy: PreTrainedModel, model: nn.Module) -> None:
     """Copies every parameter of `policy` into vLLM's `model`, low-rank adapters added to what they
-    adapt; UserError if it does not take them."""
+    adapt; UserError that names the first which it does not take."""
+    name = "the first"
+
+    def note(named: tuple[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
+        nonlocal name
+        name = named[0]
+        return named
+
     try:
-        model.load_weights(merged_weights(policy))
+        model.load_weights(map(note, merged_weights(policy)))
     except DEVICE_ERRORS:
         raise
     except REFUSALS as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.engine: vLLM's {type(model).__name__} does not take the policy's weights ({reason}); "
-            "model.engine.checkpoint must be what model.policy was loaded from"
+            f"model.engine: vLLM's {type(model).__name__} does not take the policy's weight {name} "
+            f"({say(error)}); model.engine.checkpoint must be what model.policy was loaded from"
         ) from error
 
 

@@ -16,15 +16,15 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import TEXTUAL, Prompts
 from ivgr.data.sample import Sample
 from ivgr.errors import UserError
-from ivgr.evaluation.held_out import names_places
 from ivgr.inference.modes import MODES, Mode, Reply, respond
+from ivgr.judge import RuleJudge
 from ivgr.policy.load import Pretrained
 from ivgr.probes import measure
 from ivgr.probes.subject import read_questions
 from ivgr.query import Query
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.boxes import box_reward
-from ivgr.rewards.format import format_reward
+from ivgr.rewards.format import format_reward, read_think
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.study.arms import LOCALIZATION
 
@@ -110,6 +110,6 @@ def _score(query: Query, reply: Reply) -> dict[str, float]:
         "accuracy": float(right),
         "format": well_formed,
         "length": float(reply.tokens),
-        "place_accuracy": float(names_places(query, reply.text)),
+        "place_accuracy": float(RuleJudge().names_places(query, read_think(reply.text))),
         "iou": box_reward(reply.text, query.boxes),
     }

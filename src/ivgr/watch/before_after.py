@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 
+from ivgr.checkpoint import Either
 from ivgr.evaluation.held_out import FIGURES, HeldOutFigures
 from ivgr.seeding import run_seed
 from ivgr.watch.ending import write_summary
@@ -21,8 +22,11 @@ class BeforeAfter(L.Callback):
     """Evaluates greedily on data.val; the figures before training and the seconds spent
     travel in checkpoints, so that a resumed run reports the whole run."""
 
-    # The shape of what a checkpoint keeps.
-    state_shape = {"before": {stream: {str: float} for stream in FIGURES}, "seconds": float}
+    # The shape of what a checkpoint keeps; no figures, where the first evaluation was broken off.
+    state_shape = {
+        "before": Either((type(None), {stream: {str: float} for stream in FIGURES})),
+        "seconds": float,
+    }
 
     def __init__(self) -> None:
         self.before: Figures | None = None
@@ -76,12 +80,12 @@ class BeforeAfter(L.Callback):
 @torch.no_grad()
 def evaluate(trainer: L.Trainer, module: L.LightningModule) -> Figures:
     """Held-out figures of both streams, the same on all ranks."""
-    figures = HeldOutFigures().to(module.device)
+    figures = HeldOutFigures(module.judge).to(module.device)
     policy = module.rollout_policy()
     for batch in trainer.datamodule.val_dataloader():
         if batch.queries:
             module.engine.answer(policy, module.processor.tokenizer, batch.queries)
-            figures.update(batch.queries, module.judge)
+            figures.update(batch.queries)
     return figures.compute()
 
 

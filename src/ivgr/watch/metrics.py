@@ -11,7 +11,7 @@ import torch
 from ivgr.archive import Archive
 from ivgr.data.prompts import STREAMS, TEXTUAL
 from ivgr.distributed.ranks import gather, gather_lists
-from ivgr.judge.protocol import CONSISTENCY_SCORES, Judge
+from ivgr.judge.protocol import CONSISTENCY_SCORES, Judge, RulesAlone
 from ivgr.kernels import TokenStatistics
 from ivgr.loss import TokenLoss
 from ivgr.query import Group, Query, Rollout, rollouts_of
@@ -40,7 +40,9 @@ def batch_metrics(queries: list[Query], archive: Archive, rollout_seconds: float
 
 def judge_metrics(judge: Judge, verdicts: list) -> dict[str, float]:
     """The share of all ranks' `verdicts` that are missing (None), and the sums of what their judges
-    themselves report."""
+    themselves report; nothing where there is no judge."""
+    if isinstance(judge, RulesAlone):
+        return {}
     missing = _mean(gather_lists([verdict is None for verdict in verdicts]))
     reports = gather(judge.report() if hasattr(judge, "report") else {})
     return {
