@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ivgr.checkpoint import read_checkpoint
-from ivgr.cli import main, user_error_behind
+from ivgr.cli import main, mendable_line
 from ivgr.errors import UserError
 from ivgr.fit import CLI, run_lightning
 from ivgr.policy.directory import write_directory
@@ -88,7 +88,7 @@ def resume(policy, run):
 def refused(call, *arguments):
     with pytest.raises(Exception) as raised:
         call(*arguments)
-    error = user_error_behind(raised.value)
+    error = mendable_line(raised.value)
     assert error is not None, raised.value
     assert "\n" not in str(error)
     return str(error)
@@ -229,6 +229,30 @@ def holds(module, whole):
     assert len(module.optimizers(use_pl_optimizer=False).state) == len(whole["optimizer_states"][0]["state"])
 
 
+def spoil_weights(state):
+    next(iter(state["state_dict"].values())).view(-1)[3] = torch.nan
+
+
+def spoil_moments(state):
+    next(iter(state["optimizer_states"][0]["state"].values()))["exp_avg"].view(-1)[0] = torch.inf
+
+
+SPOILT = {
+    "its policy is NaN": (spoil_weights, "numbers of its policy are not finite"),
+    "its moments are infinite": (spoil_moments, "numbers of its optimizer are not finite"),
+    "its data's place is gone": (lambda state: state.pop("TinyWorld"), "does not say where TinyWorld stands"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_no_run_goes_on_from_what_is_spoilt(name, saved, resume, tmp_path):
+    spoil, said = SPOILT[name]
+    state = read_checkpoint(saved, whole=True)
+    spoil(state)
+    torch.save(state, tmp_path / "spoilt.ckpt")
+    assert said in refused(resume, tmp_path / "spoilt.ckpt")
+
+
 @pytest.mark.parametrize("count", [60, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_checkpoint_of_any_content_is_refused_or_goes_on(saved, resume, tmp_path, count):
     """Every part of it dropped or of another type."""
@@ -241,7 +265,7 @@ def test_a_checkpoint_of_any_content_is_refused_or_goes_on(saved, resume, tmp_pa
             holds(resume(path), whole)
             seen["goes on"] += 1
         except Exception as error:
-            mendable = user_error_behind(error)
+            mendable = mendable_line(error)
             assert mendable is not None and "\n" not in str(mendable), (place, new)
             seen["is refused"] += 1
     print(len(every), "places and types;", dict(seen))
