@@ -67,12 +67,13 @@ def read_model(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+        rotary = _fault_of_rotary(model)
     if getattr(model, "peft_config", None) is not None:
         refuse(path, setting, ADAPTER)
     if (fault := _fault_of_report(report)) is not None:
         refuse(path, setting, f"{fault}; config.json and weights must be of one model")
-    if (fault := _fault_of_rotary(model)) is not None:
-        refuse(path, setting, fault)
+    if rotary is not None:
+        refuse(path, setting, rotary)
     if (name := find_not_finite(model.named_parameters())) is not None:
         refuse(path, setting, f"holds weights that are not finite (first in {name}); take an earlier copy")
     return model
