@@ -224,6 +224,6 @@ def test_a_patient_engine_gives_what_the_engine_gives(tiny):  # noqa: F811
 
 
 def test_impossible_guards_are_refused():
-    for settings in ({"patience": 0}, {"engine_timeout": 0.0}):
+    for settings in ({"patience": 0}, {"engine_timeout": 0.0}, {"judge_timeout": 0.0}):
         with pytest.raises(UserError, match="model.guard"):
             Guard(**settings)
