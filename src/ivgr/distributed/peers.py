@@ -9,26 +9,24 @@ because it is slow, or because native code keeps its interpreter busy.
 import json
 import multiprocessing
 import os
-import secrets
-import socket
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
+from socket import socket
 from threading import Event, Lock, Thread, Timer
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
-from ivgr.errors import UserError, say
+from ivgr.distributed.connect import open_links
+from ivgr.errors import say
 from ivgr.printable import printable
 
-CODE = 1
 # What waits for a rank that is gone fails at once; the news of it comes as fast, or it is another fault.
 NEWS = 5.0
 # An error that all ranks raise alike reaches them within moments of one another.
 GRACE = 15.0
-OPENING = 120.0
+ENDING = Lock()
 
 
 class Peers(L.Callback):
@@ -46,12 +44,10 @@ class Peers(L.Callback):
         """All ranks must call it. UserError if they cannot reach each other."""
         if trainer.world_size == 1:
             return
-        links = open_links(trainer.global_rank, trainer.world_size, trainer.strategy.broadcast)
-        for link in links.values():
-            _ask_whether_there(link, self.timeout)
+        rank, broadcast = trainer.global_rank, trainer.strategy.broadcast
         self.links = Links(
-            trainer.global_rank,
-            links,
+            rank,
+            open_links(rank, trainer.world_size, broadcast, self.timeout),
             place=lambda: _place(trainer, module),
             advice="go on with --ckpt_path auto" if stage == TrainerFn.FITTING else "run it again",
             leaving=lambda: trainer.state.status == TrainerStatus.INTERRUPTED,
@@ -63,9 +59,9 @@ class Peers(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         """A collective fails where another rank is gone: then that is the news, not the failure."""
-        if self.links and isinstance(exception, RuntimeError):
-            self.links.end_if_told(NEWS)
         if self.links:
+            if isinstance(exception, RuntimeError) and self.links.told.wait(NEWS):
+                end(self.links.trouble)
             self.links.leave(say(exception))
 
 
@@ -73,13 +69,14 @@ class Links:
     """The links of one `rank`: with rank 0, or of rank 0 with all others, to whom it passes on what it
     hears. A thread for each hears what the other side says, and that it is gone.
 
-    place says where this rank is, advice what to do; leaving, whether it is about to end by itself.
+    place says where this rank is, advice what to do, leaving whether it is about to end by itself; told
+    is set as soon as trouble is the line that tells of another's end.
     """
 
     def __init__(
         self,
         rank: int,
-        links: dict[int, socket.socket],
+        links: dict[int, socket],
         place: Callable[[], str],
         advice: str,
         leaving: Callable[[], bool],
@@ -97,13 +94,8 @@ class Links:
         """Tells the others that this rank ends by itself; `why` is empty if its work is done."""
         self._tell(self.rank, why)
 
-    def end_if_told(self, seconds: float) -> None:
-        """Ends this process if within `seconds` it hears of another's trouble."""
-        if self.told.wait(seconds):
-            end(self.trouble)
-
     def _listen(self, peer: int) -> None:
-        with suppress(OSError), self.links[peer].makefile(encoding="utf-8") as lines:
+        with suppress(OSError, ValueError), self.links[peer].makefile(encoding="utf-8") as lines:
             for line in lines:
                 self._hear(*json.loads(line))
         self._hear(peer, None)
@@ -141,74 +133,25 @@ class Links:
     def _close(self) -> None:
         """In a forked child, which would keep the links of a dead process open."""
         for link in self.links.values():
-            os.close(link.fileno())
+            with suppress(OSError):
+                os.close(link.fileno())
 
 
 def end(line: str) -> None:
     """Ends this process and those that it has started, whatever its main thread waits for."""
+    ENDING.acquire()  # which the first to come never lets go of
     with suppress(Exception):
         sys.stdout.flush()
     os.write(2, f"ivgr: error: {printable(line)}\n".encode())
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(CODE)
-
-
-def open_links(rank: int, ranks: int, broadcast: Callable) -> dict[int, socket.socket]:
-    """Rank 0's link with each other rank, or this rank's with rank 0, by rank; all ranks must call it."""
-    if rank:
-        host = os.environ["MASTER_ADDR"]
-        port, token = broadcast(None)
-        try:
-            link = socket.create_connection((host, port), OPENING)
-            link.sendall(f"{token} {rank}\n".encode())
-        except OSError as error:
-            raise UserError(
-                f"rank {rank} cannot reach rank 0 at {host}:{port}: {say(error)}; let the machines of a run "
-                "connect to each other"
-            ) from error
-        return {0: link}
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    with socket.create_server(("", 0), family=family, backlog=ranks, dualstack_ipv6=both) as server:
-        token = secrets.token_hex()
-        broadcast((server.getsockname()[1], token))
-        return _accept(server, token, ranks)
-
-
-def _accept(server: socket.socket, token: str, ranks: int) -> dict[int, socket.socket]:
-    """The links of the others, each of which begins with the token; whoever else calls is sent away."""
-    links, end_of_time = {}, time.monotonic() + OPENING
-    while len(links) < ranks - 1:
-        server.settimeout(max(end_of_time - time.monotonic(), 0.001))
-        try:
-            link, _ = server.accept()
-        except TimeoutError:
-            missing = ", ".join(str(rank) for rank in range(1, ranks) if rank not in links)
-            raise UserError(f"no word from rank {missing} within {OPENING:g} s; see its log") from None
-        link.settimeout(NEWS)
-        with suppress(OSError, ValueError), link.makefile("rb", buffering=0) as hello:
-            said, rank = hello.readline(200).decode().split()
-            if secrets.compare_digest(said, token):
-                links[int(rank)] = link
-    return links
-
-
-def _ask_whether_there(link: socket.socket, seconds: int) -> None:
-    """A link that is silent, or whose news are not taken, ends after `seconds`. Where the system has not
-    these options, it ends with the process alone."""
-    link.settimeout(None)
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {"TCP_KEEPIDLE": seconds // 2, "TCP_KEEPINTVL": seconds // 10, "TCP_KEEPCNT": 5}
-    for name, value in (options | {"TCP_USER_TIMEOUT": 1000 * seconds}).items():
-        if hasattr(socket, name):
-            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    os._exit(1)
 
 
 def _place(trainer: L.Trainer, module: L.LightningModule) -> str:
     """Where this rank is, as far as its main thread has come."""
-    iteration = trainer.fit_loop.epoch_loop.batch_progress.total.processed + 1
-    phase = getattr(getattr(module, "loop", None), "phase", "")
     if trainer.state.fn != TrainerFn.FITTING:
         return ""
+    iteration = trainer.fit_loop.epoch_loop.batch_progress.total.processed + 1
+    phase = getattr(getattr(module, "loop", None), "phase", "")
     return f" in {phase} of iteration {iteration}" if phase else f" at iteration {iteration}"
