@@ -1,10 +1,17 @@
 """A process that dies ends all, with one line that says who and what; the run goes on as if unbroken."""
 
+import queue
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from contents import contents, differences
 from launch import finish, fit, said, start, write_world
+
+from ivgr.distributed import peers
+from ivgr.distributed.connect import open_links
+from ivgr.distributed.peers import Links
 
 RUN = {"model.iterations": 3, "checkpoint_every": 2}
 LIMIT = 60
@@ -63,6 +70,71 @@ def break_off(root, settings) -> tuple[list[int], list[list[str]]]:
     ]
 
 
+@pytest.fixture
+def told(monkeypatch):
+    """The lines with which ranks of this process would end."""
+    lines = queue.Queue()
+    monkeypatch.setattr(peers, "end", lines.put)
+    monkeypatch.setattr(peers, "GRACE", 0.2)
+    return lines
+
+
+ALIVE = []  # a link that nobody holds is closed
+
+
+def link_three(leaving=lambda: False) -> tuple[Links, Links, socket.socket]:
+    """Rank 0, rank 1 and the bare link of rank 2."""
+    (zero_one, one), (zero_two, two) = socket.socketpair(), socket.socketpair()
+    others = {"place": lambda: " at play", "advice": "go on", "leaving": leaving}
+    ranks = Links(0, {1: zero_one, 2: zero_two}, **others), Links(1, {0: one}, **others), two
+    ALIVE.append(ranks)
+    return ranks
+
+
+def test_every_rank_hears_who_is_gone(told):
+    *_, two = link_three()
+    two.close()
+    line = "rank 2 is gone (killed, or its machine is out of reach) at play, see what it wrote last; go on"
+    assert [told.get(timeout=5) for _ in range(2)] == [line, line]
+
+
+def test_a_rank_that_stops_alone_ends_the_others_with_its_words(told):
+    ranks = link_three()
+    ranks[2].sendall(b'[2, "no bread"]\n')
+    line = "rank 2 has stopped at play: no bread; go on"
+    assert [told.get(timeout=5) for _ in range(2)] == [line, line]
+
+
+@pytest.mark.parametrize(("said", "leaving"), [(b'[2, ""]\n', False), (b'[2, "no bread"]\n', True)])
+def test_a_rank_that_is_done_or_stops_as_all_do_ends_none(told, said, leaving):
+    ranks = link_three(lambda: leaving)
+    ranks[2].sendall(said)
+    ranks[2].close()
+    with pytest.raises(queue.Empty):
+        told.get(timeout=0.6)
+
+
+def test_ranks_are_linked_and_a_stranger_is_sent_away(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    address = queue.Queue()
+
+    def announce(found):
+        with socket.create_connection(("127.0.0.1", found[0])) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        address.put(found), address.put(found)
+
+    with ThreadPoolExecutor(3) as pool:
+        zero = pool.submit(open_links, 0, 3, announce, 20)
+        others = [pool.submit(open_links, rank, 3, lambda _: address.get(), 20) for rank in (1, 2)]
+        links = zero.result(20)
+        for rank, other in zip((1, 2), others, strict=True):
+            other.result(20)[0].sendall(bytes([rank]))
+            assert links[rank].recv(9) == bytes([rank])
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    idle, interval, count = (links[1].getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    assert links[1].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and idle + interval * count == 20
+
+
 def test_a_rank_that_is_killed_ends_the_other(world, tmp_path):
     codes, (told, _) = break_off(tmp_path, world | RUN | doom("die", "rollout"))
     assert codes == [1, -9] and len(told) == 1
@@ -108,7 +180,7 @@ def test_a_reader_process_that_dies_ends_all(world, whole, tmp_path, strategy):
     codes, told = break_off(tmp_path, world | RUN | settings | doom("lose_reader", "rollout"))
     assert codes == [1, 2] and [len(lines) for lines in told] == [1, 1]
     assert told[1][0].startswith("ivgr: error: data.workers: DataLoader worker (pid")
-    assert told[0][0].startswith("ivgr: error: rank 1 has stopped in ")
+    assert told[0][0].startswith("ivgr: error: rank 1 has stopped ")
     assert "DataLoader worker (pid" in told[0][0]
     fit(2, tmp_path, world | RUN | settings, "--ckpt_path", "auto")
     assert differences(whole(settings), left_by(tmp_path)) == []

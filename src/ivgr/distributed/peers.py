@@ -116,9 +116,10 @@ class Links:
             self.told.set()
         if why is None:
             end(self.trouble)
-        timer = Timer(GRACE, self._end_unless_leaving)
-        timer.daemon = True
-        timer.start()
+        else:
+            timer = Timer(GRACE, self._end_unless_leaving)
+            timer.daemon = True
+            timer.start()
 
     def _end_unless_leaving(self) -> None:
         if not self.leaving():
