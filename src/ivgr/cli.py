@@ -42,7 +42,7 @@ def mendable_line(error: BaseException) -> str | None:
         if isinstance(found, OSError) and found.errno in FULL:
             return f"{found.strerror}; make room, then run the same command again"
         if isinstance(found, RuntimeError) and str(found).startswith("DataLoader worker (pid"):
-            return f"data.workers: {say(found)}; see what it wrote last, and go on with --ckpt_path auto"
+            return f"data.workers: {say(found).rstrip('.')}; go on with --ckpt_path auto"
     return None
 
 

@@ -48,5 +48,5 @@ def _forget_begun(trainer: L.Trainer) -> None:
     count one that was given up twice. The last of those it counts as stepped when it goes on."""
     loop = trainer.fit_loop.epoch_loop
     for counted in (loop.batch_progress.total, loop.batch_progress.current):
-        counted.ready = counted.started = counted.completed = counted.processed
+        counted.ready = counted.started = counted.processed
     loop._batches_that_stepped = done(trainer) - 1
