@@ -9,6 +9,7 @@ import pytest
 from contents import contents, differences
 from launch import finish, fit, said, start, write_world
 
+from ivgr.cli import mendable_line
 from ivgr.distributed import peers
 from ivgr.distributed.connect import open_links
 from ivgr.distributed.peers import Links
@@ -133,6 +134,12 @@ def test_ranks_are_linked_and_a_stranger_is_sent_away(monkeypatch):
     options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
     idle, interval, count = (links[1].getsockopt(socket.IPPROTO_TCP, option) for option in options)
     assert links[1].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and idle + interval * count == 20
+
+
+@pytest.mark.parametrize("how", ["(s) 7, 8) exited unexpectedly", " 7) is killed by signal: Killed. "])
+def test_a_reader_process_that_dies_is_one_line(how):
+    line = mendable_line(RuntimeError(f"DataLoader worker (pid{how}"))
+    assert line == f"data.workers: DataLoader worker (pid{how.rstrip('. ')}; go on with --ckpt_path auto"
 
 
 def test_a_rank_that_is_killed_ends_the_other(world, tmp_path):
