@@ -1,6 +1,7 @@
 """One run on one, two and four processes is the same run."""
 
 import copy
+import math
 import signal
 import time
 from itertools import islice
@@ -106,6 +107,19 @@ def test_the_same_sample_twice_is_rolled_out_apart(tiny):
     TransformersEngine(group_size=4, max_new_tokens=40).roll_out(model, processor.tokenizer, queries, 8)
     first, second = ([rollout.text for rollout in rollouts_of([query])] for query in queries)
     assert first != second
+
+
+def test_figures_are_held_to_what_rounded_log_probs_explain():
+    same_figures([0.0012763294], [0.0012763432], "policy/kl")  # seen on two machines
+    same_figures([0.010001], [0.01], "optim/loss")
+    for name, found, expected in (
+        ("policy/kl", 0.001277, 0.0012763),
+        ("optim/loss", 0.0101, 0.01),
+        ("policy/entropy", 1.0001, 1.0),
+        ("policy/kl", math.nan, 0.001),
+    ):
+        with pytest.raises(AssertionError):
+            same_figures([found], [expected], name)
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,24 @@ from ivgr.errors import UserError
 from ivgr.memory import unless_out_of_memory
 from ivgr.policy.load import Pretrained
 from ivgr.query import rollouts_of
+from ivgr.rollout import kv
 from ivgr.rollout.engine import TransformersEngine
-from ivgr.rollout.kv import ROOM, TreeCache
+from ivgr.rollout.kv import TreeCache
 from ivgr.rollout.patient import PatientEngine
 from ivgr.rollout.replay import Replay
 from ivgr.rollout.sampling import Sampling
 from ivgr.tree import Pack
 from ivgr.update import Update
 
-LIMIT = ROOM + 6  # past the first growth of the suffixes
+ROOM = 4  # tokens by which suffixes grow here, so that short responses grow twice
+LIMIT = ROOM + 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_room():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv, "ROOM", ROOM)
+        yield
 
 
 def no_memory():

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ivgr.errors import UserError
 from ivgr.kernels import TokenStatistics
+from ivgr.memory import is_out_of_memory
 from ivgr.settings import PositiveFloat, PositiveInt, checked
 from ivgr.tree import Pack, pack_queries
 
@@ -116,7 +117,9 @@ def run_within_memory(owner: Budgeted, packs: list[Pack], work: Callable[[Pack],
         for pack in packs:
             try:
                 done.append(work(pack))
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 failed = pack
                 break
         if failed is None:
