@@ -17,7 +17,7 @@ from ivgr.stepper import ModuleStepper
 PLACES = {
     "rollout": (TransformersEngine, "roll_out", 2),
     "scoring": (RuleJudge, "compare", 2),
-    "update": (ModuleStepper, "step", 4),
+    "update": (ModuleStepper, "_step", 4),
 }
 
 
