@@ -28,7 +28,6 @@ class Rescue(L.Callback):
             return
         if hasattr(module, "roll_back"):
             module.roll_back()
-        _forget_begun(trainer)
         saved, finished = True, done(trainer)
         if isinstance(exception, Preempted):
             self.checkpoints.save(trainer)
@@ -41,12 +40,3 @@ class Rescue(L.Callback):
         else:
             advice = f"stopped after iteration {finished}; go on with --ckpt_path last"
         exception.add_note(advice)
-
-
-def _forget_begun(trainer: L.Trainer) -> None:
-    """Sets Lightning's counters of iterations back to those that are finished: else what goes on would
-    count one that was given up twice. The last of those it counts as stepped when it goes on."""
-    loop = trainer.fit_loop.epoch_loop
-    for counted in (loop.batch_progress.total, loop.batch_progress.current):
-        counted.ready = counted.started = counted.processed
-    loop._batches_that_stepped = done(trainer) - 1
