@@ -14,6 +14,8 @@ from torch import nn
 from ivgr.cli import main
 from ivgr.errors import UserError
 from ivgr.guards import Guard, StepGuard
+from ivgr.judge import RuleJudge, RulesAlone
+from ivgr.judge.patient import patient_judge
 from ivgr.query import rollouts_of
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.rollout.patient import PatientEngine
@@ -223,7 +225,22 @@ def test_a_patient_engine_gives_what_the_engine_gives(tiny):  # noqa: F811
     assert texts[0] == texts[1] and len(texts[0]) > 4
 
 
+class HungJudge(RuleJudge):
+    """Never says how well descriptions agree."""
+
+    def compare(self, comparisons):
+        threading.Event().wait()
+
+
+def test_a_hung_judge_ends_in_time_and_is_else_itself():
+    judge = patient_judge(HungJudge(), 0.2)
+    with pytest.raises(UserError, match=r"HungJudge has not .* 0.2 seconds \(model.guard.judge_timeout\)"):
+        judge.compare([])
+    assert judge.agree([]) == [] and hasattr(judge, "names_places") and not hasattr(judge, "report")
+    assert isinstance(patient_judge(RulesAlone(), 0.2), RulesAlone)
+
+
 def test_impossible_guards_are_refused():
-    for settings in ({"patience": 0}, {"engine_timeout": 0.0}):
+    for settings in ({"patience": 0}, {"engine_timeout": 0.0}, {"judge_timeout": 0.0}):
         with pytest.raises(UserError, match="model.guard"):
             Guard(**settings)

@@ -30,7 +30,7 @@ def tiny():
 class Run:
     """An iteration of two updates whose optimizer only counts its steps."""
 
-    def __init__(self, tiny, judge, sum_ranks=lambda value: value):
+    def __init__(self, tiny, judge):
         policy, processor = copy.deepcopy(tiny[0]).eval(), tiny[1]
         self.steps = 0
         engine = TransformersEngine(group_size=3, max_new_tokens=60)
@@ -38,7 +38,7 @@ class Run:
             policy=policy,
             reference=FrozenReference().load(policy),
             loss=PolicyLoss(),
-            stepper=Stepper(torch.Tensor.backward, self.step, sum_ranks),
+            stepper=Stepper(torch.Tensor.backward, self.step, lambda value: value),
             temperature=engine.temperature,
             updates=2,
             epochs=1,
@@ -129,8 +129,9 @@ def test_a_judge_that_gives_up_stops_the_run_before_any_update(tiny, question):
     assert run.steps == 0
 
 
-def test_another_ranks_judge_stops_this_rank_too(tiny):
-    run = Run(tiny, RuleJudge(), sum_ranks=lambda value: value + 1)
-    with pytest.raises(UserError, match="another rank"):
+def test_another_ranks_judge_stops_this_rank_too(tiny, monkeypatch):
+    run = Run(tiny, RuleJudge())
+    monkeypatch.setattr("ivgr.iteration.gather", lambda own: [own, "it fell silent"])
+    with pytest.raises(UserError, match="judge of rank 1 .* it fell silent"):
         run.iteration.run(run.queries, seed=4)
     assert run.steps == 0

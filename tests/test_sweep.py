@@ -37,6 +37,7 @@ INTERNAL = {
     "ivgr.watch.board.Logger": RUN,
     "ivgr.watch.before_after.BeforeAfter": RUN,
     "ivgr.watch.checkpoints.Checkpoints": "is made of checkpoint_every, checkpoint_keep and checkpoint_best",
+    "ivgr.distributed.peers.Peers": RUN,
     "ivgr.watch.ending.Ending": RUN,
     "ivgr.watch.hparams.Hyperparameters": RUN,
     "ivgr.watch.preempt.Preemption": RUN,
@@ -46,6 +47,7 @@ INTERNAL = {
     "ivgr.watch.rescue.Rescue": RUN,
     "ivgr.policy_module.PolicyModule": "is the base of IVGR and SFT",
     "ivgr.rollout.patient.PatientEngine": "is made of model.guard.engine_timeout",
+    "ivgr.judge.patient.PatientJudge": "is made of model.guard.judge_timeout",
 }
 # What is refused or not according to the machine.
 MACHINE = {"trainer.devices": "there are no other devices than this machine's"}

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
+from typing import Any
+
+from ivgr.errors import UserError
 
 
 def in_background(call: Callable, *arguments) -> Future:
@@ -10,6 +13,18 @@ def in_background(call: Callable, *arguments) -> Future:
     future: Future = Future()
     Thread(target=_run, args=(future, call, arguments), daemon=True).start()
     return future
+
+
+def wait_for(seconds: float, refusal: str, call: Callable, *arguments) -> Any:
+    """What `call` returns in a daemon thread; after `seconds` it is left behind and UserError says
+    `refusal`."""
+    future = in_background(call, *arguments)
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise UserError(refusal) from None
 
 
 def _run(future: Future, call: Callable, arguments: tuple) -> None:

@@ -41,6 +41,8 @@ def mendable_line(error: BaseException) -> str | None:
             return f"{found.filename}: {found.strerror}; mend it or give another path"
         if isinstance(found, OSError) and found.errno in FULL:
             return f"{found.strerror}; make room, then run the same command again"
+        if isinstance(found, RuntimeError) and str(found).startswith("DataLoader worker (pid"):
+            return f"data.workers: {say(found).rstrip('.')}; go on with --ckpt_path auto"
     return None
 
 

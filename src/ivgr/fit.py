@@ -10,10 +10,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ivgr.checkpoint import CheckpointFile, find_checkpoint
 from ivgr.compose import compose_words
+from ivgr.distributed.peers import Peers
 from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError, refusals
 from ivgr.parser import Parser
-from ivgr.settings import PositiveInt, Seed
+from ivgr.settings import Outage, PositiveInt, Seed
 from ivgr.trainer import Trainer
 from ivgr.watch.board import Logger
 from ivgr.watch.checkpoints import LAST, Checkpoints
@@ -65,6 +66,12 @@ class CLI(LightningCLI):
             default="val/textual/accuracy",
             help="Validation figure whose highest value makes best.ckpt (see trainer.val_check_interval).",
         )
+        parser.add_argument(
+            "--rank_timeout",
+            type=Outage,
+            default=30,
+            help="Seconds for which the machine of another rank may be out of reach before all ranks end.",
+        )
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config[self.subcommand]
@@ -83,6 +90,7 @@ class CLI(LightningCLI):
             checkpoints,
             Preemption(),
             Rescue(checkpoints),
+            Peers(config.rank_timeout),
             RunRecord(resolved),
             Hyperparameters(resolved),
         ]

@@ -35,10 +35,13 @@ class Guard:
         engine_timeout: Seconds after which a rollout engine that has not returned ends the run;
             null waits for ever. It covers whatever lets go of Python's lock while it hangs: a
             network, another process, a GPU.
+        judge_timeout: The same for a judge; null waits for ever. Ranks that wait for another's judge
+            give up after 1800 s (Lightning's time limit of a collective) and cannot say why.
     """
 
     patience: PositiveInt = 3
     engine_timeout: PositiveFloat | None = None
+    judge_timeout: PositiveFloat | None = 1700.0
 
 
 class StepGuard:

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ivgr.advantage import group_advantages
 from ivgr.archive import Archive
 from ivgr.background import in_background
-from ivgr.distributed.ranks import gather_queries
-from ivgr.errors import UserError
+from ivgr.distributed.ranks import gather, gather_queries
+from ivgr.errors import UserError, say
 from ivgr.judge.protocol import Judge
 from ivgr.query import Query
 from ivgr.rewards.accuracy import prepare
@@ -38,7 +38,8 @@ class Iteration:
     Groups whose rewards are all equal are rolled out again up to resample times, and those
     left leave the update with drop_flat. rollout_policy gives what rolls out, where that is not the
     policy itself. halt is called, on all ranks, before phases that may be
-    given up, and raises to do so. After `run`, everyone holds the queries of all ranks.
+    given up, and raises to do so. While it runs, phase says what it is at. After `run`, everyone holds
+    the queries of all ranks.
     """
 
     policy: PreTrainedModel
@@ -52,6 +53,7 @@ class Iteration:
     drop_flat: bool = False
     rollout_policy: Callable[[], PreTrainedModel] | None = None
     halt: Callable[[], None] = lambda: None
+    phase: str = ""
     seconds: Counter = field(default_factory=Counter)
     verdicts: list = field(default_factory=list)
     everyone: list[Query] = field(default_factory=list)
@@ -111,8 +113,10 @@ class Iteration:
         yield
         with self._timed("judge_wait"):
             failed = asked.exception()
-        if self.update.stepper.sum_ranks(float(failed is not None)):
-            raise failed or UserError("judge: it gave another rank no verdicts")
+        failures = gather(None if failed is None else say(failed))
+        if any(failures):
+            rank = next(rank for rank, failure in enumerate(failures) if failure)
+            raise failed or UserError(f"the judge of rank {rank} gave no verdicts: {failures[rank]}")
         enter_verdicts(questions, asked.result(), term)
         self.verdicts += asked.result().values()
 
@@ -120,7 +124,9 @@ class Iteration:
     def _timed(self, phase: str) -> Iterator[None]:
         """Each second counts for the innermost phase alone."""
         start, before = time.perf_counter(), self.seconds.total()
+        outer, self.phase = self.phase, phase
         yield
+        self.phase = outer
         if self.policy.device.type == "cuda":
             torch.cuda.synchronize()
         inner = self.seconds.total() - before

@@ -17,6 +17,7 @@ from ivgr.evaluation.held_out import NAMES
 from ivgr.guards import Guard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge
+from ivgr.judge.patient import patient_judge
 from ivgr.loss import PolicyLoss
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import Adapter
@@ -114,7 +115,8 @@ class IVGR(PolicyModule):
             guard=guard,
         )
         self.engine = with_patience(engine, guard.engine_timeout)
-        self.reference_source, self.rewards, self.judge = reference, rewards, judge
+        self.reference_source, self.rewards = reference, rewards
+        self.judge = patient_judge(judge, guard.judge_timeout)
         self.archive, self.loss = archive, loss
         self.iterations, self.updates, self.epochs = iterations, updates, epochs
         self.total_updates = iterations * updates * epochs

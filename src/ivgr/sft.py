@@ -12,6 +12,7 @@ from ivgr.data.prompts import Prompts
 from ivgr.distributed.shard import run_pass
 from ivgr.guards import Guard, run_within_memory
 from ivgr.judge import Judge, RulesAlone
+from ivgr.judge.patient import patient_judge
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import Adapter
@@ -79,7 +80,8 @@ class SFT(PolicyModule):
             clip_norm=clip_norm,
             guard=guard,
         )
-        self.engine, self.judge, self.export = engine, judge or RulesAlone(), export
+        self.engine, self.export = engine, export
+        self.judge = patient_judge(judge or RulesAlone(), guard.judge_timeout)
         self.token_budget = token_budget
 
     @property

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ivgr.background import in_background
-from ivgr.errors import UserError
+from ivgr.background import wait_for
 from ivgr.query import Query
 from ivgr.rollout.engine import RolloutEngine
 
@@ -37,16 +36,10 @@ class PatientEngine:
         self._call(self.engine.answer, model, tokenizer, queries)
 
     def _call(self, call: Callable, model: PreTrainedModel, *arguments) -> None:
-        future = in_background(_on_device, call, model, *arguments)
-        try:
-            future.result(self.seconds)
-        except TimeoutError:
-            if future.done():
-                raise
-            raise UserError(
-                f"the rollout engine has not returned for {self.seconds:g} seconds "
-                "(model.guard.engine_timeout)"
-            ) from None
+        refusal = (
+            f"the rollout engine has not returned for {self.seconds:g} seconds (model.guard.engine_timeout)"
+        )
+        wait_for(self.seconds, refusal, _on_device, call, model, *arguments)
 
 
 def _on_device(call: Callable, model: PreTrainedModel, *arguments) -> None:
