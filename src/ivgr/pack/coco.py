@@ -9,6 +9,8 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 
+from ivgr.data.boxes import is_coordinate
+from ivgr.printable import brief
 from ivgr.seeding import derive_seed
 from ivgr.world.claims import place_of
 
@@ -77,13 +79,13 @@ def _by_id(entries: list) -> Iterator[tuple[str, dict]]:
 
 def _why_unusable(entry: dict, known_image: bool, name: object) -> str:
     if not known_image:
-        return f"image_id {entry.get('image_id')!r} is not among the images"
+        return f"image_id {brief(entry.get('image_id'))} is not among the images"
     if not isinstance(name, str):
-        return f"category_id {entry.get('category_id')!r} is not among the categories"
+        return f"category_id {brief(entry.get('category_id'))} is not among the categories"
     box = entry.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(c, int | float) for c in box)
+    numbers = isinstance(box, list) and len(box) == 4 and all(map(is_coordinate, box))
     if not (numbers and box[2] > 0 and box[3] > 0):
-        return f"bbox {box!r} is no [x, y, width, height] with an area"
+        return f"bbox {brief(box)} is no [x, y, width, height] with an area"
     return ""
 
 
@@ -124,7 +126,7 @@ def _place(box: list[float], image: dict) -> str:
     """The ninth of the image in which the box's centre lies; "" near a border between two, or
     where the image's size is not given."""
     sides = (image.get("width"), image.get("height"))
-    if not all(isinstance(side, int | float) and side > 0 for side in sides):
+    if not all(is_coordinate(side) and side > 0 for side in sides):
         return ""
     centre = ((box[0] + box[2]) / 2 / sides[0], (box[1] + box[3]) / 2 / sides[1])
     near = any(abs(c - border) < MARGIN for c in centre for border in (1 / 3, 2 / 3))

@@ -4,7 +4,6 @@ A compressed tar cannot be entered in the middle, and rows ask for images in the
 so it is unpacked once. A broken-off unpacking goes on after the images that are whole.
 """
 
-import io
 import json
 import lzma
 import shutil
@@ -61,12 +60,12 @@ def unpack_archive(archive: Path, folder: Path) -> None:
 
 
 def _unpack(file: BinaryIO, archive: Path, folder: Path) -> None:
-    metered = io.BufferedReader(Meter(file, sys.maxsize))
-    kind = metered.peek(2)[:2]
+    metered = Meter(file, sys.maxsize)
+    kind = metered.peek(2)
     with open_tar(unpack(metered, kind), "r|") as tar:
         for member in tar:
             if kind in COMPRESSED:
-                check_ratio(member.offset, metered.raw.count, archive.name)
+                check_ratio(member.offset, metered.count, archive.name)
             if member.isreg():
                 _unpack_member(tar, member, folder)
             tar.members = []
