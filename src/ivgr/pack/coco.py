@@ -47,7 +47,8 @@ def ask_coco(content: dict) -> Iterator[Asked]:
     """(fields, "") for each question, up to five an image, and ({}, reason) for each annotation
     or image that cannot be used; a category with one such, or with a crowd, is not asked about
     in that image."""
-    names = {key: entry.get("name") for key, entry in _by_id(content["categories"])}
+    named = ((key, entry.get("name")) for key, entry in _by_id(content["categories"]))
+    names = {key: name for key, name in named if isinstance(name, str)}
     images = dict(_by_id(content["images"]))
     found: dict[str, Found] = defaultdict(lambda: defaultdict(list))
     unsure: dict[str, set[str]] = defaultdict(set)
@@ -61,7 +62,7 @@ def ask_coco(content: dict) -> Iterator[Asked]:
         else:
             x, y, width, height = entry["bbox"]
             found[image][name].append([x, y, x + width, y + height])
-    known = sorted({name for name in names.values() if isinstance(name, str)})
+    known = sorted(set(names.values()))
     for key, image in images.items():
         if not isinstance(image.get("file_name"), str):
             yield {}, f"image {key} has no file_name"
@@ -77,10 +78,10 @@ def _by_id(entries: list) -> Iterator[tuple[str, dict]]:
         yield str(entry.get("id")), entry
 
 
-def _why_unusable(entry: dict, known_image: bool, name: object) -> str:
+def _why_unusable(entry: dict, known_image: bool, name: str | None) -> str:
     if not known_image:
         return f"image_id {brief(entry.get('image_id'))} is not among the images"
-    if not isinstance(name, str):
+    if name is None:
         return f"category_id {brief(entry.get('category_id'))} is not among the categories"
     box = entry.get("bbox")
     numbers = isinstance(box, list) and len(box) == 4 and all(map(is_coordinate, box))
