@@ -29,6 +29,7 @@ from ivgr.pack.admit import admit_row
 from ivgr.pack.rows import read_rows
 
 DEEP = "[" * 900 + "]" * 900
+LONG = ("9" * 5000, "[" * 100_000, DEEP, "pipe.jpg", "zero.jpg")
 # Texts and values that stand where any other is expected.
 VALUES = [
     *NASTY, "", "\0", "\ud800", "9" * 5000, 10**400, -(10**400), -1, 1.5, float("nan"), float("inf"), True,
@@ -81,13 +82,8 @@ def test_pack_takes_or_counts_every_row(capsys, form):
     rows = hostile_rows()
     lines = list(map(json.dumps, rows))
     if form == "jsonl":
-        broken = [
-            b"[" * 100_000,
-            b'{"a":' * 50_000,
-            b"9" * 5000,
-            b"\xff\xfe\0",
-            b'{"id": ' + b"9" * 5000 + b"}",
-        ]
+        number = b"9" * 5000
+        broken = [b"[" * 100_000, b'{"a":' * 50_000, number, b"\xff\xfe\0", b'{"id": %s}' % number]
         Path("rows.jsonl").write_bytes("\n".join(lines).encode() + b"\n" + b"\n".join(broken))
     else:
         broken = []
@@ -106,17 +102,7 @@ def test_pack_takes_or_counts_every_row(capsys, form):
 def test_pack_takes_or_counts_every_cell_of_a_csv(capsys):
     names = ["id", "question", "answer", "image", "boxes", "kind", "check", "labels"]
     good = {"question": "What?", "answer": "red", "image": "good.jpg", "kind": "single"}
-    cells = [
-        *NASTY,
-        "9" * 5000,
-        "[" * 100_000,
-        DEEP,
-        '{"a":' * 50_000,
-        "[1e999]",
-        "pipe.jpg",
-        "zero.jpg",
-        "/x",
-    ]
+    cells = [*NASTY, *LONG, '{"a":' * 50_000, "[1e999]", "/x"]
     with Path("rows.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
@@ -180,7 +166,8 @@ def nasty_replies(policy, given, mode) -> list[Reply]:
 
 QUESTION = {"index": "i", "question": "What?", "answer": "A", "A": "a cat", "B": "a dog", "category": "c"}
 BENCHMARK_FIELDS = (
-    "index", "question", "answer", "A", "category", "image", "bbox", "options", "answer_type", "answer_option",
+    "index", "question", "answer", "A", "category", "image", "bbox", "options", "answer_type",
+    "answer_option",
 )  # fmt: skip
 SHAPE = {"width": 60, "height": 40, "bbox_x1": 1, "bbox_y1": 1, "bbox_x2": 9, "bbox_y2": 9}
 
@@ -212,17 +199,7 @@ def test_evaluate_asks_or_counts_every_row(capsys, monkeypatch, name):
 def test_evaluate_asks_or_counts_every_cell_of_a_table(capsys, monkeypatch):
     monkeypatch.setattr("ivgr.evaluation.command.Policy.__call__", nasty_replies)
     monkeypatch.setattr("ivgr.evaluation.command.Policy.batch", lambda policy, mode: 64)
-    cells = [
-        *NASTY,
-        "9" * 5000,
-        "[" * 100_000,
-        DEEP,
-        "pipe.jpg",
-        "zero.jpg",
-        "[[0, 0, 1e999, 1]]",
-        "=1+1",
-        "[" * 50,
-    ]
+    cells = [*NASTY, *LONG, "[[0, 0, 1e999, 1]]", "=1+1", "[" * 50]
     good = QUESTION | {"image_path": "good.jpg", "bbox": "[[1, 1, 9, 9]]", "options": ""}
     rows = [good | {"index": f"{n} {i}", n: cell} for n in good for i, cell in enumerate(cells)]
     with Path("vstar.tsv").open("w", newline="") as file:
@@ -258,17 +235,8 @@ def test_ask_refuses_what_is_no_image_and_shows_any_question(capsys):
 
 
 def test_filter_measures_nasty_samples_and_names_a_broken_one(capsys):
-    given = [
-        make_sample(
-            f"{n} {text}",
-            text,
-            question=text,
-            source=text,
-            images=(encode_image(picture()),),
-            boxes=((5, 5, 40, 30),),
-        )
-        for n, text in enumerate(NASTY)
-    ]
+    image = {"images": (encode_image(picture()),), "boxes": ((5, 5, 40, 30),)}
+    given = [make_sample(f"{n} {x}", x, question=x, source=x, **image) for n, x in enumerate(NASTY)]
     chosen = replace(given[0], id="chosen", check="choice", options={"A": NASTY[7], "B": "["}, answer="A")
     write_shards(Path("shards"), "train", [*given, chosen], 100)
     small = ["--copies", "2", "--max_new_tokens", "2", "--lowest", "0"]

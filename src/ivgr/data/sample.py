@@ -184,8 +184,8 @@ def _images_of(entry: dict, where: str) -> tuple[bytes, ...]:
         if extension in IMAGE_SUFFIXES and (index == "" or index.isdecimal()):
             if len(index) > MOST_DIGITS:
                 raise RejectedSample(
-                    f"{where}: the number {in_line(index, 20)} of an image has more than {MOST_DIGITS} digits; "
-                    "renumber it",
+                    f"{where}: the number {in_line(index, 20)} of an image has more than {MOST_DIGITS} "
+                    "digits; renumber it",
                     "image: misnumbered",
                 )
             if int(index or 0) in found:
