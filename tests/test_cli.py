@@ -61,7 +61,7 @@ def changed(**fields):
         (["--model.iterations", "many"], "iterations"),
         (["--data.promts", "4"], "promts"),
         (["--model.loss.kl", "k7"], "model.loss.kl"),
-        (["--model.schedule.name", "cosin"], "model.schedule: Unknown scheduler 'cosin'"),
+        (["--model.schedule.name", "cosin"], "model.schedule.name is cosin, must be"),
         (["--model.engine.group_size", "1"], "group_size"),
         (["--model.policy", "/no/such/model"], "model.policy"),
         (["--data.paired_ratio", "1.5"], "paired_ratio"),

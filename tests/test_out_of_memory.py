@@ -144,8 +144,14 @@ DEPTHS = {
 }
 
 
-@pytest.mark.parametrize("limit", [13, 4, 1])
-@pytest.mark.parametrize("depth", DEPTHS)
+# The smaller the parts the longer it takes: one branch at a time at one depth.
+PARTS = [(depth, 13) for depth in DEPTHS] + [("middle of a step", 1), ("prefill", 4)]
+SLOW = [(depth, limit) for depth in DEPTHS for limit in (4, 1) if (depth, limit) not in PARTS]
+
+
+@pytest.mark.parametrize(
+    "depth, limit", PARTS + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
+)
 def test_a_rollout_that_does_not_fit_is_decoded_in_parts_with_the_same_tokens(
     model, whole, monkeypatch, capfd, depth, limit
 ):

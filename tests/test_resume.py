@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ivgr.cli import main
+
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 SHORT = {
     "checkpoint_every": 1,
@@ -64,6 +66,7 @@ def runs(tmp_path_factory):
     return whole, broken
 
 
+@pytest.mark.slow
 def test_tokens_rewards_and_advantages_are_identical(runs):
     same_rollouts(*runs)
 
@@ -74,6 +77,7 @@ def same_rollouts(*runs):
         assert whole == broken and len(whole) > 100
 
 
+@pytest.mark.slow
 def test_weights_optimizer_and_archive_are_identical(runs):
     same_state(*runs)
 
@@ -131,22 +135,36 @@ def test_the_best_is_kept_and_resumes_exactly(runs, tmp_path):
     same_state(runs[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_no_reference_weights(runs):
     checkpoint = torch.load(runs[0] / "checkpoints" / "last.ckpt", weights_only=True)
     stored = sum(tensor.numel() for tensor in checkpoint["state_dict"].values())
     assert stored < 2_000_000  # the tiny policy once, its tied head counted twice
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so(runs):
     code, error = finish(start(runs[0], "--ckpt_path", "last"))
     assert code == 2 and "raise model.iterations" in error
 
 
+@pytest.mark.slow
 def test_another_order_of_data_is_refused(runs):
     code, error = finish(start(runs[0], "--ckpt_path", "last", "--data.prompts", "12"))
     assert code == 2 and "data.prompts" in error and error.count("\n") == 1
 
 
-def test_last_without_a_checkpoint_is_an_error(tmp_path):
-    code, error = finish(start(tmp_path, "--ckpt_path", "last"))
-    assert code == 2 and "no checkpoint" in error
+def test_last_without_a_checkpoint_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "fit",
+                "--config",
+                str(CONFIG),
+                "--ckpt_path",
+                "last",
+                "--trainer.default_root_dir",
+                str(tmp_path),
+            ]
+        )
+    assert stop.value.code == 2 and "no checkpoint" in capsys.readouterr().err

@@ -20,8 +20,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import ProcessorMixin
 
-from ivgr.data.datamodule import make_loader
 from ivgr.data.encode import QueryEncoder, encode_batch
+from ivgr.data.loader import make_loader
 from ivgr.data.prompts import Prompts
 from ivgr.data.sample import Sample
 from ivgr.data.shards import write_shards

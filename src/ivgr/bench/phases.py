@@ -127,7 +127,7 @@ def _roll_out(iteration: Iteration, setting: Setting, layout: str) -> None:
     prompts = build_queries(setting, policy, rollouts=False)
     if layout == "rows":
         alone = [replace(query, groups=[group]) for query in prompts for group in query.groups]
-        prompts, copies = [query for query in alone for _ in range(copies)], 1
+        prompts, copies = [replace(query) for query in alone for _ in range(copies)], 1
     sampling = Sampling(banned=tuple(banned_ids(policy)))
     iteration.engine.respond(policy, iteration.tokenizer, prompts, sampling, copies, seed=0)
 

@@ -9,8 +9,9 @@ from itertools import count, islice
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ivgr.data.datamodule import ShardDataModule, make_loader
+from ivgr.data.datamodule import ShardDataModule
 from ivgr.data.demonstration import Demonstration, encode_demonstrations
+from ivgr.data.loader import make_loader
 from ivgr.data.prompts import SINGLE, TEXTUAL
 from ivgr.data.rejection import RejectedSample, Rejection
 from ivgr.data.sample import Sample

@@ -1,17 +1,17 @@
 """Shards → queries, as a LightningDataModule whose progress is saved in checkpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import lightning as L
-import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from ivgr.checkpoint import PLAIN
 from ivgr.data.encode import Batch, QueryEncoder, encode_batch
 from ivgr.data.held_out import HeldOut
+from ivgr.data.loader import make_loader
 from ivgr.data.prompts import PAIRED, check_paired
 from ivgr.data.quarantine import Quarantine
 from ivgr.data.rejection import Rejection
@@ -245,16 +245,3 @@ class TinyWorld(ShardDataModule):
 
     def _folder(self) -> Path:
         return Path(self.trainer.default_root_dir) / "world"
-
-
-def make_loader(dataset: IterableDataset, encode: Callable, workers: int) -> DataLoader:
-    """Batches as the dataset gives them, encoded where they were read."""
-    context = "spawn" if workers else None
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        collate_fn=encode,
-        num_workers=workers,
-        multiprocessing_context=context,
-        generator=torch.Generator(),
-    )

@@ -12,8 +12,9 @@ from ivgr.errors import UserError
 from ivgr.pack.sheet import make_tile
 from ivgr.pack.survey import TOKENS, Histogram, survey_shards
 from ivgr.picture import WRITERS, write_sheet
-from ivgr.policy.directory import read_config, read_processor
+from ivgr.policy.directory import read_config
 from ivgr.policy.load import TINY
+from ivgr.policy.processor import read_processor
 from ivgr.settings import PositiveInt, checked
 
 ENCODED = 256

@@ -6,28 +6,24 @@ Nothing in a directory is executed: weights are safetensors, and code of the mod
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 
 from ivgr.checkpoint import META
-from ivgr.data.prompts import GROUNDED, Prompts
 from ivgr.errors import UserError, say
 from ivgr.finite import find_not_finite
-from ivgr.policy.forward import end_of_turn, stop_ids
+from ivgr.policy.forward import stop_ids
 
 POINTER = b"version https://git-lfs"
 # What transformers reads beside the weights.
@@ -46,12 +42,12 @@ def read_config(path: Path | str, setting: str) -> PreTrainedConfig:
     """The configuration of the model in `path`, a directory or hub id; UserError, which begins with
     `setting`, if there is none or it is of no use here."""
     _check_files(Path(path), setting)
-    with _reading(path, setting):
+    with reading(path, setting):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         for part in (config, config.get_text_config()):
             if found := getattr(part, "quantization_config", None):
                 method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
-                _refuse(path, setting, f"is quantised ({method}); name the model that it was made from")
+                refuse(path, setting, f"is quantised ({method}); name the model that it was made from")
     return config
 
 
@@ -60,7 +56,7 @@ def read_model(
 ) -> PreTrainedModel:
     """The model of `config` with every weight from the files in `path`; UserError names weights that
     are missing, left over, of another shape or not finite."""
-    with _reading(path, setting), _without_report():
+    with reading(path, setting), _without_report():
         model, report = AutoModelForImageTextToText.from_pretrained(
             path,
             config=config,
@@ -72,27 +68,14 @@ def read_model(
             output_loading_info=True,
         )
     if getattr(model, "peft_config", None) is not None:
-        _refuse(path, setting, ADAPTER)
+        refuse(path, setting, ADAPTER)
     if (fault := _fault_of_report(report)) is not None:
-        _refuse(path, setting, f"{fault}; config.json and weights must be of one model")
+        refuse(path, setting, f"{fault}; config.json and weights must be of one model")
+    if (fault := _fault_of_rotary(model)) is not None:
+        refuse(path, setting, fault)
     if (name := find_not_finite(model.named_parameters())) is not None:
-        _refuse(path, setting, f"holds weights that are not finite (first in {name}); take an earlier copy")
+        refuse(path, setting, f"holds weights that are not finite (first in {name}); take an earlier copy")
     return model
-
-
-def read_processor(path: Path | str, config: PreTrainedConfig, setting: str) -> ProcessorMixin:
-    """The processor in `path` of the model of `config`; UserError if it lacks a tokenizer or a chat
-    template, or is another model's."""
-    with _reading(path, setting):
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-        fault = (
-            _fault_of_parts(processor, config)
-            or _fault_of_pixels(processor)
-            or _fault_of_template(processor, config)
-        )
-    if fault is not None:
-        _refuse(path, setting, fault)
-    return processor
 
 
 def write_directory(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
@@ -105,12 +88,12 @@ def write_directory(model: PreTrainedModel, processor: ProcessorMixin, folder: P
     processor.save_pretrained(folder)
 
 
-def _refuse(path: Path | str, setting: str, fault: str) -> None:
+def refuse(path: Path | str, setting: str, fault: str) -> None:
     raise UserError(f"{setting}: {str(path)!r} {fault}")
 
 
 @contextmanager
-def _reading(path: Path | str, setting: str) -> Iterator[None]:
+def reading(path: Path | str, setting: str) -> Iterator[None]:
     """Whatever the libraries raise that make a model of files which somebody else has written."""
     try:
         yield
@@ -136,20 +119,20 @@ def _without_report() -> Iterator[None]:
 def _check_files(path: Path, setting: str) -> None:
     """UserError names the file of a directory that cannot be what its name says."""
     if path.is_file() or (path / META).is_file():
-        _refuse(path, setting, "is no model directory; of a checkpoint `ivgr export` makes one")
+        refuse(path, setting, "is no model directory; of a checkpoint `ivgr export` makes one")
     if not path.is_dir():
         return
     if (path / "adapter_config.json").exists():
-        _refuse(path, setting, ADAPTER)
+        refuse(path, setting, ADAPTER)
     if not (path / "config.json").exists():
-        _refuse(path, setting, "is no image-text-to-text model: it holds no config.json")
+        refuse(path, setting, "is no image-text-to-text model: it holds no config.json")
     weights = sorted(path.glob("model*.safetensors"))
     if not weights and any(path.glob("*.bin")):
-        _refuse(path, setting, "holds pickled weights, which could run code; save them as safetensors")
+        refuse(path, setting, "holds pickled weights, which could run code; save them as safetensors")
     for file in [*weights, *(path / f"{name}.json" for name in SETTINGS)]:
         fault = _fault_of_file(file) if file.exists() else None
         if fault is not None:
-            _refuse(path, setting, f"cannot be read: {file.name} {fault}")
+            refuse(path, setting, f"cannot be read: {file.name} {fault}")
 
 
 def _fault_of_file(file: Path) -> str | None:
@@ -164,6 +147,15 @@ def _fault_of_file(file: Path) -> str | None:
         return f"cannot be opened ({error.strerror})"
     except Exception as error:  # whatever damaged bytes bring a parser to
         return f"is truncated or damaged ({' '.join(str(error).split())[:120]}); copy it anew"
+
+
+def _fault_of_rotary(model: PreTrainedModel) -> str | None:
+    """Transformers finds out in the first pass."""
+    rotary = model.model.language_model.rotary_emb
+    section, found = getattr(rotary, "mrope_section", None), len(rotary.inv_freq)
+    if section is None or sum(section) == found:
+        return None
+    return f"has {found} rotary frequencies, its rope_parameters.mrope_section {section} is of {sum(section)}"
 
 
 def _fault_of_weights(file: Path) -> str | None:
@@ -185,65 +177,3 @@ def _fault_of_report(report: dict) -> str | None:
     faults = [f"lacks {len(missing)} weights (first {missing[0]})"] if missing else []
     faults += [f"holds {len(other)} that its model has no place for (first {other[0]})"] if other else []
     return " and ".join(faults) or None
-
-
-def _fault_of_parts(processor: ProcessorMixin, config: PreTrainedConfig) -> str | None:
-    """What keeps a processor from encoding for the model of `config`."""
-    tokenizer, images = (getattr(processor, name, None) for name in ("tokenizer", "image_processor"))
-    if tokenizer is None or images is None:
-        return "has no processor of images and text"
-    if not getattr(tokenizer, "is_fast", False) or len(tokenizer) < 2:
-        return "has no tokenizer; copy the tokenizer's files from the model it was made from"
-    if getattr(processor, "image_token_id", None) != config.image_token_id:
-        return f"has a tokenizer without the image token {config.image_token_id} of config.json"
-    vision = config.vision_config
-    sides = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-    found = (images.patch_size, images.merge_size, images.temporal_patch_size)
-    if found != sides:
-        return f"has a processor of patches {found}, its vision tower reads {sides} (side, merged, in time)"
-    if processor.chat_template is None and tokenizer.chat_template is None:
-        return "has no chat template; copy chat_template.jinja from the model it was made from"
-    return None
-
-
-def _fault_of_pixels(processor: ProcessorMixin) -> str | None:
-    """What keeps the image processor from making patches of a picture that it must resize."""
-    images, picture = processor.image_processor, Image.new("RGB", (61, 83))
-    try:
-        found = images(images=[picture], do_convert_rgb=False, return_tensors="pt")
-        pixels, grid = found["pixel_values"], found["image_grid_thw"]
-        width = 3 * images.temporal_patch_size * images.patch_size**2
-        sound = pixels.shape == (grid.prod(), width) and bool(pixels.isfinite().all())
-        reason = "" if sound else f": it makes {list(pixels.shape)} of a grid {grid.tolist()}"
-    except Exception as error:
-        sound, reason = False, f" ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
-    return None if sound else f"has an image processor that cannot be used{reason}"
-
-
-def _fault_of_template(processor: ProcessorMixin, config: PreTrainedConfig) -> str | None:
-    """What keeps the chat template from writing a prompt with an image; all that it writes must have
-    an embedding."""
-    if processor.tokenizer.chat_template is None:
-        processor.tokenizer.chat_template = processor.chat_template
-    chat = Prompts().messages("?", 1, GROUNDED)
-    try:
-        (text,) = processor.apply_chat_template([chat], tokenize=False, add_generation_prompt=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        return f"has a chat template that cannot be used ({type(error).__name__}: {reason})"
-    if text.count(processor.image_token) != 1 or chat[0]["content"][-1]["text"] not in text:
-        return "has a chat template that leaves out images or text; take that of the model it was made from"
-    ids = [*processor.tokenizer.backend_tokenizer.encode(text).ids, end_of_turn(processor.tokenizer)]
-    if (odd := find_unembedded(ids, processor.tokenizer, config)) is not None:
-        return f"has a chat template that writes {odd!r}, a token without an embedding"
-    return None
-
-
-def find_unembedded(
-    ids: Iterable[int | None], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
-) -> str | None:
-    """The first token of `ids` that the model of `config` has no embedding for: one was added to the
-    tokenizer, and the model was not resized."""
-    rows = config.get_text_config().vocab_size
-    beyond = (one for one in ids if one is not None and one >= rows)
-    return next(map(tokenizer.convert_ids_to_tokens, beyond), None)

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ivgr.errors import UserError
 from ivgr.policy.attention import use_tree_attention
-from ivgr.policy.directory import read_config, read_model, read_processor
+from ivgr.policy.directory import read_config, read_model
 from ivgr.policy.forward import stop_ids
+from ivgr.policy.processor import read_processor
 from ivgr.settings import Dtype, PositiveInt, checked
 
 TINY = Path(__file__).parent / "tiny"
