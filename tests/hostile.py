@@ -1,4 +1,4 @@
-"""More than two hundred inputs that somebody's data set will hold one day, and what becomes of
+"""Some three hundred inputs that somebody's data set will hold one day, and what becomes of
 each: the reason it is rejected for, or None if it can be used."""
 
 import io
@@ -15,25 +15,45 @@ from conftest import encode_image
 from PIL import Image
 
 SIZE = (60, 40)
+# Markup of terminals, rich, HTML, LaTeX, spreadsheets and templates; patterns that take a matcher long.
+NASTY = (
+    "[/x] [red] [link=http://e]y[/link]",
+    "\x1b[31m\x1b]0;title\x07\x1b[2J \x9b2J \r \x08",
+    "<script>alert(1)</script> <img src=x onerror=alert(1)> | **b** `c`",
+    "$\\frac{$ \\input{/etc/passwd} \\write18{touch pwned} \\binom{1000000000}{500000000}",
+    '=HYPERLINK("http://e") +1+1 @SUM(1)',
+    "{{ 7 * 7 }} {% for x in y %} ${jndi:ldap://e} $(touch pwned) `touch pwned`",
+    "\u202eevil\u2069 \0 \u2028 %s%n {0.__class__}",
+    "(a+)+$ ((a*)*)*b (?P<x>) [ * \\",
+    "<think></think><answer>x</answer> <box>[1,1,2,2]</box>",
+    "__import__('os').system('touch pwned')",
+)
 GOOD = {"question": "What color is it?", "answer": "red", "boxes": [[5, 5, 40, 30]]}
 IMAGE = ("image: truncated", "image: broken", "image: not an image")
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """files by suffix; `reasons` are those allowed, () for an input that can be used."""
+    """files by suffix; `reasons` are those allowed, () for an input that can be used; key goes on
+    behind the number that it is given."""
 
     name: str
     files: dict[str, bytes]
     reasons: tuple[str, ...]
+    key: str = ""
+
+    def key_at(self, index: int) -> str:
+        return f"{index:04d}{self.key}"
 
 
 def hostile_inputs() -> list[Hostile]:
     found = []
-    for make in (_cut_images, _no_images, _bombs, _odd_images, _fields, _jsons, _boxes, _questions):
-        for name, files, reasons in make():
+    for make in (
+        _cut_images, _no_images, _bombs, _odd_images, _fields, _jsons, _boxes, _questions, _texts, _keys,
+    ):  # fmt: skip
+        for name, files, reasons, *key in make():
             given = (reasons,) if isinstance(reasons, str) else tuple(reasons)
-            found.append(Hostile(f"{name} #{len(found)}", files, given))
+            found.append(Hostile(f"{name} #{len(found)}", files, given, *key))
     return found
 
 
@@ -42,7 +62,8 @@ def write_tar(path: Path, entries: list[Hostile]) -> str:
     with tarfile.open(path, "w") as tar:
         for index, entry in enumerate(entries):
             for suffix, data in entry.files.items():
-                info = tarfile.TarInfo(f"{index:04d}.{suffix}")
+                info = tarfile.TarInfo(f"{entry.key_at(index)}.{suffix}")
+                info.pax_headers = {"path": info.name} if "\0" in info.name else {}
                 data = data.replace(b'"ID"', f'"{index:04d}"'.encode()) if suffix == "json" else data
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -198,6 +219,49 @@ def _questions() -> Iterator[tuple]:
         yield token, _with(image, question=f"What {token} is it?"), "question: holds a reserved token"
     for text in ("{{ 7 * 7 }} {% for %}", "\0", "</think><answer>red</answer>", "\u202ehsalf", "%s%n{}"):
         yield f"question {text!r}", _with(image, question=text), ()
+
+
+def _texts() -> Iterator[tuple]:
+    image = encode_image(picture())
+    for text in NASTY:
+        said = {"reasoning": {"grounded": text, "textual": text}, "source": text, "labels": [text]}
+        yield f"all texts {text!r}", _with(image, id=f"ID {text}", question=text, answer=text, **said), ()
+        chosen = {"check": "choice", "options": {"A": text, "B": "a cat"}, "answer": "A"}
+        yield f"option {text!r}", _with(image, **chosen), ()
+    yield "the file of passwords", _with(image, id="../../../../etc/passwd"), ()
+    deep = b"[" * 900 + b"]" * 900
+    for name in ("id", "question", "answer"):
+        spoilt = fields()[:-1] + b', "%s": %s}' % (name.encode(), deep)
+        yield f"a deep {name}", {"json": spoilt, "jpg": image}, f"{name}: malformed"
+    for name in ("boxes", "labels", "options", "reasoning", "source", "kind", "check"):
+        spoilt = fields()[:-1] + b', "%s": %s}' % (name.encode(), deep)
+        reason = {"boxes": "box: malformed", "kind": "kind: unknown", "check": "check: unknown"}
+        yield f"deep {name}", {"json": spoilt, "jpg": image}, reason.get(name, f"{name}: malformed")
+    for kind in ("zTXt", "iCCP"):
+        yield (
+            f"a PNG whose {kind} unpacks to 200 MB",
+            _with(_png_with(kind.encode(), 2 * 10**8)),
+            (*IMAGE, ""),
+        )
+
+
+def _keys() -> Iterator[tuple]:
+    files = _with(encode_image(picture()))
+    for key in ("7" * 5000, " \0 ", "\x1b[31m", "\udc80", "[/x]", "=1+1", "\u202e", "\n"):
+        yield f"key {key[:9]!r}", files, (), key
+    misnumbered = {"json": files["json"], "9" * 5000 + ".jpg": files["jpg"]}
+    yield "an image numbered in 5000 digits", misnumbered, "image: misnumbered"
+    for suffix in ("\0.jpg", "-1.jpg", "²" + ".jpg", "1e3.jpg"):
+        yield f"an image numbered {suffix!r}", {"json": files["json"], suffix: files["jpg"]}, "image: missing"
+
+
+def _png_with(kind: bytes, size: int) -> bytes:
+    """A picture whose chunk of text or colours unpacks to `size` bytes."""
+    data, packer = encode_image(picture(), "PNG"), zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(10**6)) for _ in range(size // 10**6)) + packer.flush()
+    body = kind + b"a\0\0" + packed
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data[:33] + chunk + data[33:]
 
 
 def _png(width: int, height: int) -> bytes:

@@ -11,6 +11,7 @@ from ivgr.data.demonstration import Demonstration, encode_demonstration
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.inference.modes import respond
+from ivgr.inference.stream import Speaker
 from ivgr.policy.load import Pretrained
 from ivgr.probes.causal import _write_out
 from ivgr.probes.reading import read_response
@@ -89,6 +90,15 @@ def test_the_engine_of_the_product_begins_with_what_was_opened(tiny, opening):
         for rollout in (r for group in query.groups for r in group.rollouts):
             decoded = processor.tokenizer.decode(rollout.tokens, skip_special_tokens=True)
             assert rollout.text == opened + decoded and len(rollout.tokens) <= 4
+
+
+def test_a_live_answer_begins_with_what_was_opened(tiny, opening, capsys):
+    query = opening(make_sample(boxes=((1, 1, 9, 9),)), ("textual",))
+    speaker = Speaker(TransformersEngine(max_new_tokens=4), aloud=True)
+    speaker.answer(tiny[0], opening.processor.tokenizer, [query])
+    ((rollout,),) = (group.rollouts for group in query.groups)
+    assert rollout.text.startswith("<think>\n")
+    assert capsys.readouterr().out == f"[textual]\n{rollout.text}\n"
 
 
 def test_format_archive_and_judge_see_the_whole_response(tiny, opening):

@@ -1,7 +1,7 @@
 """Text of others (a policy, a data set, a server), made fit to be shown: nothing in it is taken for
 markup, for a command to the terminal, or for a script.
 
-In: any text. Out: the same text for a terminal, a rich table, HTML, Markdown, JSON or a figure.
+In: any text. Out: the same text for a terminal, a rich table, HTML, Markdown, JSON, a sheet or a figure.
 Whatever shows text of others takes it from here.
 """
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what may begin a formula when a cell is edited
 LONGEST = 200  # characters of a name within a message
 # Control characters but line feed and tab, line separators, what turns the direction of writing
 # around, halves of surrogate pairs.
@@ -66,6 +67,12 @@ def as_json(value: object) -> str:
     """One line of JSON; what cannot be printed is escaped, all else is written as it is."""
     text = json.dumps(value, ensure_ascii=False)
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def as_sheet(text: object) -> str:
+    """For a cell of a CSV, which a spreadsheet may open: no formula, but a text behind an apostrophe."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def as_label(text: object) -> str:

@@ -11,8 +11,11 @@ LARGEST_FILE = 2**28  # bytes, of an image or of any other file inside a shard
 def open_file(path: Path | str) -> BinaryIO:
     """A regular file to read from; OSError, its strerror in words, if it is none: a pipe or a device
     might never end."""
-    # Without O_NONBLOCK opening a pipe waits for whoever writes into it.
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    try:
+        # Without O_NONBLOCK opening a pipe waits for whoever writes into it.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    except ValueError as error:  # a NUL, or half a surrogate pair
+        raise OSError(0, "no name of a file", str(path)) from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(0, "no regular file", str(path))

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import fsspec
 from fsspec.core import split_protocol
 
+from ivgr.data.files import open_file
 from ivgr.data.sizes import NAME, ShardSize, read_sizes
 from ivgr.errors import UserError
 
@@ -39,7 +40,7 @@ def open_shard(path: str, streamed: bool = False) -> Iterator[BinaryIO]:
         with fsspec.open(path, "rb", **({"block_size": 0} if streamed and http else {})) as file:
             yield file
     else:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             yield file
 
 

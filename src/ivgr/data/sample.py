@@ -15,6 +15,7 @@ from ivgr.data.rejection import RejectedSample
 from ivgr.printable import brief, in_line
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MOST_DIGITS = 9  # of an image's number
 KINDS = ("paired", "single")
 CHECKS = ("text", "choice", "math")
 
@@ -181,6 +182,12 @@ def _images_of(entry: dict, where: str) -> tuple[bytes, ...]:
     for suffix, data in entry.items():
         index, _, extension = suffix.rpartition(".")
         if extension in IMAGE_SUFFIXES and (index == "" or index.isdecimal()):
+            if len(index) > MOST_DIGITS:
+                raise RejectedSample(
+                    f"{where}: the number {in_line(index, 20)} of an image has more than {MOST_DIGITS} "
+                    "digits; renumber it",
+                    "image: misnumbered",
+                )
             if int(index or 0) in found:
                 raise RejectedSample(
                     f"{where}: two images stand for number {index or 0}; remove or renumber one",

@@ -13,10 +13,10 @@ from pathlib import Path
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.files import write_atomically
+from ivgr.printable import FORMULA
 
 FORMS = ("tsv", "xlsx")
 DIGITS = 15  # that a table stores exactly
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what may begin a formula when the cell is edited
 
 
 def name_file(label: str, benchmark: Benchmark, form: str) -> str:

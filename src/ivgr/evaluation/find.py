@@ -52,7 +52,8 @@ def _is_called(path: Path, name: str) -> bool:
     ("cvbench2d" is not "cvbench")."""
     plain = "".join(c for c in path.stem.lower() if c.isalnum())
     rest = plain.removeprefix(name)
-    return (path.is_dir() or path.suffix in SUFFIXES) and rest != plain and not rest[:1].isdecimal()
+    usable = path.is_dir() or path.suffix in SUFFIXES and path.is_file()
+    return usable and rest != plain and not rest[:1].isdecimal()
 
 
 def _none(folder: Path, benchmark: Benchmark) -> list[Path]:

@@ -52,13 +52,13 @@ def write_gold(fields: dict, fault: Callable[[str], Exception]) -> str:
     with the picture's width and height; raises fault(reason) where they are missing."""
     try:
         width, height = (float(fields[side]) for side in ("width", "height"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise fault("no size of its picture; fill the columns width and height") from error
     if not 0 < width < 1e6 or not 0 < height < 1e6:
         raise fault(f"its picture's size is {width} x {height}")
     try:
         numbers = [float(fields[name]) for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")]
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, KeyError, TypeError, ValueError):
         numbers = read_numbers(str(fields.get("answer", fields.get("bbox", ""))))
         if numbers is not None and max(map(abs, numbers)) <= SHARES:
             numbers = [n * side for n, side in zip(numbers, (width, height) * 2, strict=True)]

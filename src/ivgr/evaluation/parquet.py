@@ -19,7 +19,7 @@ from ivgr.evaluation.rows import (
     StockedRows,
     belongs,
     decode_image,
-    read_file,
+    read_image,
 )
 from ivgr.printable import in_line
 
@@ -87,4 +87,4 @@ def _load(image: dict | bytes | str, folder: Path) -> bytes:
         return image
     if not isinstance(image, str):
         raise Fault(f"its image is no image but {type(image).__name__}")
-    return decode_image(image) if len(image) > SHORTEST_IMAGE else read_file(folder / image)
+    return decode_image(image) if len(image) > SHORTEST_IMAGE else read_image(folder / image)

@@ -6,11 +6,13 @@ Out: a `RowFile`: how many rows a benchmark has, and any of its `Row`s.
 
 import base64
 import binascii
+import os
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from ivgr.data.files import read_file
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import PAIR, Benchmark
 from ivgr.evaluation.fields import Fault, Row, read_fields, read_groups
@@ -21,7 +23,6 @@ NUMBERED = tuple(f"image_{n}" for n in range(1, 9))  # a column per picture of a
 IMAGES = ("decoded_image", "image", "images", "bytes", "image_path", *NUMBERED)
 UNASKED = ("crop_image", "crop_images")  # further pictures, which are not shown
 SHORTEST_IMAGE = 64  # what is no longer names another row's image, or a file
-LARGEST_IMAGE = 1 << 28  # bytes of an image file
 
 
 class RowFile(Protocol):
@@ -98,16 +99,15 @@ def decode_image(text: str) -> bytes:
         return b""
 
 
-def read_file(path: Path) -> bytes:
+def read_image(path: Path) -> bytes:
     """Fault if there is no such image."""
+    if not os.path.isfile(path):
+        raise Fault(f"its image {_short(path)} is no file")
     try:
-        if not path.is_file():
-            raise Fault(f"its image {_short(path)} is no file")
-        if path.stat().st_size > LARGEST_IMAGE:
-            raise Fault(f"its image {_short(path)} has more than {LARGEST_IMAGE} bytes")
-        return path.read_bytes()
+        return read_file(path)
     except (OSError, ValueError) as error:
-        raise Fault(f"its image {_short(path)} cannot be read ({type(error).__name__})") from error
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise Fault(f"its image {_short(path)} cannot be read ({reason})") from error
 
 
 def _short(path: Path) -> str:

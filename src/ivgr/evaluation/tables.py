@@ -8,7 +8,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from ivgr.evaluation.scoring import GIVEN_UP
 from ivgr.files import write_atomically
 from ivgr.inference.modes import Mode
 from ivgr.inference.reading import BLOCK
-from ivgr.printable import as_markdown, print_table
+from ivgr.printable import as_markdown, as_sheet, print_table
 from ivgr.readers import read_json_lines
 
 AVERAGE = "Average"
@@ -187,7 +187,9 @@ def _as_csv(columns: Iterable[Column]) -> str:
     writer.writerow(["model", "mode", "benchmark", "part", "value", "low", "high", "rows"])
     for column in columns:
         for figure in column.figures:
-            writer.writerow([column.model, column.mode, *asdict(figure).values()])
+            writer.writerow(
+                [column.model, column.mode, *asdict(replace(figure, part=as_sheet(figure.part))).values()]
+            )
     for column, value in zip(columns, average_of(columns).values(), strict=True):
         writer.writerow([column.model, column.mode, AVERAGE, "", value, "", "", ""])
     return text.getvalue()

@@ -10,7 +10,15 @@ from typing import BinaryIO
 from ivgr.errors import UserError
 from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.evaluation.fields import FAULT, Fault, Row, with_images
-from ivgr.evaluation.rows import IMAGES, SHORTEST_IMAGE, StockedRows, belongs, decode_image, listed, read_file
+from ivgr.evaluation.rows import (
+    IMAGES,
+    SHORTEST_IMAGE,
+    StockedRows,
+    belongs,
+    decode_image,
+    listed,
+    read_image,
+)
 
 
 class TsvRows(StockedRows):
@@ -88,7 +96,7 @@ class TsvRows(StockedRows):
         image = values.get("image")
         if image is None:
             paths = listed(values["image_path"])
-            return tuple(read_file(self.path.parent / path) for path in paths)
+            return tuple(read_image(self.path.parent / path) for path in paths)
         if len(image) > SHORTEST_IMAGE:
             return tuple(map(decode_image, listed(image)))
         if image not in self.offsets:

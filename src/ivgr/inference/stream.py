@@ -16,7 +16,7 @@ from ivgr.rollout.sampling import Sampling
 @dataclass
 class Speaker:
     """Answers at `temperature` (0: greedy); aloud, it writes the text to stdout meanwhile, each
-    answer under the name of its stream."""
+    answer under the name of its stream, from what the prompt has opened of it on."""
 
     engine: TransformersEngine
     temperature: float = 0.0
@@ -33,7 +33,7 @@ class Speaker:
             self.engine.respond(model, tokenizer, queries, sampling, 1, self.seed)
             return
         ((group,),) = (query.groups for query in queries)
-        print(f"[{group.stream}]")
+        print(f"[{group.stream}]\n{printable(group.opened)}", end="", flush=True)
         self.engine.respond(model, tokenizer, queries, sampling, 1, self.seed, Voice(tokenizer))
         print()
 

@@ -9,6 +9,8 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 
+from ivgr.data.boxes import is_coordinate
+from ivgr.printable import brief
 from ivgr.seeding import derive_seed
 from ivgr.world.claims import place_of
 
@@ -45,7 +47,8 @@ def ask_coco(content: dict) -> Iterator[Asked]:
     """(fields, "") for each question, up to five an image, and ({}, reason) for each annotation
     or image that cannot be used; a category with one such, or with a crowd, is not asked about
     in that image."""
-    names = {key: entry.get("name") for key, entry in _by_id(content["categories"])}
+    named = ((key, entry.get("name")) for key, entry in _by_id(content["categories"]))
+    names = {key: name for key, name in named if isinstance(name, str)}
     images = dict(_by_id(content["images"]))
     found: dict[str, Found] = defaultdict(lambda: defaultdict(list))
     unsure: dict[str, set[str]] = defaultdict(set)
@@ -59,7 +62,7 @@ def ask_coco(content: dict) -> Iterator[Asked]:
         else:
             x, y, width, height = entry["bbox"]
             found[image][name].append([x, y, x + width, y + height])
-    known = sorted({name for name in names.values() if isinstance(name, str)})
+    known = sorted(set(names.values()))
     for key, image in images.items():
         if not isinstance(image.get("file_name"), str):
             yield {}, f"image {key} has no file_name"
@@ -75,15 +78,15 @@ def _by_id(entries: list) -> Iterator[tuple[str, dict]]:
         yield str(entry.get("id")), entry
 
 
-def _why_unusable(entry: dict, known_image: bool, name: object) -> str:
+def _why_unusable(entry: dict, known_image: bool, name: str | None) -> str:
     if not known_image:
-        return f"image_id {entry.get('image_id')!r} is not among the images"
-    if not isinstance(name, str):
-        return f"category_id {entry.get('category_id')!r} is not among the categories"
+        return f"image_id {brief(entry.get('image_id'))} is not among the images"
+    if name is None:
+        return f"category_id {brief(entry.get('category_id'))} is not among the categories"
     box = entry.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(c, int | float) for c in box)
+    numbers = isinstance(box, list) and len(box) == 4 and all(map(is_coordinate, box))
     if not (numbers and box[2] > 0 and box[3] > 0):
-        return f"bbox {box!r} is no [x, y, width, height] with an area"
+        return f"bbox {brief(box)} is no [x, y, width, height] with an area"
     return ""
 
 
@@ -124,7 +127,7 @@ def _place(box: list[float], image: dict) -> str:
     """The ninth of the image in which the box's centre lies; "" near a border between two, or
     where the image's size is not given."""
     sides = (image.get("width"), image.get("height"))
-    if not all(isinstance(side, int | float) and side > 0 for side in sides):
+    if not all(is_coordinate(side) and side > 0 for side in sides):
         return ""
     centre = ((box[0] + box[2]) / 2 / sides[0], (box[1] + box[3]) / 2 / sides[1])
     near = any(abs(c - border) < MARGIN for c in centre for border in (1 / 3, 2 / 3))

@@ -43,8 +43,9 @@ def find_sources(source: Path) -> list[Path]:
     """`source` itself, or the files of a folder that can be read, sorted; UserError if none."""
     if not source.exists():
         raise UserError(f"pack: no file or folder at {source}")
-    found = sorted(p for p in source.iterdir() if p.suffix in READERS) if source.is_dir() else [source]
-    if not found or found[0].suffix not in READERS:
+    inside = sorted(source.iterdir()) if source.is_dir() else [source]
+    found = [path for path in inside if path.suffix in READERS and path.is_file()]
+    if not found:
         known = ", ".join(READERS)
         raise UserError(f"pack: {source} is no file of rows, nor a folder of them; known are {known}")
     return found
