@@ -31,8 +31,8 @@ COMMANDS = ("synth", "pack", "distill", "filter", "evaluate", "fit")
 # Where killed runs could not be ended once: of a world whose shards are not all there, and of a run
 # whose iterations are all done.
 WINDOWS = {
-    "synth": (("replace", "after", "world.json"), ("write", "half", "train-000001.tar")),
-    "fit": (("replace", "before", "summary.json"),),
+    "synth": ("half write out/train-000001.tar.part",),
+    "fit": ("begun write summary.json.part",),
 }
 GOOD = {"format": 1.0, "accuracy": 1.0, "box": 1.0}
 
@@ -82,7 +82,7 @@ def subject_of(command: str, given: Path, root: Path) -> Subject:
         words = ["pack", str(given / "rows.jsonl"), "out", "--per_shard", "2", "--workers", "1"]
         return Subject(root, words, ends=(0, 1))
     if command == "distill":
-        return Subject(root, ["distill", str(given / "run"), shards, "out"])
+        return Subject(root, ["distill", str(given / "run"), shards, "out", "--ratio", "1:4"])
     if command == "filter":
         kept = ["--copies", "2", "--batch", "4", "--lowest", "0", "--highest", "1"]
         return Subject(root, ["filter", shards, "out", *kept, *short])
@@ -96,10 +96,9 @@ def sampled(command: str, moments: list[Moment]) -> list[Moment]:
     for moment in moments:
         kinds.setdefault(kind_of(moment), []).append(moment)
     chosen = [found[len(found) * 2 * (i + 1) // 7 % len(found)] for i, found in enumerate(kinds.values())]
-    for name, when, end in WINDOWS.get(command, ()):
-        found = [m for m in moments if kind_of(m) == name and m.when == when and m.name.endswith(end)]
-        found = found or [m for m in moments if kind_of(m) == name and end in m.name]
-        assert found, f"{command} never comes to {when} {name} {end}"
+    for window in WINDOWS.get(command, ()):
+        found = [moment for moment in moments if str(moment) == window]
+        assert found, f"{command} never comes to: {window}"
         chosen.append(found[-1])
     return list(dict.fromkeys(chosen))
 
