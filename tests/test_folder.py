@@ -1,5 +1,6 @@
 """Sharded checkpoints, written and read by one process that is a group of its own."""
 
+import lightning
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +12,9 @@ from torch.distributed.fsdp import fully_shard
 
 from ivgr.distributed.folder import read_folder, write_folder
 from ivgr.errors import UserError
+
+# What else a checkpoint must hold.
+REST = {"ivgr": {}, "pytorch-lightning_version": lightning.__version__, "epoch": 0, "global_step": 1}
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def metadata_of(file) -> dict[str, str]:
 @pytest.mark.parametrize("key", ["weight.bias", "moment.weight/exp_avg_sq"])
 def test_numbers_that_are_not_finite_are_refused(alone, tmp_path, key, value):
     folder = tmp_path / "iteration-000001.ckpt"
-    write_folder(folder, *split(alone), {"ivgr": {}}, 0)
+    write_folder(folder, *split(alone), REST, 0)
     module, optimizer = split(alone)
     read_folder(folder, module, optimizer, lambda rest: None)  # as it was saved, it is read
     poison(folder, key, value)
