@@ -311,3 +311,14 @@ def test_the_reference_is_read_alike(folder, whole):
     policy.config.text_config.vocab_size += 1
     with pytest.raises(UserError, match="of 1460 words, the policy a qwen2_vl of 1461"):
         FrozenReference(str(whole)).load(policy)
+
+
+@pytest.mark.parametrize("fewest", [1e30, 10**12, None, "many"])
+def test_an_image_processor_that_makes_pictures_of_any_size_is_refused(whole, tmp_path, fewest):
+    """Before it is tried: it would take all memory there is."""
+    folder = shutil.copytree(whole, tmp_path / "model")
+    fields = json.loads((folder / "processor_config.json").read_text())
+    fields["image_processor"]["size"]["shortest_edge"] = fewest
+    (folder / "processor_config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="model.policy: .*(at least|cannot be used|can be read)"):
+        Pretrained(str(folder)).load()

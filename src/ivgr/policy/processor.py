@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
+from ivgr.data.image import MAX_PIXELS
 from ivgr.data.prompts import GROUNDED, Prompts
 from ivgr.policy.directory import reading, refuse
 from ivgr.policy.forward import end_of_turn
@@ -48,6 +49,9 @@ def _fault_of_parts(processor: ProcessorMixin, config: PreTrainedConfig) -> str 
 def _fault_of_pixels(processor: ProcessorMixin) -> str | None:
     """What keeps the image processor from making patches of a picture that it must resize."""
     images, picture = processor.image_processor, Image.new("RGB", (61, 83))
+    fewest = getattr(images.size, "shortest_edge", None)
+    if not isinstance(fewest, int) or fewest > MAX_PIXELS:
+        return f"has an image processor that makes pictures of at least {fewest} pixels; mend its size"
     try:
         found = images(images=[picture], do_convert_rgb=False, return_tensors="pt")
         pixels, grid = found["pixel_values"], found["image_grid_thw"]
