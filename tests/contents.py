@@ -15,6 +15,10 @@ from tensorboard.compat.proto.event_pb2 import Event
 EVENTS = "events.out.tfevents"
 # Seconds and what is computed from them.
 TIMES = re.compile(r"(^|/)(seconds|minutes|time|date|rollout/tokens_per_s\w*)($|/)|^time/|perf/")
+# The state of the source that a run was started from, which may be committed between two runs.
+SOURCE = "commit"
+# Beside a database; what they hold is read with it.
+JOURNALS = (".sqlite-journal", ".sqlite-wal", ".sqlite-shm")
 
 
 def contents(root: Path) -> dict[str, object]:
@@ -29,7 +33,7 @@ def contents(root: Path) -> dict[str, object]:
         elif EVENTS in path.name:
             own = found.setdefault(f"{path.parent.relative_to(root)}/events", {})
             own.update(_events(path))
-        else:
+        elif not path.name.endswith(JOURNALS):
             found[name] = _read(path)
     return found
 
@@ -71,7 +75,7 @@ def _read(path: Path) -> object:
 
 def _timeless(value: object) -> object:
     if isinstance(value, dict):
-        return {k: 0 if TIMES.search(str(k)) else _timeless(v) for k, v in value.items()}
+        return {k: 0 if k == SOURCE or TIMES.search(str(k)) else _timeless(v) for k, v in value.items()}
     return [_timeless(one) for one in value] if isinstance(value, list | tuple) else value
 
 

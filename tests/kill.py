@@ -66,11 +66,14 @@ class Log:
         return list(dict.fromkeys((moment.name, moment.turn) for moment in self.moments))
 
     def distinct(self) -> list[Moment]:
-        """The first moment of every state of the disk, and every half-written file."""
-        chosen, before = [], None
+        """The first moment of every state of the disk, and every half-written file; of the lines of an
+        event file that follow one another, which its thread writes one by one, the first."""
+        chosen, before, written = [], None, None
         for moment, state in zip(self.moments, self.states, strict=True):
-            if moment.when == "half" or state != before:
+            lines = moment.name if EVENTS in moment.name else None
+            if (moment.when == "half" or state != before) and not (lines and lines == written):
                 chosen.append(moment)
+                written = lines
             before = state
         return chosen
 

@@ -12,6 +12,8 @@ from kill import Moment, Subject, Trial
 from ivgr.cli import main
 from ivgr.data.demonstration import write_response
 from ivgr.data.shards import write_shards
+from ivgr.policy.directory import write_directory
+from ivgr.policy.scratch import TinyScratch
 from ivgr.world import write
 from ivgr.world.write import World, draw_samples
 
@@ -27,12 +29,13 @@ FIT = {
     "data.val_queries": 2,
     "trainer.accelerator": "cpu",
 }
+SMALL = {"width": 32, "layers": 1, "vision_layers": 1, "heads": 2}
 COMMANDS = ("synth", "pack", "distill", "filter", "evaluate", "fit")
-# Where killed runs could not be ended once: of a world whose shards are not all there, and of a run
-# whose iterations are all done.
+# Where killed runs could not be ended once: of a world whose shards are not all there, of a run whose
+# iterations are all done, and of one whose best checkpoint has no link yet.
 WINDOWS = {
-    "synth": (("replace", "after", "world.json"), ("write", "half", "train-000001.tar")),
-    "fit": (("replace", "before", "summary.json"),),
+    "synth": ("half write out/train-000001.tar.part",),
+    "fit": ("begun write summary.json.part", "after replace checkpoints/last.ckpt (3)"),
 }
 GOOD = {"format": 1.0, "accuracy": 1.0, "box": 1.0}
 
@@ -44,8 +47,9 @@ def short_world() -> None:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> Path:
-    """What the commands read: shards, rows with pictures, a benchmark, a run's rollouts."""
+    """What the commands read: a policy, shards, rows with pictures, a benchmark, a run's rollouts."""
     folder = tmp_path_factory.mktemp("given")
+    write_directory(*TinyScratch(**SMALL).load(), folder / "policy")
     samples = list(draw_samples(World("train", 8, seed=6)))
     write_shards(folder / "shards", "train", samples, 3)
     rows = [
@@ -72,7 +76,7 @@ def subject_of(command: str, given: Path, root: Path) -> Subject:
     """The command on what is given, which writes into `root`."""
     shards, short = str(given / "shards"), ["--max_new_tokens", "8"]
     if command == "fit":
-        options = FIT | {"trainer.default_root_dir": root}
+        options = FIT | {"trainer.default_root_dir": root, "model.policy": given / "policy"}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         words = ["fit", "--config", str(CONFIG), *words, "--ckpt_path", "auto"]
         return Subject(root, words, short_world, over="the run is complete")
@@ -82,7 +86,7 @@ def subject_of(command: str, given: Path, root: Path) -> Subject:
         words = ["pack", str(given / "rows.jsonl"), "out", "--per_shard", "2", "--workers", "1"]
         return Subject(root, words, ends=(0, 1))
     if command == "distill":
-        return Subject(root, ["distill", str(given / "run"), shards, "out"])
+        return Subject(root, ["distill", str(given / "run"), shards, "out", "--ratio", "1:4"])
     if command == "filter":
         kept = ["--copies", "2", "--batch", "4", "--lowest", "0", "--highest", "1"]
         return Subject(root, ["filter", shards, "out", *kept, *short])
@@ -96,10 +100,9 @@ def sampled(command: str, moments: list[Moment]) -> list[Moment]:
     for moment in moments:
         kinds.setdefault(kind_of(moment), []).append(moment)
     chosen = [found[len(found) * 2 * (i + 1) // 7 % len(found)] for i, found in enumerate(kinds.values())]
-    for name, when, end in WINDOWS.get(command, ()):
-        found = [m for m in moments if kind_of(m) == name and m.when == when and m.name.endswith(end)]
-        found = found or [m for m in moments if kind_of(m) == name and end in m.name]
-        assert found, f"{command} never comes to {when} {name} {end}"
+    for window in WINDOWS.get(command, ()):
+        found = [moment for moment in moments if str(moment) == window]
+        assert found, f"{command} never comes to: {window}"
         chosen.append(found[-1])
     return list(dict.fromkeys(chosen))
 

@@ -41,6 +41,7 @@ class Checkpoints(Checkpoint):
         self.record = float("-inf")
         self.saved = 0
         self.unvalidated = False
+        self.sets_record = False
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """UserError if no validation measures what the best checkpoint is chosen by."""
@@ -54,6 +55,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.saved = trainer.global_step
+        if self.sets_record and trainer.is_global_zero:
+            self._link_best(trainer.ckpt_path)
+        self.sets_record = False
         if self.unvalidated:
             validate(trainer)
 
@@ -72,8 +76,9 @@ class Checkpoints(Checkpoint):
             return
         self.unvalidated, score = False, trainer.callback_metrics.get(self.best)
         if score is not None and score > self.record:
-            self.record = float(score)
+            self.record, self.sets_record = float(score), True
             self.save(trainer, best=True)
+            self.sets_record = False
 
     def save(self, trainer: L.Trainer, best: bool = False) -> None:
         """All ranks must call it. UserError, and nothing is saved, if weights are not finite: what was
@@ -133,6 +138,14 @@ class Checkpoints(Checkpoint):
             _link(self.folder / name, path.name)
         self._forget_old()
 
+    def _link_best(self, path: Path | str | None) -> None:
+        """Ends what a run that was killed between the last checkpoint, which set a record, and the link
+        best.ckpt has left undone."""
+        last = self.folder / LAST
+        if path is not None and last.exists() and Path(path).resolve() == last.resolve():
+            _link(self.folder / BEST, last.resolve().name)
+            self._forget_old()
+
     def _forget_old(self) -> None:
         linked = {(self.folder / name).resolve() for name in (LAST, BEST)}
         found = sorted(self.folder.glob("iteration-*.ckpt"), key=lambda one: one.stat().st_mtime)
@@ -143,10 +156,15 @@ class Checkpoints(Checkpoint):
                 remove(path)
 
     def state_dict(self) -> dict:
-        return {"record": self.record, "unvalidated": self.unvalidated}
+        return {
+            "record": self.record,
+            "unvalidated": self.unvalidated,
+            "sets_record": self.sets_record,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.record, self.unvalidated = state["record"], state.get("unvalidated", False)
+        self.sets_record = state.get("sets_record", False)
 
 
 def _find_broken(trainer: L.Trainer) -> str | None:
