@@ -269,7 +269,7 @@ def test_every_number_and_class_once(found, tmp_path, monkeypatch, show):
     check_settings(found, False, tmp_path, show)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_every_number_and_class(found, tmp_path, monkeypatch, show):
     monkeypatch.chdir(tmp_path)
     check_settings(found, True, tmp_path, show)
@@ -280,7 +280,7 @@ def test_every_path_once(files, found, tmp_path, monkeypatch, show):
     check_paths(found, False, tmp_path, show)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_every_path(files, found, tmp_path, monkeypatch, show):
     monkeypatch.chdir(tmp_path)
     check_paths(found, True, tmp_path, show)
