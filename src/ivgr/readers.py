@@ -20,8 +20,8 @@ MOST_SETTINGS, DEEPEST = 2**20, 50
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The UTF-8 text of a file of at most `most` bytes."""
+def read_text(path: Path, most: int = MOST_BYTES, mend: str = "give another") -> str:
+    """The UTF-8 text of a file of at most `most` bytes; where it is none, `mend` says what to do."""
     if not path.is_file():
         raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'no file'}; mend the path")
     if (size := path.stat().st_size) > most:
@@ -30,7 +30,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start}); give another"
+            f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start}); {mend}"
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a file that can") from error
@@ -38,7 +38,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 
 def read_json(path: Path, mend: str, read: Callable[[Any], T] = lambda content: content) -> T:
     """What `read` makes of a JSON file's content; where that fails, `mend` says what to do."""
-    text = read_text(path)
+    text = read_text(path, mend=mend)
     try:
         return read(json.loads(text))
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -48,7 +48,7 @@ def read_json(path: Path, mend: str, read: Callable[[Any], T] = lambda content: 
 def read_json_lines(path: Path, mend: str, keys: tuple[str, ...] = (), whole: bool = False) -> list[dict]:
     """The objects, each with these keys, of a file with one a line; with `whole`, a last line that was
     cut off is left out."""
-    lines = read_text(path).split("\n")
+    lines = read_text(path, mend=mend).split("\n")
     if whole or not lines[-1]:
         lines.pop()
     return list(_objects(path, lines, mend, keys))

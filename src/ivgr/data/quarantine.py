@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ivgr.data.rejection import Rejection, check_share
 from ivgr.files import write_atomically
+from ivgr.readers import read_json_lines
 
 MINIMUM = 100  # samples seen, before their share says anything
 
@@ -66,11 +67,11 @@ class Quarantine:
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return set()
-        lines = self.path.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        if len(whole) < len(lines):
-            write_atomically(self.path, "".join(whole).encode())
-        return {_name(json.loads(line)) for line in whole}
+        data = self.path.read_bytes()
+        if not data.endswith(b"\n"):
+            write_atomically(self.path, data[: data.rfind(b"\n") + 1])
+        rows = read_json_lines(self.path, "remove it, or restore it", ("shard", "key", "reason"))
+        return set(map(_name, rows))
 
 
 def _name(row: dict) -> tuple:

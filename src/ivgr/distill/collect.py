@@ -60,7 +60,7 @@ def read_rollouts(run: Path) -> Iterator[tuple[dict, str]]:
         try:
             lines = gzip.decompress(path.read_bytes()).decode().splitlines()
             rows = [json.loads(line) for line in lines]
-        except (OSError, EOFError, ValueError, zlib.error) as error:
+        except (OSError, EOFError, RecursionError, ValueError, zlib.error) as error:
             raise UserError(f"{path}: cannot be read ({error}); remove it or restore it") from error
         for number, row in enumerate(rows, 1):
             yield row, f"{path}: line {number}"

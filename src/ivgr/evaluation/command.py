@@ -32,10 +32,12 @@ from ivgr.journal import Journal
 from ivgr.judge import Judge
 from ivgr.policy.patches import use_linear_patches
 from ivgr.printable import printable
+from ivgr.readers import read_json
 from ivgr.rollout.engine import TransformersEngine
 from ivgr.settings import Dtype, PositiveInt, checked
 
 SCORES = ".scores.json"
+RESCORE = "remove it and let `ivgr evaluate` write it again"
 
 
 @dataclass(frozen=True)
@@ -212,12 +214,18 @@ def read_columns(out: Path) -> list[Column]:
     columns = []
     folders = {path.parent for path in out.glob(f"*/*/*{SCORES}") if path.parent.name in MODES}
     for folder in sorted(folders, key=lambda folder: (folder.parent.name, MODES.index(folder.name))):
-        reports = {p.name.removesuffix(SCORES): json.loads(p.read_text()) for p in folder.glob(f"*{SCORES}")}
-        known = {name: reports[name] for name in BENCHMARKS if name in reports}
-        figures = [Figure(**figure) for report in known.values() for figure in report["figures"]]
-        notes = {BENCHMARKS[name].title: report["notes"] for name, report in known.items()}
+        found = {path.name.removesuffix(SCORES): path for path in folder.glob(f"*{SCORES}")}
+        reports = {
+            name: read_json(found[name], RESCORE, _read_report) for name in BENCHMARKS if name in found
+        }
+        figures = [figure for own, _ in reports.values() for figure in own]
+        notes = {BENCHMARKS[name].title: own for name, (_, own) in reports.items()}
         columns.append(Column(folder.parent.name, folder.name, figures, notes))
     return columns
+
+
+def _read_report(report: dict) -> tuple[list[Figure], dict]:
+    return [Figure(**figure) for figure in report["figures"]], dict(report["notes"])
 
 
 def print_columns(columns: list[Column], out: Path) -> None:

@@ -37,7 +37,7 @@ class Journal:
             raise
         except sqlite3.OperationalError as error:
             raise UserError(f"{self.path}: {error}; is another pack writing into this folder?") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, AttributeError, RecursionError, ValueError) as error:
             raise UserError(f"{self.path}: no journal of a pack ({error}); pass --overwrite") from error
 
     def _open(self, setting: dict) -> None:

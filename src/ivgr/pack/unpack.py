@@ -18,6 +18,7 @@ from ivgr.data.rejection import RejectedSample
 from ivgr.data.tar import COMPRESSED, Meter, check_ratio, open_tar, unpack
 from ivgr.errors import UserError
 from ivgr.files import file_to_write, write_atomically
+from ivgr.readers import read_json
 
 MARKER = ".unpacked.json"
 
@@ -43,7 +44,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
     made_of = {"archive": archive.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns}
     marker = folder / MARKER
     if marker.exists():
-        if json.loads(marker.read_text()) == made_of:
+        if read_json(marker, "remove the folder") == made_of:
             return
         raise UserError(f"{folder}: holds images of another archive than {archive}; remove the folder")
     folder.mkdir(parents=True, exist_ok=True)

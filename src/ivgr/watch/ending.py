@@ -31,7 +31,7 @@ def is_over(trainer: L.Trainer) -> bool:
     """Whether summary.json is that of the iterations which are done."""
     try:
         return json.loads(_path(trainer).read_text())["iterations"] == done(trainer)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, RecursionError, ValueError, LookupError, TypeError):
         return False
 
 
