@@ -68,6 +68,8 @@ def changed(**fields):
         (["--config", "/no/such/file.yaml"], "/no/such/file.yaml"),
         (["--ckpt_path", "/no/such.ckpt"], "/no/such.ckpt"),
         (["--trainer.precision", "bf16-mixed"], "trainer.precision"),
+        (["--trainer.default_root_dir", str(TINY)], "trainer.default_root_dir is"),
+        (["--trainer.default_root_dir", f"{TINY}/run"], "tiny.yaml is a file"),
     ],
 )
 def test_a_bad_setting_is_named(capsys, tmp_path, args, named):

@@ -79,6 +79,9 @@ class CLI(LightningCLI):
         if isinstance(strategy, str) and strategy not in ("auto", "fsdp2") and not strategy.startswith("ddp"):
             raise UserError(f"trainer.strategy is {strategy}, must be ddp or fsdp2")
         root = Path(config.trainer.default_root_dir or "runs/default")
+        file = next((place for place in (root, *root.parents) if place.exists() and not place.is_dir()), None)
+        if file is not None:
+            raise UserError(f"trainer.default_root_dir is {root}, but {file} is a file; name another folder")
         every, keep = config.checkpoint_every, config.checkpoint_keep
         checkpoints = Checkpoints(root / "checkpoints", every, keep, config.checkpoint_best)
         kwargs["logger"] = Logger(root, name="", version="")
