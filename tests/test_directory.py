@@ -211,7 +211,7 @@ def alter(whole, name, share):
             yield folder, (path, new)
 
 
-@pytest.mark.parametrize("share", [0.02, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [0.02, pytest.param(1.0, marks=pytest.mark.whole)])
 @pytest.mark.parametrize("name", PLAIN)
 def test_settings_of_any_type_are_read_or_refused(whole, name, share):
     """A policy that answers, or one line."""
