@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_sample
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ivgr.cli import main
 from ivgr.data.demonstration import Demonstration, encode_demonstration
@@ -321,4 +321,17 @@ def test_an_image_processor_that_makes_pictures_of_any_size_is_refused(whole, tm
     fields["image_processor"]["size"]["shortest_edge"] = fewest
     (folder / "processor_config.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match="model.policy: .*(at least|cannot be used|can be read)"):
+        Pretrained(str(folder)).load()
+
+
+def test_a_configuration_of_a_model_far_larger_than_the_weights_is_refused(whole, tmp_path, monkeypatch):
+    """Before it is made: without text_config it is the largest of its family."""
+    folder = shutil.copytree(whole, tmp_path / "model")
+    fields = json.loads((folder / "config.json").read_text())
+    del fields["text_config"]
+    (folder / "config.json").write_text(json.dumps(fields))
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", None)
+    with pytest.raises(
+        UserError, match="model.policy: .* describes [0-9,]+ parameters in config.json and holds"
+    ):
         Pretrained(str(folder)).load()

@@ -6,6 +6,7 @@ Nothing in a directory is executed: weights are safetensors, and code of the mod
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from ivgr.errors import UserError, say
 from ivgr.finite import find_not_finite
 from ivgr.policy.forward import stop_ids
 
+# As many parameters as the files hold may be described: tied weights lie there once.
+MOST_TIMES = 4
 POINTER = b"version https://git-lfs"
 # What transformers reads beside the weights.
 SETTINGS = (
@@ -56,6 +59,10 @@ def read_model(
 ) -> PreTrainedModel:
     """The model of `config` with every weight from the files in `path`; UserError names weights that
     are missing, left over, of another shape or not finite."""
+    with reading(path, setting):
+        fault = _fault_of_size(Path(path), config)
+    if fault is not None:
+        refuse(path, setting, fault)
     with reading(path, setting), _without_report():
         model, report = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -167,6 +174,22 @@ def _fault_of_weights(file: Path) -> str | None:
         if name.endswith((".weight", ".bias")) and kind not in ("F64", "F32", "F16", "BF16"):
             return f"holds {name} as {kind}; name a model whose weights are float32, bfloat16 or float16"
     return None
+
+
+def _fault_of_size(path: Path, config: PreTrainedConfig) -> str | None:
+    """Transformers makes whatever config.json describes, by default a model of 72 billion parameters,
+    before it finds that the weights are of another."""
+    held = 0
+    for file in path.glob("model*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            held += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    if not held:
+        return None
+    with torch.device("meta"):
+        described = sum(p.numel() for p in AutoModelForImageTextToText.from_config(config).parameters())
+    if described <= MOST_TIMES * held:
+        return None
+    return f"describes {described:,} parameters in config.json and holds {held:,}; they must be of one model"
 
 
 def _fault_of_report(report: dict) -> str | None:
