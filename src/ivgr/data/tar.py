@@ -96,22 +96,12 @@ def _read_once(shard: str, streamed: bool) -> Iterator[dict]:
 
 def _files(file: BinaryIO, shard: str) -> Iterator[dict]:
     """The regular files of a tar as WebDataset groups them."""
-    metered = Meter(file, LARGEST_STREAM)
-    kind = metered.peek(2)
-    plain = not is_url(shard) and shard.endswith(".tar") and kind not in COMPRESSED
-    if plain:
-        file.seek(0)
-    with open_tar(file if plain else unpack(metered, kind), "r:" if plain else "r|") as tar:
-        for member in tar:
-            if kind in COMPRESSED:
-                check_ratio(member.offset, metered.count, shard)
-            if member.isreg() and not META.match(member.name):
-                lazy = plain and not member.name.endswith(".json")
-                data = (
-                    Slice(shard, member.offset_data, member.size) if lazy else tar.extractfile(member).read()
-                )
-                yield {"fname": member.name, "data": data, "__url__": shard}
-            tar.members = []
+    local = not is_url(shard) and shard.endswith(".tar")
+    for tar, member in read_members(file, shard, LARGEST_STREAM, seekable=local):
+        if not META.match(member.name):
+            lazy = tar.fileobj is file and not member.name.endswith(".json")
+            data = Slice(shard, member.offset_data, member.size) if lazy else tar.extractfile(member).read()
+            yield {"fname": member.name, "data": data, "__url__": shard}
 
 
 def _bounded(files: Iterator[dict], shard: str) -> Iterator[dict]:
@@ -131,7 +121,28 @@ def _bounded(files: Iterator[dict], shard: str) -> Iterator[dict]:
         yield file
 
 
-class Meter:
+def read_members(
+    file: BinaryIO, name: str, most: int, seekable: bool = False
+) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The regular files of a tar, compressed or not, each with the tar that it can be extracted from
+    before the next is asked for; one that is `seekable` and not compressed is read where it lies.
+    tarfile's errors, or RejectedSample, where it goes beyond bounds or has more than `most` bytes."""
+    metered = _Meter(file, most)
+    kind = metered.peek(2)
+    in_place = seekable and kind not in COMPRESSED
+    if in_place:
+        file.seek(0)
+    source, mode = (file, "r:") if in_place else (_unpack(metered, kind), "r|")
+    with tarfile.open(fileobj=source, mode=mode, tarinfo=_StrictInfo) as tar:
+        for member in tar:
+            if kind in COMPRESSED:
+                _check_ratio(member.offset, metered.count, name)
+            if member.isreg():
+                yield tar, member
+            tar.members = []
+
+
+class _Meter:
     """Counts the bytes that are read of `file`, and gives them as they come, which a line that breaks
     off does not take back; RejectedSample ("shard: endless") past `most`."""
 
@@ -156,12 +167,12 @@ class Meter:
         return data
 
 
-def unpack(file: Meter, kind: bytes) -> BinaryIO:
+def _unpack(file: _Meter, kind: bytes) -> BinaryIO:
     """What `file`, whose first two bytes are `kind`, holds uncompressed."""
     return COMPRESSED[kind](file, "rb") if kind in COMPRESSED else file
 
 
-def check_ratio(unpacked: int, packed: int, name: str) -> None:
+def _check_ratio(unpacked: int, packed: int, name: str) -> None:
     """RejectedSample if so many bytes cannot have come out of `packed` ones by honest means."""
     if unpacked > SLACK + RATIO * packed:
         raise RejectedSample(
@@ -170,14 +181,9 @@ def check_ratio(unpacked: int, packed: int, name: str) -> None:
         )
 
 
-def open_tar(file: BinaryIO, mode: str) -> tarfile.TarFile:
-    """`tarfile.open` that believes no header beyond bounds: its iteration raises ReadError or, for a
-    file that is sparse or larger than `LARGEST_FILE`, RejectedSample."""
-    return tarfile.open(fileobj=file, mode=mode, tarinfo=_StrictInfo)
-
-
 class _StrictInfo(tarfile.TarInfo):
-    """Where tarfile takes a damaged or absent header for the end, this is an error."""
+    """Where tarfile takes a damaged or absent header for the end, this is an error; so is one that
+    goes beyond bounds, and of a file that is sparse or larger than `LARGEST_FILE` it is RejectedSample."""
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:

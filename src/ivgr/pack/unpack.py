@@ -11,11 +11,10 @@ import sys
 import tarfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 from ivgr.data.files import open_file
 from ivgr.data.rejection import RejectedSample
-from ivgr.data.tar import COMPRESSED, Meter, check_ratio, open_tar, unpack
+from ivgr.data.tar import read_members
 from ivgr.errors import UserError
 from ivgr.files import file_to_write, write_atomically
 from ivgr.readers import read_json
@@ -50,7 +49,8 @@ def unpack_archive(archive: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with open_file(archive) as file:
-            _unpack(file, archive, folder)
+            for tar, member in read_members(file, archive.name, sys.maxsize):
+                _unpack_member(tar, member, folder)
     except RejectedSample as error:
         raise UserError(f"{archive}: {error}") from error
     except tarfile.FilterError as error:
@@ -58,18 +58,6 @@ def unpack_archive(archive: Path, folder: Path) -> None:
     except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise UserError(f"{archive}: cannot be unpacked into {folder} ({error}); fetch it anew") from error
     write_atomically(marker, json.dumps(made_of).encode())
-
-
-def _unpack(file: BinaryIO, archive: Path, folder: Path) -> None:
-    metered = Meter(file, sys.maxsize)
-    kind = metered.peek(2)
-    with open_tar(unpack(metered, kind), "r|") as tar:
-        for member in tar:
-            if kind in COMPRESSED:
-                check_ratio(member.offset, metered.count, archive.name)
-            if member.isreg():
-                _unpack_member(tar, member, folder)
-            tar.members = []
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
