@@ -4,6 +4,7 @@ All are written beside their place, as NAME.part, forced to disk and renamed. Wh
 there, the next one overwrites.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -41,6 +42,10 @@ def file_to_write(path: Path, mode: str = "wb", forced: bool = True, **options) 
 def write_atomically(path: Path, data: bytes) -> None:
     with file_to_write(path) as file:
         file.write(data)
+
+
+def write_json(path: Path, content: object) -> None:
+    write_atomically(path, json.dumps(content, indent=1).encode())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from ivgr.data.sample import Sample
 from ivgr.data.shards import find_shards, write_shards
 from ivgr.errors import UserError
-from ivgr.files import PART, write_atomically
+from ivgr.files import PART, write_atomically, write_json
 from ivgr.readers import read_json, read_json_lines
 
 SHARDS = "train"
@@ -31,7 +31,7 @@ class Journal:
         self.rows = read_json_lines(self.path, mend, whole=True) if self.path.exists() else []
         if self.rows:
             self._check(read_json(marker, mend, dict), json.loads(json.dumps(settings)), marker)
-        write_atomically(marker, json.dumps(settings, indent=1).encode())
+        write_json(marker, settings)
         self.keep(len(self.rows))
 
     def _check(self, saved: dict, settings: dict, marker: Path) -> None:

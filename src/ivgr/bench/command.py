@@ -1,6 +1,5 @@
 """`ivgr bench`: prints how the contenders did, and writes it as JSON."""
 
-import json
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,7 @@ from ivgr.bench.phases import rollout_contenders, update_contenders
 from ivgr.bench.roofline import plot_roofline, print_kernels
 from ivgr.bench.setting import Setting
 from ivgr.errors import UserError
-from ivgr.files import write_atomically
+from ivgr.files import write_json
 from ivgr.settings import PositiveInt, checked
 
 
@@ -106,7 +105,7 @@ def kernels(
             "ceiling": asdict(ceiling),
             "figures": list(map(asdict, figures)),
         }
-        _write(report, json)
+        write_json(json, report)
     if plot is not None:
         plot_roofline(ceiling, figures, plot)
 
@@ -115,11 +114,7 @@ def _report(figures: dict[str, Measurement], setting: Setting, path: Path | None
     _print(figures)
     if path is not None:
         report = {name: asdict(figure) for name, figure in figures.items()}
-        _write(report | more | {"setting": asdict(setting)}, path)
-
-
-def _write(report: dict, path: Path) -> None:
-    write_atomically(path, json.dumps(report, indent=1).encode())
+        write_json(path, report | more | {"setting": asdict(setting)})
 
 
 def _print(figures: dict[str, Measurement]) -> None:

@@ -6,7 +6,6 @@ In: how many images, of which size. Out: images a second of both, taken turn abo
 
 import io
 import itertools
-import json as json_format
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ from ivgr.data.sample import Sample
 from ivgr.data.shards import write_shards
 from ivgr.data.stream import Feed, Mix, SampleStream
 from ivgr.errors import UserError
-from ivgr.files import write_atomically
+from ivgr.files import write_json
 from ivgr.policy.load import Pretrained
 from ivgr.settings import NonNegativeInt, PositiveInt, checked
 
@@ -71,8 +70,7 @@ def data(
     print(f"shards, stream, encoder: {figures.ours:.1f} images/s, {figures.overhead:+.1%} time")
     if json is not None:
         setting = {"images": images, "size": size, "workers": workers, "repeats": repeats}
-        report = json_format.dumps({"setting": setting, **asdict(figures)}, indent=1)
-        write_atomically(json, report.encode())
+        write_json(json, {"setting": setting, **asdict(figures)})
 
 
 def time_data(images: int, size: tuple[int, int], workers: int, repeats: int) -> DataFigures:

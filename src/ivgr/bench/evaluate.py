@@ -5,7 +5,6 @@ In: how many rows of the tiny world. Out: seconds of each, taken turn about, and
 replies are the same.
 """
 
-import json as json_format
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import TEXTUAL, Prompts
 from ivgr.data.sample import Sample
-from ivgr.files import write_atomically
+from ivgr.files import write_json
 from ivgr.inference.modes import respond
 from ivgr.policy.forward import banned_ids
 from ivgr.policy.load import Pretrained
@@ -74,8 +73,7 @@ def evaluate(
     Console().print(table)
     if json is not None:
         setting = {"rows": rows, "batch": batch, "max_new_tokens": max_new_tokens, "repeats": repeats}
-        report = json_format.dumps({"setting": setting, **asdict(figures)}, indent=1)
-        write_atomically(json, report.encode())
+        write_json(json, {"setting": setting, **asdict(figures)})
 
 
 def time_evaluate(rows: int, batch: int, limit: int, repeats: int) -> EvaluateFigures:

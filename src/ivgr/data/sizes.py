@@ -1,11 +1,10 @@
 """sizes.json, beside packed shards: what each of them holds, so that nobody has to read 500 GB
 to count it."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ivgr.files import write_atomically
+from ivgr.files import write_json
 from ivgr.readers import read_json
 
 NAME = "sizes.json"
@@ -25,7 +24,7 @@ class ShardSize:
 def write_sizes(folder: Path, sizes: dict[str, ShardSize]) -> None:
     """`sizes` by file name, sorted; the file appears whole or not at all."""
     shards = {name: asdict(sizes[name]) for name in sorted(sizes)}
-    write_atomically(folder / NAME, json.dumps({"shards": shards}, indent=1).encode())
+    write_json(folder / NAME, {"shards": shards})
 
 
 def read_sizes(folder: Path) -> dict[str, ShardSize]:

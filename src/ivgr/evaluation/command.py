@@ -5,7 +5,6 @@ predictions for VLMEvalKit, and OUT/scores.csv and scores.md over all that lies 
 folder OUT/MODEL/MODE.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from ivgr.evaluation.room import MOST, choose_batch
 from ivgr.evaluation.rows import RowFile
 from ivgr.evaluation.run import Examination
 from ivgr.evaluation.tables import Column, Figure, figures_of, lines_of, notes_of, print_lines, write_tables
-from ivgr.files import write_atomically
+from ivgr.files import write_json
 from ivgr.inference.crops import Cropping
 from ivgr.inference.load import load_policy, saved_dtype
 from ivgr.inference.modes import LAST, MODES, Mode, Reply, respond
@@ -206,7 +205,7 @@ def summarise(journal: Journal, folder: Path, name: str) -> None:
     """Writes BENCHMARK.scores.json."""
     figures = [asdict(figure) for figure in figures_of(journal.rows, name, folder.name != "text")]
     report = {"notes": notes_of(journal.rows, folder.name), "figures": figures}
-    write_atomically(folder / f"{name}{SCORES}", json.dumps(report, indent=1).encode())
+    write_json(folder / f"{name}{SCORES}", report)
 
 
 def read_columns(out: Path) -> list[Column]:

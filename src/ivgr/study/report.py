@@ -4,13 +4,12 @@ In: each run's figures. Out: every arm's estimates over seeds, and the paired di
 exact tests.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ivgr.files import write_atomically
+from ivgr.files import write_atomically, write_json
 from ivgr.study.arms import ARMS, LOCALIZATION, MEASURES, PAIRS
 from ivgr.study.statistics import Estimate, estimate, holm, sign_flip_p
 from ivgr.watch.record import environment
@@ -99,7 +98,7 @@ def write_results(
         "arms": {name: {m: asdict(e) for m, e in own.items()} for name, own in arms.items()},
         "differences": [asdict(difference) for difference in differences],
     }
-    write_atomically(folder / "results.json", json.dumps(_without_nan(results), indent=1).encode())
+    write_json(folder / "results.json", _without_nan(results))
     text = f"{_markdown(arm_lines(arms))}\n{_markdown(difference_lines(differences))}"
     write_atomically(folder / "results.md", text.encode())
     return text

@@ -11,7 +11,7 @@ from typing import Any
 
 from ivgr.compose import read_config
 from ivgr.errors import UserError
-from ivgr.files import write_atomically
+from ivgr.files import write_json
 from ivgr.readers import read_json
 from ivgr.study.arms import ARMS
 from ivgr.world.write import World, write_world
@@ -105,7 +105,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
                 f"{path}: begun with {name} {saved.get(name)!r}, now it is {settings.get(name)!r}; "
                 "give the same settings or choose another --folder"
             )
-    write_atomically(path, json.dumps(settings, indent=1).encode())
+    write_json(path, settings)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ivgr.checkpoint import read_checkpoint
 from ivgr.cli import main
 from ivgr.errors import UserError
 from ivgr.export import export
-from ivgr.files import write_atomically
+from ivgr.files import write_json
 from ivgr.printable import printable
 from ivgr.study.examine import Examination, examine
 from ivgr.study.runs import EXAMINED, POLICY, TRAINED
@@ -34,10 +34,6 @@ def train(folder: Path, iterations: int, words: list[str]) -> None:
     export(last, folder / POLICY)
     seconds = read_checkpoint(last)["callbacks"][BeforeAfter.__qualname__]["seconds"]
     write_json(folder / TRAINED, {"iterations": iterations, "seconds": seconds})
-
-
-def write_json(path: Path, content: dict) -> None:
-    write_atomically(path, json.dumps(content, indent=1).encode())
 
 
 def end_with_parent() -> None:

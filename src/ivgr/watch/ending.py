@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 
 from ivgr.errors import UserError
-from ivgr.files import write_atomically
+from ivgr.files import write_json
 from ivgr.watch.board import writer_of
 from ivgr.watch.checkpoints import done
 
@@ -40,7 +40,7 @@ def write_summary(trainer: L.Trainer, summary: dict) -> None:
     if trainer.is_global_zero:
         if (writer := writer_of(trainer)) is not None:
             writer.flush()
-        write_atomically(_path(trainer), json.dumps(summary, indent=1).encode())
+        write_json(_path(trainer), summary)
 
 
 def _path(trainer: L.Trainer) -> Path:

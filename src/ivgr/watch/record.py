@@ -13,7 +13,7 @@ import lightning as L
 import torch
 
 from ivgr.data.encode import Batch
-from ivgr.files import write_atomically
+from ivgr.files import write_atomically, write_json
 from ivgr.query import Query
 from ivgr.seeding import run_seed
 
@@ -34,7 +34,7 @@ class RunRecord(L.Callback):
         if trainer.is_global_zero:
             record = {"seed": run_seed(), "config": self.config, **environment()}
             path = Path(trainer.default_root_dir) / "run.json"
-            write_atomically(path, json.dumps(record, indent=1).encode())
+            write_json(path, record)
 
 
 class RolloutRecord(L.Callback):
