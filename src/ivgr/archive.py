@@ -70,7 +70,8 @@ class Archive:
         for _, source, sample_id, entry in sorted(gather_lists(found), key=lambda one: one[0]):
             kept = self._find(source, sample_id)
             if kept is None or entry.box_reward > kept.box_reward:
-                self.entries.pop(sample_id, None) if source is not None else None
+                if source is not None:
+                    self.entries.pop(sample_id, None)
                 self.entries[key_of(source, sample_id)] = entry
 
     def _best(self, query: Query) -> tuple[int | None, str, Entry] | None:

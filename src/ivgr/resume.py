@@ -33,15 +33,15 @@ def admit(module: L.LightningModule, checkpoint: dict[str, Any], path: Path | st
     refuse_misshapen(checkpoint, {"callbacks": _shape_of_callbacks(module.trainer)}, path)
     data = _shape_of_data(module.trainer)
     refuse_misshapen(checkpoint, {f"{name}?": shape for name, shape in data.items()}, path)
-    saved = checkpoint["ivgr"]
-    _refuse_other("model.adapter", saved["policy"]["adapter"], module.made()["adapter"], path)
+    saved, made = checkpoint["ivgr"], module.made()
+    _refuse_other("model.adapter", saved["policy"]["adapter"], made["adapter"], path)
     if not sharded:
         refuse_misshapen(checkpoint, {"state_dict": WEIGHTS}, path)
         refuse_other_policy(shapes_of(module.state_dict()), shapes_of(checkpoint["state_dict"]), path)
         refuse_not_finite(checkpoint["state_dict"], path)
     if module.trainer.state.fn == TrainerFn.FITTING:
-        own = module.made()["freeze"]
-        _refuse_other("model.freeze", sorted(saved["policy"].get("freeze", own)), sorted(own), path)
+        freeze = saved["policy"].get("freeze", made["freeze"])
+        _refuse_other("model.freeze", sorted(freeze), sorted(made["freeze"]), path)
         _admit_progress(module.trainer, checkpoint, path)
         refuse_other_optimizer(module.optimizer, saved.get("optimizer"), path)
         _admit_optimizer(module, checkpoint, path, sharded)

@@ -8,6 +8,7 @@ with gaps among them become floats.
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 from ivgr.evaluation.benchmarks import Benchmark
 from ivgr.evaluation.fields import Row
@@ -58,11 +59,6 @@ def _yes_no(text: str, row: Row) -> tuple[str, bool]:
     return said, said.lower() == row.gold.strip().lower() != ""
 
 
-def _relaxed(text: str, row: Row) -> tuple[str, bool]:
-    verdict = score_relaxed(text, row.gold, row.options)
-    return verdict.predicted, bool(verdict.right)
-
-
 def _math(text: str, row: Row) -> tuple[str, bool]:
     """MathVista's extraction is a model's; without it a reply counts that is the number itself. A text
     or a list never does: the rule compares another text than the reply."""
@@ -77,8 +73,9 @@ def _math(text: str, row: Row) -> tuple[str, bool]:
         return text, False
 
 
-def _box(text: str, row: Row) -> tuple[str, bool]:
-    verdict = score_box(text, row.gold, row.options)
+def _scored_by(rule: Callable[..., Verdict], text: str, row: Row) -> tuple[str, bool]:
+    """Where the rule of the kit is `rule`, one of `scoring`."""
+    verdict = rule(text, row.gold, row.options)
     return verdict.predicted, bool(verdict.right)
 
 
@@ -87,7 +84,7 @@ KIT_RULES: dict[str, Callable[[str, Row], tuple[str, bool]]] = {
     "open": _option,
     "first letter": _first_letter,
     "yes or no": _yes_no,
-    "relaxed": _relaxed,
+    "relaxed": partial(_scored_by, score_relaxed),
     "math": _math,
-    "box": _box,
+    "box": partial(_scored_by, score_box),
 }
