@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import timm
 import torch
 import torch.distributed as dist
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -75,16 +76,23 @@ class Schedule:
     def create(self, optimizer: torch.optim.Optimizer, updates: int) -> Scheduler:
         """A schedule over `updates` updates; `step(n)` sets the rate of update n, counted from 0."""
         warmup = round(self.warmup * updates)
+        # Steps of factor 1, since timm has had a "constant" of its own only from 1.0.31 on.
+        name, options = ("step", {"decay_rate": 1.0}) if self.name == "constant" else (self.name, {})
         with refusals("model.schedule", "mend its options"):
             scheduler, _ = create_scheduler_v2(
                 optimizer,
-                sched=self.name,
+                sched=name,
                 num_epochs=max(updates - warmup, 1),  # behind the warm-up
                 warmup_epochs=warmup,
                 warmup_lr=0.0,
                 warmup_prefix=True,
                 min_lr=self.final * optimizer.param_groups[0]["lr"],
-                **self.options,
+                **self.options | options,
+            )
+        if scheduler is None:
+            raise UserError(
+                f"model.schedule.name is {self.name!r}, which timm {timm.__version__} does not have: "
+                "pip install -U timm"
             )
         return scheduler
 
