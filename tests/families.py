@@ -47,9 +47,10 @@ VISION = {
 }
 
 
-def tiny_family(family: str, seed: int = 0) -> PreTrainedModel:
-    """A model whose every weight is random (fresh ones start with zeros and ones)."""
-    config = CONFIG_MAPPING[family](text_config=TEXT, vision_config=VISION[family], **TOKENS)
+def tiny_family(family: str, seed: int = 0, **text) -> PreTrainedModel:
+    """A model whose every weight is random (fresh ones start with zeros and ones); `text` beside or in
+    place of TEXT."""
+    config = CONFIG_MAPPING[family](text_config=TEXT | text, vision_config=VISION[family], **TOKENS)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -24,6 +24,9 @@ NAME = "tree"
 # Kernels that FlexAttention may be compiled into: with and without gradients, one row and several, for
 # each model. Past dynamo's own limit of 8 it would go on uncompiled, with a score for every two tokens.
 MOST_VARIANTS = 64
+# Rows under 128 tokens would go to FlexAttention's decoding kernel, which compiles for no more than 128
+# tokens x query heads of a key head.
+KERNEL = {"BACKEND": "TRITON"}
 
 
 class LayerCache(Protocol):
@@ -90,7 +93,7 @@ def attend_mask(module: nn.Module, query, key, value, mask, **options) -> torch.
     if not isinstance(mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
     with dynamo.patch(recompile_limit=MOST_VARIANTS, fail_on_recompile_limit_hit=True):
-        return flex_attention_forward(module, query, key, value, mask, **options)[0]
+        return flex_attention_forward(module, query, key, value, mask, kernel_options=KERNEL, **options)[0]
 
 
 AttentionInterface.register(NAME, attend)
