@@ -15,10 +15,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 TENSORS = {"logits": "*bf16", "ref_logits": "*bf16", "ids": "*i64", "rows": "*fp32", "grad": "*fp32"}
-for kernel, out in ((kernels._statistics, "*fp32"), (kernels._gradient, "*bf16")):
+for kernel, out, best in (
+    (kernels._statistics, "*fp32", kernels.STATISTICS),
+    (kernels._gradient, "*bf16", kernels.GRADIENT),
+):
     names = [parameter.name for parameter in kernel.params]
     fixed = {"SCALE": 1.25, "EXACT": sys.argv[1] == "exact", "ENTROPY": True}
-    fixed |= {"COLUMNS": 152064, "BLOCK": 4096}
+    fixed |= {"COLUMNS": 152064, "WIDE": 8, "BLOCK": best["BLOCK"]}
+    fixed = {name: value for name, value in fixed.items() if name in names}
     fixed |= {name: 1 for name in names if name.endswith("column_stride")}
     types = {name: "constexpr" if name in fixed else "i32" for name in names} | {"out": out}
     types |= {name: kind for name, kind in TENSORS.items() if name in names}
@@ -28,7 +32,8 @@ for kernel, out in ((kernels._statistics, "*fp32"), (kernels._gradient, "*bf16")
         if types[name].startswith("*") or name.endswith("row_stride")
     }
     source = ASTSource(kernel, types, fixed, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=kernels.LAUNCH)
+    options = kernels.LAUNCH | {"num_warps": best["num_warps"]}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert "ld.global.v4.b32" in compiled.asm["ptx"]  # 16 bytes a thread and load
     assert kernel is kernels._statistics or "st.global.v4.b32" in compiled.asm["ptx"]
 """
