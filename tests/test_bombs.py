@@ -20,7 +20,7 @@ from ivgr.world.write import World, write_world
 
 pytestmark = pytest.mark.whole
 GIB = 2**30
-SIDE = 13_376  # of a picture just within what is opened
+SIDE = 11_585  # of a picture just within what is opened
 TINY = str(Path(__file__).parents[1] / "configs" / "tiny.yaml")
 CHILD = """
 import json, resource, sys, time

@@ -14,7 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ivgr.data.rejection import RejectedSample
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # MPO is opened as JPEG
-MAX_PIXELS = 2 * 89_478_485  # of one image, or of a sample's together; twice what PIL warns of
+# Of one image, or of a sample's together. An image processor holds it three times over, as RGB.
+MAX_PIXELS = 2**27
 STRIP = 2**22  # pixels
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 THIRTY_TWO_BITS = ("I", "F")

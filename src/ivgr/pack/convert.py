@@ -16,6 +16,7 @@ SINGLE_SOURCES = ("ours_",)
 MATH_SOURCES = ("ours_mmk12", "ours_thinklite", "ours_virl", "ours_wemath_pro", "ours_wemath_std")
 NUMBER_TYPES = ("stem_science", "chart_analysis")
 MARKER = "<image>"
+LONGEST_TEXT = 2**17  # characters: beyond every prompt
 SHORT = "ABCDEFGHIJ"  # a list of up to ten may stand within a sentence; further letters are initials
 
 _QUANTITY = re.compile(r"[0-9\\]")
@@ -213,6 +214,8 @@ def _text(row: dict, *names: str) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise Rejected(f"{names[0]}: {brief(value)} is no text")
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise Rejected(f"{names[0]}: {len(value)} characters, more than {LONGEST_TEXT}")
     return value if isinstance(value, str) else str(value)
 
 
