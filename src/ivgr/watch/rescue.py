@@ -28,6 +28,7 @@ class Rescue(L.Callback):
             return
         if hasattr(module, "roll_back"):
             module.roll_back()
+        _count_as_not_begun(trainer)
         saved, finished = True, done(trainer)
         if isinstance(exception, Preempted):
             self.checkpoints.save(trainer)
@@ -40,3 +41,10 @@ class Rescue(L.Callback):
         else:
             advice = f"stopped after iteration {finished}; go on with --ckpt_path last"
         exception.add_note(advice)
+
+
+def _count_as_not_begun(trainer: L.Trainer) -> None:
+    """Of the iteration that is given up: Lightning has counted that it began, but not that it ended."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for counts in (progress.total, progress.current):
+        counts.ready = counts.started = counts.processed = counts.completed
