@@ -152,8 +152,9 @@ def test_offsets_beyond_32_bits():
     got, expected = (
         fused_logprob_kl(x, ids, ref_logits=ref_logits, kl="exact", entropy=True) for x in (far, near)
     )
-    for name in FIELDS:  # on a GPU rows that are laid out otherwise may be summed in another order
-        torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+    slack = 1e-5 if DEVICE == "cuda" else 0  # there other strides may mean another order of sums
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=slack, rtol=slack)
     leaf = far.requires_grad_()
     fused_logprob_kl(leaf, ids, kl=None).logp.sum().backward()
     assert_gradient(leaf.grad, torch.nn.functional.one_hot(ids, 500) - near.double().softmax(-1), 2**-7)
