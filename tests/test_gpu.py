@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from families import FAMILIES, Words, make_tree, tiny_family
+from test_tree import gradients, tree_logps
 
 from ivgr.cli import main
 from ivgr.query import rollouts_of
@@ -49,12 +50,8 @@ def trees(model, lengths):
 
 def scored(model, queries):
     """Log-probs of all response tokens and the gradients of a weighted sum of them, on the CPU."""
-    (pack,) = pack_queries(model, queries, 1 << 40)
-    logp = model.lm_head(pack.response_hidden(model)).log_softmax(-1).gather(1, pack.targets[:, None])[:, 0]
-    model.zero_grad()
-    (logp * torch.linspace(-1, 1, len(logp), device=logp.device)).sum().backward()
-    grads = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
-    return logp.detach().cpu(), grads
+    logps = tree_logps(model, queries, 1 << 40)
+    return logps.detach().cpu(), {name: grad.cpu() for name, grad in gradients(model, logps).items()}
 
 
 def test_trees_give_the_log_probs_and_gradients_of_the_cpu(models):
@@ -88,8 +85,7 @@ def test_sampled_log_probs_equal_the_scoring_forward(models, graphs):
     assert len({len(rollout.tokens) for rollout in rollouts_of(queries)}) > 3  # they leave at different steps
     (pack,) = pack_queries(model, queries, 1 << 40)
     with torch.no_grad():
-        logits = model.lm_head(pack.response_hidden(model))
-    logp = logits.log_softmax(-1).gather(1, pack.targets[:, None])[:, 0]
+        logp = tree_logps(model, queries, 1 << 40)
     torch.testing.assert_close(logp, pack.rollout_logp, atol=1e-4, rtol=0)
 
 

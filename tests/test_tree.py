@@ -46,7 +46,7 @@ def tree_logps(model, queries, budget, **layout):
 
 def gradients(model, logps):
     model.zero_grad()
-    weights = torch.linspace(-1, 1, len(logps))
+    weights = torch.linspace(-1, 1, len(logps), device=logps.device)
     (logps * weights).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

@@ -46,5 +46,5 @@ class Rescue(L.Callback):
 def _count_as_not_begun(trainer: L.Trainer) -> None:
     """Of the iteration that is given up: Lightning has counted that it began, but not that it ended."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
-    for counts in (progress.total, progress.current):
-        counts.ready = counts.started = counts.processed = counts.completed
+    progress.total.reset_on_restart()
+    progress.current.reset_on_restart()
