@@ -4,7 +4,7 @@ import pytest
 from conftest import jpeg
 from packing import admit
 
-from ivgr.pack.convert import Rejected, convert_row, kind_of, place_markers, read_options
+from ivgr.pack.convert import LONGEST_TEXT, Rejected, convert_row, kind_of, place_markers, read_options
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,11 @@ def test_several_images_keep_their_order(tmp_path):
     row = {"question": "<image><image>Which?", "answer": "1", "images": ["1.jpg", "0.jpg"]}
     verdict = admit(tmp_path, **row, boxes=[[0, 0, 9, 9]])
     assert verdict.sample.images == tuple((tmp_path / f"{i}.jpg").read_bytes() for i in (1, 0))
+
+
+@pytest.mark.parametrize("name", ["question", "answer"])
+def test_a_text_beyond_every_prompt_is_rejected(name):
+    row = {"question": "q?", "answer": "a", "kind": "single"}
+    assert convert_row(row | {name: "x" * LONGEST_TEXT}).fields[name] == "x" * LONGEST_TEXT
+    with pytest.raises(Rejected, match=f"{name}: {LONGEST_TEXT + 1} characters"):
+        convert_row(row | {name: "x" * (LONGEST_TEXT + 1)})

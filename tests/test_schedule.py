@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ivgr import optim
 from ivgr.errors import UserError
 from ivgr.optim import Schedule
 
@@ -71,3 +72,16 @@ def test_what_timm_refuses_is_one_line():
         Schedule("wsd", options={"decay_epochs": 10_000}).create(
             torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 10
         )
+
+
+def test_an_older_timm_has_the_default_and_says_what_it_lacks(monkeypatch):
+    def older(optimizer, sched, **options):  # before 1.0.31
+        return (
+            (None, 0) if sched in ("constant", "wsd", "rsqrt") else newest(optimizer, sched=sched, **options)
+        )
+
+    newest = optim.create_scheduler_v2
+    monkeypatch.setattr(optim, "create_scheduler_v2", older)
+    assert rates(Schedule(warmup=0.5), 4) == pytest.approx([0, 0.5, 1, 1])
+    with pytest.raises(UserError, match=r"model\.schedule\.name is 'wsd', which timm .* does not have"):
+        rates(Schedule("wsd"))
