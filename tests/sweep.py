@@ -16,6 +16,7 @@ import os
 import pkgutil
 import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass
 from functools import cache, wraps
@@ -39,6 +40,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NUMBERS = {"negative": -1, "zero": 0, "NaN": math.nan, "huge": 1e30, "word": "many"}
 PATHS = ("missing", "folder", "another kind", "unreadable", "empty")
 CLASSES = {"no such class": "ivgr.nowhere.Nothing", "another class": "ivgr.printable.printable"}
+# The system's calls that ask for a file.
+LOOKS = ("open", "stat", "lstat", "listdir", "scandir")
 # What parsers have beside settings.
 STRUCTURE = (
     "_HelpAction", "ActionConfigFile", "_ActionPrintConfig", "_ActionConfigLoad", "_ActionHelpClassPath",
@@ -373,9 +376,14 @@ def parsed_only() -> Iterator[None]:
         yield
 
 
+def _thread(**_) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
 @contextlib.contextmanager
 def no_work() -> Iterator[None]:
-    """In the body a command ends once it has read what it is given and would train, decode or measure."""
+    """In the body a command ends once it has read what it is given and would train, decode or measure;
+    what it draws it draws in this process."""
     places = (
         "ivgr.module.IVGR.on_train_start", "ivgr.module.IVGR.on_validation_epoch_start",
         "ivgr.sft.SFT.on_train_start", "ivgr.rollout.engine.TransformersEngine.respond",
@@ -384,25 +392,28 @@ def no_work() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for place in places:
             stack.enter_context(mock.patch(place, _stop, create=True))
+        stack.enter_context(mock.patch("ivgr.data.curriculum.ProcessPoolExecutor", _thread))
         yield
 
 
 @contextlib.contextmanager
-def unreadable(path: Path) -> Iterator[None]:
-    """In the body the system refuses to open `path` for reading, or what lies in it."""
+def watched(path: Path, readable: bool) -> Iterator[list[str]]:
+    """The calls by which the body looks at `path` or at what lies in it; if it is not readable, the system
+    refuses to open it."""
+    looks = []
 
-    def refusing(function):
+    def watching(name: str, function: Any) -> Any:
         @wraps(function)
-        def call(file, *args, **kwargs):
+        def call(file=".", *args, **kwargs):
             if isinstance(file, str | os.PathLike) and Path(file).is_relative_to(path):
-                raise PermissionError(13, "Permission denied", str(file))
+                looks.append(name)
+                if name == "open" and not readable:
+                    raise PermissionError(13, "Permission denied", str(file))
             return function(file, *args, **kwargs)
 
         return call
 
-    with (
-        mock.patch.object(builtins, "open", refusing(builtins.open)),
-        mock.patch.object(io, "open", refusing(io.open)),
-        mock.patch.object(os, "open", refusing(os.open)),
-    ):
-        yield
+    with contextlib.ExitStack() as stack:
+        for owner, name in ((builtins, "open"), (io, "open"), *((os, name) for name in LOOKS)):
+            stack.enter_context(mock.patch.object(owner, name, watching(name, getattr(owner, name))))
+        yield looks

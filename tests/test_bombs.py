@@ -18,7 +18,7 @@ from PIL import Image
 
 from ivgr.world.write import World, write_world
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.slow
 GIB = 2**30
 SIDE = 11_585  # of a picture just within what is opened
 TINY = str(Path(__file__).parents[1] / "configs" / "tiny.yaml")

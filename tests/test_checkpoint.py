@@ -253,7 +253,7 @@ def test_no_run_goes_on_from_what_is_spoilt(name, saved, resume, tmp_path):
     assert said in refused(resume, tmp_path / "spoilt.ckpt")
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(None, marks=pytest.mark.whole)])
+@pytest.mark.parametrize("count", [60, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_checkpoint_of_any_content_is_refused_or_goes_on(saved, resume, tmp_path, count):
     """Every part of it dropped or of another type."""
     whole, path, seen = read_checkpoint(saved, whole=True), tmp_path / "odd.ckpt", Counter()

@@ -211,7 +211,7 @@ def alter(whole, name, share):
             yield folder, (path, new)
 
 
-@pytest.mark.parametrize("share", [0.02, pytest.param(1.0, marks=pytest.mark.whole)])
+@pytest.mark.parametrize("share", [0.02, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PLAIN)
 def test_settings_of_any_type_are_read_or_refused(whole, name, share):
     """A policy that answers, or one line."""
@@ -335,3 +335,15 @@ def test_a_configuration_of_a_model_far_larger_than_the_weights_is_refused(whole
         UserError, match="model.policy: .* describes [0-9,]+ parameters in config.json and holds"
     ):
         Pretrained(str(folder)).load()
+
+
+@pytest.mark.parametrize("section", [None, [16, 16], [1, 1, 2.0], [-4, 10, 10], "3", 16, [1, 1, 1]])
+def test_rotary_parts_that_do_not_fit_are_refused(whole, tmp_path, section):
+    """Transformers meets them in the first pass: None is a TypeError of torch's split."""
+    folder = shutil.copytree(whole, tmp_path / "model")
+    fields = json.loads((folder / "config.json").read_text())
+    fields["text_config"]["rope_parameters"]["mrope_section"] = section
+    (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="model.policy: .*mrope_section|can be read") as refused:
+        Pretrained(str(folder)).load()
+    assert "\n" not in str(refused.value)

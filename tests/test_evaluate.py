@@ -140,6 +140,7 @@ def snapshot(out):
     return {p.relative_to(out): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_killed_and_called_again_it_ends_with_the_same_files(data, runs, tmp_path, after=17):
     out, journal = tmp_path / "out", tmp_path / "out" / "tiny" / "tool" / "vstar.jsonl"
     run = subprocess.Popen(

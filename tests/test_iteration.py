@@ -96,7 +96,7 @@ def test_exact_kl_and_k3_start_from_the_same_gradient(tiny, run):
     assert exact.metrics["policy/kl"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("kl", ["k3", "exact"])
+@pytest.mark.parametrize("kl", ["k3", pytest.param("exact", marks=pytest.mark.slow)])
 def test_triton_kernels_give_the_same_update(run, monkeypatch, kl):
     reference = FrozenReference().load(run.policy)
     with reference.serving() as model:

@@ -118,7 +118,9 @@ def test_a_second_run_is_served_from_the_cache_without_one_request(tmp_path, unb
     assert [rollouts(tmp_path, i) for i in (1, 2)] == [rollouts(unbroken, i) for i in (1, 2)]
 
 
-@pytest.mark.parametrize("stopped_in", [0, 2], ids=["evaluation", "second iteration"])
+@pytest.mark.parametrize(
+    "stopped_in", [pytest.param(0, marks=pytest.mark.slow), 2], ids=["evaluation", "second iteration"]
+)
 def test_a_judge_that_falls_silent_stops_the_run_which_then_goes_on_exactly(
     tmp_path, unbroken, capsys, stopped_in
 ):

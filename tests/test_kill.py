@@ -111,7 +111,7 @@ def kind_of(moment: Moment) -> str:
     return moment.name.partition(" ")[0]
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.whole)], ids=["some", "all"])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_killed_command_given_again_ends_as_the_unbroken_one(command, whole, given, tmp_path):
     trial = Trial(subject_of(command, given, tmp_path / "root"))

@@ -109,6 +109,7 @@ def test_a_damaged_shard_is_written_anew(published, packed, tmp_path):
     assert (tmp_path / "out" / "train-000000.tar").stat().st_mtime_ns == first
 
 
+@pytest.mark.slow
 def test_killed_and_repeated_it_writes_the_same_bytes(tmp_path):
     """SIGKILL at two moments, each time a little further; the shards of an unbroken run come out."""
     broken = [published_row("Is it there?", "no", ["images/none.jpg"], [[0, 0, 9, 9]])]

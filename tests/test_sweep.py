@@ -5,8 +5,9 @@ makes no sense: what is no value is refused in one line that names it. The setti
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 from checkpoints import fit_small
@@ -21,10 +22,11 @@ from sweep import (
     Setting,
     Sweep,
     allows,
+    members,
     no_work,
     outcome_of,
     parsed_only,
-    unreadable,
+    watched,
     words_of,
 )
 
@@ -63,6 +65,12 @@ READ = {
     ("validate", "data.val"), ("fit", "data.train.path"), ("fit", "model.policy.path"),
     ("validate", "model.policy.path"), ("fit", "trainer.callbacks.data"),
 }  # fmt: skip
+# What else a command looks at: what it writes, which may be there already, and what it has no use for.
+LOOKED_FOR = {
+    ("synth", "folder"), ("scratch", "folder"), ("evaluate", "out"), ("filter", "dst"), ("export", "dst"),
+    ("fit", "trainer.default_root_dir"), ("validate", "trainer.default_root_dir"), ("validate", "data.train"),
+}  # fmt: skip
+PARTS = 4
 
 
 @pytest.fixture(scope="module")
@@ -178,27 +186,41 @@ def try_classes(settings: list[Setting], whole: bool, folder: Path) -> tuple[int
     return len(cases), wrong
 
 
-def try_paths(settings: list[Setting], whole: bool, root: Path) -> tuple[int, list[str]]:
-    """Every place for text is given paths, since it may be one."""
-    cases = [(setting, kind) for setting in settings for kind in PATHS]
-    wrong = []
-    cases = sampled(cases, whole, len(PATHS))
-    for number, (setting, kind) in enumerate(cases):
-        folder = root / str(number)
-        folder.mkdir()
-        os.chdir(folder)
-        path = make_path(kind, folder, setting)
-        words = words_of(setting.words, setting.given(str(path)), folder)
-        with unreadable(path) if kind == "unreadable" else nullcontext():
-            outcome = outcome_of(words)
-        case = f"{setting} = {kind}"
-        if is_read(setting) or not outcome.accepted:
-            wrong += filter(None, [complaint(outcome, case)])
-    return len(cases), wrong
+def try_paths(settings: list[Setting], kinds: list[str], root: Path) -> tuple[int, int, list[str]]:
+    """How many of the settings, each of which takes a text, are paths, how many cases there were, and what
+    was wrong. What a command looks at when it is given one is a path, and is tried with every kind."""
+    paths, count, wrong = 0, 0, []
+    for setting in settings:
+        for kind in kinds:
+            looks, complaints = try_path(setting, kind, Path(mkdtemp(dir=root)))
+            count, wrong = count + 1, wrong + complaints
+            if not looks and Path not in members(setting.hint):
+                break
+        else:
+            paths += 1
+    return paths, count, wrong
+
+
+def try_path(setting: Setting, kind: str, folder: Path) -> tuple[bool, list[str]]:
+    """Whether the command looks at the path, and what was wrong."""
+    os.chdir(folder)
+    path = make_path(kind, folder, setting)
+    words = words_of(setting.words, setting.given(str(path)), folder)
+    with watched(path, kind != "unreadable") as looks:
+        outcome = outcome_of(words)
+    case = f"{setting} = {kind}"
+    if is_read(setting) or not outcome.accepted:
+        return bool(looks), list(filter(None, [complaint(outcome, case)]))
+    unknown = looks and place_of(setting) not in LOOKED_FOR
+    return bool(looks), [f"{case}: taken, though looked at ({looks[0]})"] if unknown else []
+
+
+def place_of(setting: Setting) -> tuple[str, str]:
+    return setting.words[0], setting.name
 
 
 def is_read(setting: Setting) -> bool:
-    return (setting.words[0], setting.name) in READ
+    return place_of(setting) in READ
 
 
 def make_path(kind: str, folder: Path, setting: Setting) -> Path:
@@ -220,16 +242,11 @@ def make_path(kind: str, folder: Path, setting: Setting) -> Path:
     return path
 
 
-def check_paths(found: Found, whole: bool, root: Path, show) -> None:
-    settings = halves(found.texts, whole)
-    if not whole:  # what is read, and a few of the rest
-        settings = [s for i, s in enumerate(settings) if is_read(s) or i % 20 == 0]
+def check_paths(settings: list[Setting], kinds: list[str], root: Path, show) -> None:
     with no_work():
-        count, wrong = try_paths(settings, whole, root)
-    show(
-        f"{len(found.texts)} settings that are text, {len(PATHS)} kinds of path, {count} cases, "
-        f"{sum('traceback' in line for line in wrong)} tracebacks"
-    )
+        paths, count, wrong = try_paths(settings, kinds, root)
+    tracebacks = sum("traceback" in line for line in wrong)
+    show(f"{len(settings)} texts, {paths} of them paths, {count} cases, {tracebacks} tracebacks")
     assert not wrong, "\n".join(wrong)
 
 
@@ -269,31 +286,45 @@ def test_every_number_and_class_once(found, tmp_path, monkeypatch, show):
     check_settings(found, False, tmp_path, show)
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_every_number_and_class(found, tmp_path, monkeypatch, show):
     monkeypatch.chdir(tmp_path)
     check_settings(found, True, tmp_path, show)
 
 
 def test_every_path_once(files, found, tmp_path, monkeypatch, show):
+    """Of what is read, and a few of the rest."""
     monkeypatch.chdir(tmp_path)
-    check_paths(found, False, tmp_path, show)
-
-
-@pytest.mark.whole
-def test_every_path(files, found, tmp_path, monkeypatch, show):
-    monkeypatch.chdir(tmp_path)
-    check_paths(found, True, tmp_path, show)
+    settings = [s for i, s in enumerate(halves(found.texts, False)) if is_read(s) or i % 20 == 0]
+    for turn, kind in enumerate(PATHS):
+        check_paths(settings[turn :: len(PATHS)], [kind], tmp_path, show)
 
 
 @pytest.mark.slow
-def test_twenty_as_real_commands(found, tmp_path, monkeypatch):
-    """One of every so many numbers, negative and so beyond all bounds but of those that name -1."""
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_path(part, files, found, tmp_path, monkeypatch, show):
     monkeypatch.chdir(tmp_path)
-    settings = [setting for setting in found.numbers if not allows(setting.hint, -1)]
-    chosen = settings[:: len(settings) // 19]
-    assert len(chosen) >= 20
-    for setting in chosen[:20]:
-        words = words_of(setting.words, setting.given(-1), tmp_path)
+    check_paths(found.texts[part::PARTS], PATHS, tmp_path, show)
+
+
+@pytest.mark.slow
+def test_twenty_as_real_commands(files, found, tmp_path, monkeypatch):
+    """Seven numbers, seven paths and six classes, each kind of slip in its turn."""
+    monkeypatch.chdir(tmp_path)
+    numbers = [
+        (s, value) for s, value in product(found.numbers, NUMBERS.values()) if not allows(s.hint, value)
+    ]
+    classes = [(s, {"class_path": name}) for s, name in product(found.classes, CLASSES.values())]
+    paths = [(s, kind) for s, kind in product(found.texts, PATHS) if is_read(s) and kind != "unreadable"]
+    given = [(s, str(make_path(kind, Path(mkdtemp(dir=tmp_path)), s))) for s, kind in spread(paths, 7)]
+    chosen = [*spread(numbers, 7), *given, *spread(classes, 6)]
+    for setting, value in chosen:
+        words = words_of(setting.words, setting.given(value), tmp_path)
         ended = subprocess.run([sys.executable, "-m", "ivgr", *words], capture_output=True, text=True)
-        assert complaint(Outcome(ended.returncode, ended.stderr), str(setting)) is None
+        assert complaint(Outcome(ended.returncode, ended.stderr), f"{setting} = {value}") is None
+    assert len(chosen) == 20
+
+
+def spread(cases: list, count: int) -> list:
+    """So many of them, over all of them."""
+    return [cases[i * len(cases) // count] for i in range(count)]

@@ -160,10 +160,13 @@ def _fault_of_file(file: Path) -> str | None:
 def _fault_of_rotary(model: PreTrainedModel) -> str | None:
     """Transformers finds out in the first pass."""
     rotary = model.model.language_model.rotary_emb
-    section, found = getattr(rotary, "mrope_section", None), len(rotary.inv_freq)
-    if section is None or sum(section) == found:
+    if not hasattr(rotary, "mrope_section"):
         return None
-    return f"has {found} rotary frequencies, its rope_parameters.mrope_section {section} is of {sum(section)}"
+    section, found = rotary.mrope_section, len(rotary.inv_freq)
+    counts = section if isinstance(section, list) else []
+    if len(counts) == 3 and all(type(n) is int and n > 0 for n in counts) and sum(counts) == found:
+        return None
+    return f"has rope_parameters.mrope_section {section}, not three parts of its {found} rotary frequencies"
 
 
 def _fault_of_weights(file: Path) -> str | None:
