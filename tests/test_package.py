@@ -38,7 +38,7 @@ import os, runpy, sys
 class Watch:
     def find_spec(self, name, *_):
         if name == "torch":
-            print("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY"))
+            print(*(os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")))
             sys.exit()
 
 sys.meta_path.insert(0, Watch())
@@ -47,13 +47,22 @@ runpy.run_module("ivgr", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("given, found", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_do_not_spin_unless_the_user_says_so(given, found):
+@pytest.mark.parametrize(
+    "given, found",
+    [
+        ({}, "PASSIVE 1000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7"),
+    ],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(given, found):
     """It must be said before torch is loaded. Both ways to start the command go through one module."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
     said = subprocess.run(
-        [sys.executable, "-c", WATCH], env=environment | given, capture_output=True, text=True, check=True
+        [sys.executable, "-c", WATCH], env=kept | given, capture_output=True, text=True, check=True
     )
-    assert said.stdout.splitlines()[0] == f"OMP_WAIT_POLICY {found}"
+    assert said.stdout.splitlines()[0] == found
     script = next(point for point in entry_points(group="console_scripts") if point.name == "ivgr")
     assert script.module == "ivgr.__main__"
