@@ -2,7 +2,7 @@
 
 import os
 
-# Threads that spin while they wait for each other slow a run two- to fivefold as soon as another process
+# Threads that spin while they wait for each other slow a run two- or threefold as soon as another process
 # keeps a core busy; threads that never spin slow it by a third when it is alone. GNU's OpenMP spins as
 # briefly as it does where threads outnumber cores; others know only whether to spin. Both read this when
 # torch is loaded, and leave a policy that the user has set.
