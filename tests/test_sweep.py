@@ -5,6 +5,7 @@ makes no sense: what is no value is refused in one line that names it. The setti
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from tempfile import mkdtemp
@@ -186,15 +187,16 @@ def try_classes(settings: list[Setting], whole: bool, folder: Path) -> tuple[int
     return len(cases), wrong
 
 
-def try_paths(settings: list[Setting], kinds: list[str], root: Path) -> tuple[int, int, list[str]]:
-    """How many of the settings, each of which takes a text, are paths, how many cases there were, and what
-    was wrong. What a command looks at when it is given one is a path, and is tried with every kind."""
+def try_paths(texts: list[tuple[Setting, Sequence[str]]], root: Path) -> tuple[int, int, list[str]]:
+    """How many of the settings are paths, how many cases there were, and what was wrong. What a command
+    looks at when it is given one, or is known to read, is a path, and is tried with each of the kinds
+    beside it; any other text with the first."""
     paths, count, wrong = 0, 0, []
-    for setting in settings:
+    for setting, kinds in texts:
         for kind in kinds:
             looks, complaints = try_path(setting, kind, Path(mkdtemp(dir=root)))
             count, wrong = count + 1, wrong + complaints
-            if not looks and Path not in members(setting.hint):
+            if not (looks or is_read(setting) or Path in members(setting.hint)):
                 break
         else:
             paths += 1
@@ -242,11 +244,11 @@ def make_path(kind: str, folder: Path, setting: Setting) -> Path:
     return path
 
 
-def check_paths(settings: list[Setting], kinds: list[str], root: Path, show) -> None:
+def check_paths(texts: list[tuple[Setting, Sequence[str]]], root: Path, show) -> None:
     with no_work():
-        paths, count, wrong = try_paths(settings, kinds, root)
+        paths, count, wrong = try_paths(texts, root)
     tracebacks = sum("traceback" in line for line in wrong)
-    show(f"{len(settings)} texts, {paths} of them paths, {count} cases, {tracebacks} tracebacks")
+    show(f"{len(texts)} texts, {paths} of them paths, {count} cases, {tracebacks} tracebacks")
     assert not wrong, "\n".join(wrong)
 
 
@@ -293,18 +295,17 @@ def test_every_number_and_class(found, tmp_path, monkeypatch, show):
 
 
 def test_every_path_once(files, found, tmp_path, monkeypatch, show):
-    """Of what is read, and a few of the rest."""
+    """Of what is read, and a few of the rest; the kinds take turns."""
     monkeypatch.chdir(tmp_path)
     settings = [s for i, s in enumerate(halves(found.texts, False)) if is_read(s) or i % 20 == 0]
-    for turn, kind in enumerate(PATHS):
-        check_paths(settings[turn :: len(PATHS)], [kind], tmp_path, show)
+    check_paths([(s, [PATHS[i % len(PATHS)]]) for i, s in enumerate(settings)], tmp_path, show)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_path(part, files, found, tmp_path, monkeypatch, show):
     monkeypatch.chdir(tmp_path)
-    check_paths(found.texts[part::PARTS], PATHS, tmp_path, show)
+    check_paths([(s, PATHS) for s in found.texts[part::PARTS]], tmp_path, show)
 
 
 @pytest.mark.slow
