@@ -35,6 +35,7 @@ from ivgr import cli
 from ivgr.compose import read_config
 from ivgr.parser import Parser
 from ivgr.settings import Refused
+from ivgr.tools import load_tool
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUMBERS = {"negative": -1, "zero": 0, "NaN": math.nan, "huge": 1e30, "word": "many"}
@@ -367,10 +368,8 @@ def _stopped(tool: Any) -> Any:
 @contextlib.contextmanager
 def parsed_only() -> Iterator[None]:
     """In the body a command ends once its settings are read and, of `ivgr fit`, its objects are made."""
-    tools = _stopped(cli.TOOLS)
     with (
-        mock.patch.object(cli, "TOOLS", tools),
-        mock.patch.object(cli, "plan", tools["plan"]),
+        mock.patch.object(cli, "load_tool", lambda name: _stopped(load_tool(name))),
         mock.patch("ivgr.fit.CLI._run_subcommand", _stop),
     ):
         yield

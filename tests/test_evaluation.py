@@ -6,7 +6,7 @@ from conftest import RecordingJudge
 
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import GROUNDED, TEXTUAL, Prompts
-from ivgr.evaluation import HeldOutFigures
+from ivgr.evaluation.held_out import HeldOutFigures
 from ivgr.judge import RuleJudge, RulesAlone
 from ivgr.policy.vocabulary import build_processor
 from ivgr.query import Rollout

@@ -24,7 +24,7 @@ from ivgr.difficulty import measure_rates
 from ivgr.distill.collect import Candidate
 from ivgr.distill.keep import GIVEN_UP, KEPT, judge_rewrites
 from ivgr.errors import UserError
-from ivgr.evaluation import HeldOutFigures
+from ivgr.evaluation.held_out import HeldOutFigures
 from ivgr.journal import Journal
 from ivgr.judge import Agreement, RuleJudge
 from ivgr.rewards import math_worker, mathematics

@@ -42,7 +42,7 @@ class Watch:
             sys.exit()
 
 sys.meta_path.insert(0, Watch())
-sys.argv = ["ivgr", "--help"]
+sys.argv = ["ivgr", "synth", "--help"]
 runpy.run_module("ivgr", run_name="__main__")
 """
 

@@ -17,7 +17,7 @@ from ivgr.cli import main
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.errors import UserError
-from ivgr.evaluation import HeldOutFigures
+from ivgr.evaluation.held_out import HeldOutFigures
 from ivgr.fit import ParseOnly, run_lightning
 from ivgr.judge import RuleJudge
 from ivgr.policy.load import Pretrained

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from packaging.version import InvalidVersion, Version
 
 from ivgr.errors import UserError
@@ -108,13 +107,6 @@ def _check_version(version: str, path: Path) -> None:
         known = False
     if not known:
         raise UserError(f"checkpoint {path}: no run has pytorch-lightning_version {version!r}; {MEND}")
-
-
-class CheckpointFile(TorchCheckpointIO):
-    """How Lightning reads a checkpoint that is one file; it writes as ever."""
-
-    def load_checkpoint(self, path, map_location=None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read_checkpoint(path, whole=True)
 
 
 def refuse_misshapen(value: object, shape: object, path: Path | str) -> None:

@@ -4,24 +4,22 @@ Every error that a user can mend leaves as one line on stderr with exit code 2.
 """
 
 import errno
-import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
+from difflib import get_close_matches
+from importlib import import_module
 
 from jsonargparse import auto_cli
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from transformers.utils.logging import disable_progress_bar
 
+from ivgr import __version__
 from ivgr.compose import compose_words
-from ivgr.errors import UserError, say
-from ivgr.fit import run_lightning
-from ivgr.help import HELP
-from ivgr.parser import Parser, SettingError, ToolParser
-from ivgr.plan.command import plan
+from ivgr.errors import Preempted, UserError, say
+from ivgr.help import FIT, HELP
+from ivgr.parser import OneLine, Parser, SettingError, ToolParser
 from ivgr.printable import printable
-from ivgr.tools import TOOLS
-from ivgr.watch.preempt import Preempted
+from ivgr.tools import TOOLS, load_tool
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -35,7 +33,7 @@ def mendable_line(error: BaseException) -> str | None:
         if isinstance(found, UserError):
             return last_line_of(found)
     for found in chain:
-        if isinstance(found, MisconfigurationException):
+        if type(found).__name__ == "MisconfigurationException":  # Lightning's, which few commands load
             return f"trainer: {say(found)}; mend trainer.* in the config"
         if isinstance(found, OSError) and found.filename is not None:
             return f"{found.filename}: {found.strerror}; mend it or give another path"
@@ -62,15 +60,10 @@ def last_line_of(error: Exception) -> str:
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `ivgr` command."""
     words = sys.argv[1:] if args is None else args
-    Parser.latest = None
+    OneLine.latest = None
     hush()
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
-            print(HELP)
-        elif words[0] in TOOLS:
-            run_tool(words[0], words[1:])
-        else:
-            run_lightning(compose_words(words))
+        run(words)
     except Preempted as stopped:
         print(f"ivgr: {printable(last_line_of(stopped))}", file=sys.stderr)
         raise SystemExit(stopped.code) from None
@@ -82,6 +75,49 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+def run(words: list[str]) -> None:
+    """The command that `words` begin with."""
+    name, rest = (words or ["help"])[0], words[1:]
+    if name in ("-h", "--help", "help"):
+        print(HELP)
+    elif name == "--version":
+        print(f"ivgr {__version__}")
+    elif name in ("fit", "validate") and rest[:1] in (["-h"], ["--help"]):
+        show_settings(name, rest[1:])
+    elif name in TOOLS:
+        run_tool(name, rest)
+    elif name in ("fit", "validate") or name.startswith("-"):
+        run_fit(words)
+    else:
+        near = get_close_matches(name, [*TOOLS, "fit", "validate"], 1)
+        raise UserError(
+            f"{name!r} is no command; {f'did you mean {near[0]!r}?' if near else 'see'} ivgr --help"
+        )
+
+
+def show_settings(command: str, of: list[str]) -> None:
+    """Of `ivgr fit` or `ivgr validate` in groups, or every setting of the class whose path is given."""
+    if not of:
+        print(FIT.format(command=command))
+        return
+    module, _, name = of[0].rpartition(".")
+    try:
+        owner = getattr(import_module(module), name)
+        parser = Parser(prog=f"ivgr {command}", usage=f"every setting of {of[0]}", description=None)
+        parser.add_class_arguments(owner)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{command} --help: {of[0]!r} is no class that a config can name ({say(error)})"
+        ) from error
+    parser.print_help()
+
+
+def run_fit(words: list[str]) -> None:
+    from ivgr.fit import run_lightning  # takes seconds to load, which the other commands need not wait for
+
+    run_lightning(compose_words(words))
+
+
 def run_tool(name: str, words: list[str]) -> None:
     """`plan` has a --config of its own, which auto_cli would take for a file of options."""
     try:
@@ -91,18 +127,20 @@ def run_tool(name: str, words: list[str]) -> None:
 
 
 def _run_tool(name: str, words: list[str]) -> None:
-    if TOOLS[name] is not plan:
-        auto_cli(TOOLS[name], args=words, prog=f"ivgr {name}", parser_class=ToolParser, description=None)
+    tool = load_tool(name)
+    if name != "plan":
+        auto_cli(tool, args=words, prog=f"ivgr {name}", parser_class=ToolParser, description=None)
         return
     parser = Parser(prog=f"ivgr {name}", description=None)
-    parser.add_function_arguments(plan)
-    plan(**parser.instantiate(parser.parse_args(words)).as_dict())
+    parser.add_function_arguments(tool)
+    tool(**parser.instantiate(parser.parse_args(words)).as_dict())
 
 
 def hush() -> None:
-    """Silences notices that are no news here: the loop steps optimizer and bar itself."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    disable_progress_bar()
+    """Silences notices that are no news here; transformers, which few commands load, reads the variable
+    when it is loaded."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if loaded := sys.modules.get("transformers.utils.logging"):
+        loaded.disable_progress_bar()
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")

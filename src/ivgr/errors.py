@@ -1,5 +1,5 @@
-"""The one exception for what a user can mend, which `ivgr` prints as a single line; and how what a
-library refuses becomes it."""
+"""The exceptions that `ivgr` prints as a single line: what a user can mend, and the end by SIGTERM; and how
+what a library refuses becomes the first."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,14 @@ from contextlib import contextmanager
 
 class UserError(Exception):
     """Bad input: the message names the file or key, what is wrong, and the mend."""
+
+
+class Preempted(Exception):
+    """Raised on all ranks where the run's state is whole; `code` is the process's exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("stopped by SIGTERM")
+        self.code = code
 
 
 # What libraries raise for an argument they cannot take, as far as they keep to Python's own.

@@ -1,19 +1,22 @@
 """`ivgr fit|validate`: a LightningCLI, its parser, and the settings that every run shares."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import set_parsing_settings
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ivgr.checkpoint import CheckpointFile, find_checkpoint
+from ivgr.checkpoint import find_checkpoint, read_checkpoint
 from ivgr.compose import compose_words
 from ivgr.distributed.peers import Peers
 from ivgr.distributed.strategy import FSDP2
 from ivgr.errors import UserError, refusals
-from ivgr.parser import Parser
+from ivgr.parser import OneLine
 from ivgr.settings import Outage, PositiveInt, Seed
 from ivgr.trainer import Trainer
 from ivgr.watch.board import Logger
@@ -23,6 +26,13 @@ from ivgr.watch.hparams import Hyperparameters
 from ivgr.watch.preempt import Preemption
 from ivgr.watch.record import RunRecord
 from ivgr.watch.rescue import Rescue
+
+# Lightning has jsonargparse read a value that is a URL, such as that of a shard, as a configuration.
+set_parsing_settings(config_read_mode_fsspec_enabled=False)
+
+
+class FitParser(OneLine, LightningArgumentParser):
+    """Of `ivgr fit` and `ivgr validate`."""
 
 
 class CLI(LightningCLI):
@@ -124,6 +134,13 @@ class CLI(LightningCLI):
             find_checkpoint(Path(config.ckpt_path), sharded)
 
 
+class CheckpointFile(TorchCheckpointIO):
+    """How Lightning reads a checkpoint that is one file; it writes as ever."""
+
+    def load_checkpoint(self, path, map_location=None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path, whole=True)
+
+
 def _add_reader(plugins: object) -> list:
     """`trainer.plugins`, which may be a list, one alone or none, with what reads checkpoints."""
     named = plugins if isinstance(plugins, list) else [plugins] if plugins else []
@@ -149,12 +166,15 @@ def parse_fit(config: Path) -> dict[str, Any]:
 
 
 def run_lightning(args: list[str], cli: type[CLI] = CLI) -> CLI:
+    """Lightning's notices are no news here: the loop steps optimizer and bar itself."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     return cli(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        parser_class=Parser,
+        parser_class=FitParser,
         parser_kwargs={"prog": "ivgr"},
         auto_configure_optimizers=False,
         save_config_callback=None,

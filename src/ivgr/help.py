@@ -1,4 +1,4 @@
-"""What `ivgr --help` says."""
+"""What `ivgr --help` and `ivgr fit --help` say."""
 
 HELP = """\
 ivgr: train vision-language models to reason in plain text with the localization skill of
@@ -35,4 +35,26 @@ explicit boxes (iVGR, arXiv 2605.31096).
 Any setting of the config can be overridden on the command line, for example
   ivgr fit --config configs/tiny.yaml --model.optimizer.lr 5e-5 --seed_everything 1
 and `--print_config` prints the outcome. `ivgr COMMAND --help` lists every setting.
+"""
+
+FIT = """\
+usage: ivgr {command} --config FILE [--ckpt_path FILE|last|best|auto] [--SETTING VALUE]...
+
+A config (configs/*.yaml) names two classes and sets the rest; each setting can be given here, too.
+
+  model.*            what is trained and how: ivgr.module.IVGR (the method) or ivgr.sft.SFT (cold start)
+  data.*             on what: ivgr.data.datamodule.ShardDataModule (your shards),
+                     ivgr.data.datamodule.TinyWorld, ivgr.data.cold_start.ColdStart,
+                     ivgr.data.curriculum.Curriculum
+  trainer.*          devices, strategy (ddp, fsdp2), precision, callbacks, default_root_dir: what the run
+                     writes lies there
+  checkpoint_every, checkpoint_keep, checkpoint_best
+                     when last.ckpt is written, how many are kept, and by which figure best.ckpt is chosen
+  seed_everything    seed of all that is drawn at random
+  rank_timeout       seconds for which another rank may be out of reach
+  ckpt_path          go on from a checkpoint: a file, last, best, or auto (last, if there is one)
+
+  ivgr {command} --help CLASS                   every setting of a class, such as ivgr.module.IVGR or
+                                          ivgr.trainer.Trainer
+  ivgr {command} --config FILE --print_config   every setting with its value
 """

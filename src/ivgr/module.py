@@ -12,8 +12,7 @@ from ivgr.archive import Archive
 from ivgr.data.encode import Batch
 from ivgr.data.prompts import Prompts
 from ivgr.distributed.ranks import gather, gather_lists
-from ivgr.evaluation import HeldOutFigures
-from ivgr.evaluation.held_out import NAMES
+from ivgr.evaluation.held_out import NAMES, HeldOutFigures
 from ivgr.guards import Guard
 from ivgr.iteration import Iteration
 from ivgr.judge import Judge

@@ -3,15 +3,12 @@
 import re
 from typing import Any
 
-from jsonargparse import get_loader, set_loader, set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from ivgr.errors import UserError, say
 from ivgr.readers import measure_yaml
 from ivgr.settings import Refused
 
-# Lightning has jsonargparse read a value that is a URL, such as that of a shard, as a configuration.
-set_parsing_settings(config_read_mode_fsspec_enabled=False)
 read_yaml = get_loader("yaml")
 
 
@@ -48,9 +45,9 @@ class SettingError(UserError, TypeError):
         return cls(key, str(cause) if cause else reword(rest) if key else rest)
 
 
-class Parser(LightningArgumentParser):
-    """A tool's yes-or-no option needs no value: `--long`; its argument `words` is a list of all that
-    are given: `a.png b.png`."""
+class OneLine:
+    """A parser that raises a SettingError for what it refuses. A tool's yes-or-no option needs no value:
+    `--long`; its argument `words` is a list of all that are given: `a.png b.png`."""
 
     latest: SettingError | None = None
 
@@ -81,9 +78,13 @@ class Parser(LightningArgumentParser):
             raise
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        error = SettingError.of(" ".join(str(message).split()), ex, Parser.latest)
-        Parser.latest = error
+        error = SettingError.of(" ".join(str(message).split()), ex, OneLine.latest)
+        OneLine.latest = error
         raise error from ex
+
+
+class Parser(OneLine, ArgumentParser):
+    """Of settings that Lightning has no part in."""
 
 
 class ToolParser(Parser):

@@ -1,95 +1,33 @@
-"""The tools of `ivgr` that are not training: functions whose arguments become options."""
+"""The tools of `ivgr` that are not training: where the functions lie whose arguments become options.
 
-from pathlib import Path
+A command loads its own tool and no other.
+"""
 
-from ivgr.archive import Archive, read_key
-from ivgr.bench.command import BENCH
-from ivgr.checkpoint import read_checkpoint, refuse_misshapen
-from ivgr.difficulty import filter_shards
-from ivgr.distill.command import distill
-from ivgr.errors import UserError
-from ivgr.evaluation.command import evaluate
-from ivgr.evaluation.differences import analyse, compare
-from ivgr.evaluation.score import score
-from ivgr.export import export
-from ivgr.inference.command import ask
-from ivgr.pack.command import pack
-from ivgr.pack.look import inspect
-from ivgr.plan.command import plan
-from ivgr.policy.checkpoint import scratch
-from ivgr.printable import print_table
-from ivgr.settings import PositiveInt, Seed
-from ivgr.study.command import study
-from ivgr.world.quiz import write_quiz
-from ivgr.world.write import Kind, Objects, Split, World, write_world
+from collections.abc import Callable
+from importlib import import_module
 
-
-def synth(
-    folder: Path,
-    split: Split = "train",
-    count: PositiveInt = 1000,
-    seed: Seed = 0,
-    lesson: Kind = "questions",
-    fewest: Objects = 2,
-    most: Objects = 6,
-    tsv: bool = False,
-) -> None:
-    """Draw shards of the tiny world.
-
-    Args:
-        folder: Where the shards go, as SPLIT-000000.tar, …
-        split: "train" or "val"; they never share a scene.
-        count: Number of scenes.
-        seed: Seed of the drawing.
-        lesson: "questions" (paired and single queries) or "describe" (every object with its box).
-        fewest: Fewest objects a scene.
-        most: Most objects a scene.
-        tsv: Instead of shards, write FOLDER/vstar.tsv, a benchmark of multiple-choice questions for
-            `ivgr evaluate`.
-    """
-    if tsv:
-        asked = write_quiz(folder / "vstar.tsv", World(split, count, seed, lesson, fewest, most))
-        print(f"{asked} questions in {folder / 'vstar.tsv'}")
-        return
-    write_world(folder, World(split, count, seed, lesson, fewest, most))
-    print(f"{count} samples in {folder}")
-
-
-def show(checkpoint: Path) -> None:
-    """Print the rollout archive of a checkpoint.
-
-    Args:
-        checkpoint: A checkpoint of `ivgr fit`.
-    """
-    state = read_checkpoint(checkpoint)
-    if "archive" not in state["ivgr"]:
-        raise UserError(f"archive show: {checkpoint} holds no rollout archive")
-    refuse_misshapen(state, {"ivgr": {"archive": Archive.state_shape, "iteration": int}}, checkpoint)
-    rows = [
-        (*read_key(key), f"{box_reward:.3f}", think)
-        for key, (box_reward, think) in sorted(state["ivgr"]["archive"].items())
-    ]
-    first = 0 if any(source for source, *_ in rows) else 1  # the column of sources, where there are any
-    head = ("source", "id", "box reward", "reference reasoning")
-    print_table(head[first:], [row[first:] for row in rows])
-    print(f"{len(rows)} queries in the archive at iteration {state['ivgr']['iteration']}")
-
-
+# A function, or for a tool with commands of its own a mapping of their names to functions.
 TOOLS = {
-    "ask": ask,
-    "synth": synth,
-    "pack": pack,
-    "inspect": inspect,
-    "filter": filter_shards,
-    "distill": distill,
-    "evaluate": evaluate,
-    "score": score,
-    "compare": compare,
-    "analyse": analyse,
-    "scratch": scratch,
-    "plan": plan,
-    "archive": {"show": show},
-    "export": export,
-    "bench": BENCH,
-    "study": study,
+    "ask": "ivgr.inference.command.ask",
+    "synth": "ivgr.world.command.synth",
+    "pack": "ivgr.pack.command.pack",
+    "inspect": "ivgr.pack.look.inspect",
+    "filter": "ivgr.difficulty.filter_shards",
+    "distill": "ivgr.distill.command.distill",
+    "evaluate": "ivgr.evaluation.command.evaluate",
+    "score": "ivgr.evaluation.score.score",
+    "compare": "ivgr.evaluation.differences.compare",
+    "analyse": "ivgr.evaluation.differences.analyse",
+    "scratch": "ivgr.policy.checkpoint.scratch",
+    "plan": "ivgr.plan.command.plan",
+    "archive": "ivgr.archive_command.ARCHIVE",
+    "export": "ivgr.export.export",
+    "bench": "ivgr.bench.command.BENCH",
+    "study": "ivgr.study.command.study",
 }
+
+
+def load_tool(name: str) -> Callable | dict[str, Callable]:
+    """The tool, or its commands by name."""
+    module, _, attribute = TOOLS[name].rpartition(".")
+    return getattr(import_module(module), attribute)

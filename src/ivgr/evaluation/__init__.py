@@ -6,7 +6,6 @@ scoring.py and the table of benchmarks.py. `ivgr score`: predictions.py (files â
 (VLMEvalKit's verdicts) â†’ tables.py.
 """
 
-from ivgr.evaluation.held_out import HeldOutFigures
 from ivgr.evaluation.options import match_option
 
-__all__ = ["HeldOutFigures", "match_option"]
+__all__ = ["match_option"]

@@ -6,13 +6,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-
-class Preempted(Exception):
-    """Raised on all ranks where the run's state is whole; `code` is the process's exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__("stopped by SIGTERM")
-        self.code = code
+from ivgr.errors import Preempted
 
 
 class Preemption(L.Callback):

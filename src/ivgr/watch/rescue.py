@@ -3,9 +3,8 @@ last.ckpt."""
 
 import lightning as L
 
-from ivgr.errors import UserError
+from ivgr.errors import Preempted, UserError
 from ivgr.watch.checkpoints import Checkpoints, done
-from ivgr.watch.preempt import Preempted
 
 
 class Rescue(L.Callback):
