@@ -20,7 +20,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.data.prompts import Prompts
 from ivgr.data.rejection import RejectedSample
 from ivgr.errors import UserError
-from ivgr.policy.directory import write_directory
+from ivgr.policy.directory import refuse_to_replace, write_directory
 from ivgr.policy.forward import end_of_turn, stop_ids
 from ivgr.policy.load import Pretrained
 from ivgr.policy.reference import FrozenReference
@@ -347,3 +347,33 @@ def test_rotary_parts_that_do_not_fit_are_refused(whole, tmp_path, section):
     with pytest.raises(UserError, match="model.policy: .*(mrope_section|can be read)") as refused:
         Pretrained(str(folder)).load()
     assert "\n" not in str(refused.value)
+
+
+def test_a_model_takes_the_place_of_nothing_but_a_model(folder, tmp_path):
+    """At the start of a run, which would write it at the end."""
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").touch()
+    for path in (run, run / "..", tmp_path, tmp_path / "photos", tmp_path / "photos" / "one.jpg"):
+        with pytest.raises(UserError, match=f"^model.export: '{path}' .*; name (another|a folder in it)$"):
+            refuse_to_replace(path, "model.export", run)
+    for path in (run / "model", run / "deep" / "model", folder):
+        refuse_to_replace(path, "model.export", run)
+    (run / "model").mkdir()
+    refuse_to_replace(run / "model", "model.export", run)
+
+
+def test_where_the_cold_start_writes_is_looked_at_first(tmp_path, capsys):
+    config = Path(__file__).parents[1] / "configs" / "distill_sft.yaml"
+    world = str(tmp_path / "world")
+    main(["synth", world, "--count", "6"])
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "notes.txt").touch()
+    with pytest.raises(SystemExit) as stop:
+        main([
+            "fit", "--config", str(config), "--trainer.default_root_dir", str(tmp_path / "run"),
+            "--data.steps", "1", "--data.train", world, "--data.val", world, "--model.policy", "tiny",
+        ])  # fmt: skip
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "model.export" in said and said.count("\n") == 1

@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 import zlib
+from contextlib import closing
 
 import pytest
 from conftest import RELATIVE, make_sample
@@ -331,6 +332,33 @@ def test_a_cache_of_an_earlier_version_loses_its_write_ahead_log_and_nothing_els
     assert (cache.get("old"), cache.get("new")) == ("{}", "[]") and journal_of(path) == b"\1\1"
 
 
+@pytest.mark.parametrize("kind", ["folder", "another kind", "another database"])
+def test_what_is_no_cache_is_refused_before_any_work(tmp_path, kind):
+    path = tmp_path / "judge.sqlite"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "another kind":
+        path.write_bytes(b"\xff\xd8" * 900)
+    else:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("CREATE TABLE verdicts (number INTEGER)")
+    with pytest.raises(UserError, match=f"^judge cache {path}: cannot be used .*; move it away or give"):
+        LLMJudge("http://127.0.0.1:9/v1", "none", cache=str(path))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty"])
+def test_a_cache_is_made_on_first_use(tmp_path, kind):
+    path = tmp_path / "deep" / "judge.sqlite"
+    if kind == "empty":
+        path.parent.mkdir()
+        path.touch()
+    cache = LLMJudge("http://127.0.0.1:9/v1", "none", cache=str(path)).cache
+    assert path.parent.exists() == (kind == "empty")
+    cache.put("key", "{}")
+    cache.save()
+    assert VerdictCache(path).get("key") == "{}"
+
+
 def test_verdicts_are_stored_while_the_rest_is_awaited(tmp_path, monkeypatch):
     monkeypatch.setattr("ivgr.judge.cache.BETWEEN", 0.0)
     path = tmp_path / "judge.sqlite"
@@ -357,8 +385,8 @@ def test_a_damaged_cache_is_one_clear_line_or_read(tmp_path, offset):
     content = bytearray(path.read_bytes())
     content[offset : offset + 64] = bytes(range(64, 128))
     path.write_bytes(content)
-    cache = VerdictCache(path)
     try:
+        cache = VerdictCache(path)
         cache.put("b", "{}")
         cache.save()
         assert cache.get("a 7") in ("{}", None)

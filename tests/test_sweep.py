@@ -70,6 +70,7 @@ READ = {
 LOOKED_FOR = {
     ("synth", "folder"), ("scratch", "folder"), ("evaluate", "out"), ("filter", "dst"), ("export", "dst"),
     ("fit", "trainer.default_root_dir"), ("validate", "trainer.default_root_dir"), ("validate", "data.train"),
+    ("fit", "model.judge.cache"), ("validate", "model.judge.cache"), ("fit", "model.export"),
 }  # fmt: skip
 PARTS = 4
 

@@ -234,6 +234,18 @@ def test_what_the_policy_cannot_hold_is_named(tiny):
         answers(VLLMEngine(**SHORT), nameless, tiny, queries)
 
 
+@pytest.mark.parametrize("kind", ["missing", "folder", "another kind", "empty"])
+def test_a_checkpoint_that_is_no_model_is_one_line(tiny, tmp_path, kind):
+    path = tmp_path / "model"
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "missing":
+        path.write_bytes(b"\xff\xd8" * (kind == "another kind"))
+    with pytest.raises(UserError, match=f"^model.engine.checkpoint: '{path}' is no .*") as refused:
+        answers(VLLMEngine(**SHORT, checkpoint=str(path)), tiny[0], tiny, queries_of(tiny, 1))
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("device", "named"), [("cpu", "needs a GPU"), ("cuda:1", "CUDA_VISIBLE_DEVICES=1")])
 def test_the_wrong_device_is_named(device, named):
     with pytest.raises(UserError, match=named):

@@ -16,6 +16,7 @@ from ivgr.judge.patient import patient_judge
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.optim import Optimizer, Schedule
 from ivgr.policy.adapter import Adapter
+from ivgr.policy.directory import refuse_to_replace
 from ivgr.policy.form import Part, TrainingForm
 from ivgr.policy.load import Pretrained
 from ivgr.policy.scratch import TinyScratch
@@ -91,7 +92,12 @@ class SFT(PolicyModule):
     iterations = total_updates
 
     def on_fit_start(self) -> None:
+        refuse_to_replace(self._folder, "model.export", Path(self.trainer.default_root_dir))
         self.stepper = self.create_stepper()
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.trainer.default_root_dir) / self.export
 
     def training_step(self, queries: list[Query], _: int) -> torch.Tensor:
         """One update on the mean over all ranks' tokens."""
@@ -130,9 +136,8 @@ class SFT(PolicyModule):
 
     def on_train_end(self) -> None:
         figures = evaluate(self.trainer, self)
-        folder = Path(self.trainer.default_root_dir) / self.export
-        self.save_policy(folder)
+        self.save_policy(self._folder)
         write_summary(self.trainer, {"seed": run_seed(), "iterations": self.iterations, "after": figures})
         if self.trainer.is_global_zero:
             print_figures(figures)
-            print(f"the model is in {folder}")
+            print(f"the model is in {self._folder}")

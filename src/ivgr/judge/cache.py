@@ -25,6 +25,9 @@ class VerdictCache:
 
     Args:
         path: The sqlite file, made on first use; null keeps nothing.
+
+    Raises:
+        UserError: There is something at `path` that is no such file.
     """
 
     def __init__(self, path: str | Path | None) -> None:
@@ -32,6 +35,9 @@ class VerdictCache:
         self.connection: sqlite3.Connection | None = None
         self.unsaved: dict[str, str] = {}
         self.saved = time.monotonic()
+        if self.path and self.path.exists():
+            with self._open():
+                pass
 
     def get(self, key: str) -> str | None:
         """The stored JSON; UserError if the file cannot be read."""
@@ -83,6 +89,7 @@ class VerdictCache:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)"
             )
+            connection.execute("SELECT key, verdict FROM verdicts LIMIT 0")
         return connection
 
 

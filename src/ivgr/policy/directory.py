@@ -96,6 +96,16 @@ def write_directory(model: PreTrainedModel, processor: ProcessorMixin, folder: P
     processor.save_pretrained(folder)
 
 
+def refuse_to_replace(path: Path, setting: str, root: Path) -> None:
+    """UserError if the model that is to lie in `path` would take the place of anything but a model, or of
+    `root`, where the run lies."""
+    held = sorted(one.name for one in path.iterdir()) if path.is_dir() else []
+    if root.resolve().is_relative_to(path.resolve()):
+        refuse(path, setting, "holds the run itself; name a folder in it")
+    if (held or path.exists() and not path.is_dir()) and "config.json" not in held:
+        refuse(path, setting, "is there already and is no model, which it would be replaced by; name another")
+
+
 def refuse(path: Path | str, setting: str, fault: str) -> None:
     raise UserError(f"{setting}: {str(path)!r} {fault}")
 

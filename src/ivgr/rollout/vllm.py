@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ivgr.errors import UserError
 from ivgr.families.fields import INTERLEAVED
 from ivgr.families.registry import find_family
+from ivgr.policy.directory import read_config
 from ivgr.policy.forward import banned_ids, stop_ids
 from ivgr.query import Query, places_of
 from ivgr.rollout.vllm_loader import keep_buffers
@@ -152,6 +153,8 @@ class VLLMEngine:
             raise UserError(
                 "model.engine: the policy does not say where it was loaded from; set model.engine.checkpoint"
             )
+        if self.checkpoint:
+            read_config(self.checkpoint, "model.engine.checkpoint")
         length = self.max_prompt_tokens + self.max_new_tokens
         if length > (room := policy.config.get_text_config().max_position_embeddings):
             raise UserError(
