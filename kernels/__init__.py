@@ -8,10 +8,10 @@ is empty, so that operators are registered once.
 __version__ = "0.0.1"
 
 if __name__ == "ivgr.kernels":
-    from .estimators import KL_ESTIMATORS, LARGEST_EXPONENT, kl_estimate
+    from .kl_estimators import KL_ESTIMATORS, LARGEST_EXPONENT, kl_estimate
     from .linear import fused_linear_logprob_kl
     from .logits import fused_logprob_kl
-    from .statistics import TokenStatistics
+    from .token_statistics import TokenStatistics
 
     __all__ = [
         "KL_ESTIMATORS",

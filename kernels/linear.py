@@ -6,7 +6,7 @@ import torch
 
 from .chunks import Chunked, HeadGradients
 from .dispatch import operator
-from .statistics import TokenStatistics, assemble, check, with_means
+from .token_statistics import TokenStatistics, assemble, check, with_means
 
 Head = torch.Tensor | torch.nn.Linear
 TokenLoss = Callable[..., torch.Tensor]

@@ -3,7 +3,7 @@
 import torch
 
 from .dispatch import operator, row_kernels
-from .statistics import TokenStatistics, assemble, check, with_means
+from .token_statistics import TokenStatistics, assemble, check, with_means
 
 
 def fused_logprob_kl(

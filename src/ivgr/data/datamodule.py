@@ -8,21 +8,20 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader
 
-from ivgr.checkpoint import PLAIN
+from ivgr.core.checkpoint_file import PLAIN
+from ivgr.core.errors import UserError
+from ivgr.core.prompts import PAIRED, check_paired
+from ivgr.core.rejection import Rejection
+from ivgr.core.sample import KINDS
+from ivgr.core.seeding import run_seed
+from ivgr.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, Share, checked
+from ivgr.data.dataloader import make_loader
 from ivgr.data.encode import Batch, QueryEncoder, encode_batch
-from ivgr.data.held_out import HeldOut
-from ivgr.data.loader import make_loader
-from ivgr.data.prompts import PAIRED, check_paired
+from ivgr.data.load_balancing import Spread
 from ivgr.data.quarantine import Quarantine
-from ivgr.data.rejection import Rejection
-from ivgr.data.sample import KINDS
 from ivgr.data.shards import Located, find_shards, take_stock
-from ivgr.data.spread import Spread
 from ivgr.data.stream import Feed, Mix, SampleStream
-from ivgr.errors import UserError
-from ivgr.seeding import run_seed
-from ivgr.settings import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Share, checked
-from ivgr.world.write import World, write_world
+from ivgr.data.validation_stream import HeldOut
 
 
 @checked("data.train: ")
@@ -215,33 +214,3 @@ class ShardDataModule(L.LightningDataModule):
             "data.shards_by_rank": self.shards_by_rank,
             "ranks": self._parts()[1],
         }
-
-
-@checked("data.")
-class TinyWorld(ShardDataModule):
-    """The tiny world's shards, drawn on first use under trainer.default_root_dir/world.
-
-    Args:
-        train_count: Scenes drawn for training.
-        val_count: Scenes drawn for evaluation.
-        world_seed: Seed of the drawing; independent of the run's seed.
-        settings: Arguments of `ShardDataModule` other than train and val.
-    """
-
-    def __init__(
-        self, train_count: PositiveInt = 2000, val_count: PositiveInt = 640, world_seed: Seed = 0, **settings
-    ) -> None:
-        super().__init__(train="", val="", **settings)
-        self.counts = {"train": train_count, "val": val_count}
-        self.world_seed = world_seed
-
-    def prepare_data(self) -> None:
-        for split, count in self.counts.items():
-            write_world(self._folder() / split, World(split, count, self.world_seed))
-
-    def setup(self, stage: str) -> None:
-        self.train, self.val = str(self._folder() / "train"), str(self._folder() / "val")
-        super().setup(stage)
-
-    def _folder(self) -> Path:
-        return Path(self.trainer.default_root_dir) / "world"

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
 
-from ivgr.data.boxes import clip_box
-from ivgr.data.options import with_options
-from ivgr.data.prompts import PAIRED, Prompts, streams_of
-from ivgr.data.rejection import RejectedSample, Rejection
-from ivgr.data.sample import Sample
+from ivgr.core.boxes import clip_box
+from ivgr.core.frame import RELATIVE, Frame
+from ivgr.core.prompts import PAIRED, Prompts, streams_of
+from ivgr.core.query import Group, Query
+from ivgr.core.rejection import RejectedSample, Rejection
+from ivgr.core.sample import Sample
+from ivgr.data.answer_options import with_options
+from ivgr.data.load_balancing import Spread
 from ivgr.data.shards import Located
-from ivgr.data.spread import Spread
-from ivgr.families.frame import RELATIVE, Frame
-from ivgr.families.registry import find_family
-from ivgr.query import Group, Query
+from ivgr.models.registry import find_family
 
 FILLER = Sample("filler", "", "")
 _OPENED = re.compile(r"<think>\s*\Z")

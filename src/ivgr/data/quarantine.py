@@ -4,9 +4,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from ivgr.data.rejection import Rejection, check_share
-from ivgr.files import write_atomically
-from ivgr.readers import read_json_lines
+from ivgr.core.atomic_files import write_atomically
+from ivgr.core.readers import read_json_lines
+from ivgr.core.rejection import Rejection, check_share
 
 MINIMUM = 100  # samples seen, before their share says anything
 

@@ -15,9 +15,9 @@ from typing import BinaryIO
 import fsspec
 from fsspec.core import split_protocol
 
-from ivgr.data.files import open_file
-from ivgr.data.sizes import NAME, ShardSize, read_sizes
-from ivgr.errors import UserError
+from ivgr.core.errors import UserError
+from ivgr.core.regular_files import open_file
+from ivgr.data.shard_index import NAME, ShardSize, read_sizes
 
 PIPE = "pipe:"
 BROKEN_PIPE = (-13, 141)  # the reader had enough before the command did

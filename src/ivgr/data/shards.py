@@ -1,7 +1,7 @@
 """Shards: finding them, writing them, reading them and taking stock of them at set-up.
 
 A shard is `NAME-000000.tar`, an ordinary WebDataset tar: `KEY.json` with the fields of
-`ivgr.data.sample.Sample` and `KEY.jpg|png|webp` (`KEY.0.jpg`, … for several) beside it.
+`ivgr.core.sample.Sample` and `KEY.jpg|png|webp` (`KEY.0.jpg`, … for several) beside it.
 What cannot be used comes out as a `Rejection` in its place.
 """
 
@@ -16,13 +16,13 @@ from pathlib import Path
 import braceexpand
 import webdataset as wds
 
-from ivgr.data.rejection import RejectedSample, Rejection, check_share
+from ivgr.core.atomic_files import PART, file_to_write
+from ivgr.core.errors import UserError
+from ivgr.core.rejection import RejectedSample, Rejection, check_share
+from ivgr.core.sample import KINDS, Sample, read_sample
 from ivgr.data.remote import PIPE, is_url, list_urls, size_of, sizes_beside
-from ivgr.data.sample import KINDS, Sample, read_sample
-from ivgr.data.sizes import ShardSize
+from ivgr.data.shard_index import ShardSize
 from ivgr.data.tar import UNREACHABLE, load, read_shard
-from ivgr.errors import UserError
-from ivgr.files import file_to_write
 
 
 def find_shards(pattern: str | list[str], allow_pipe: bool = False) -> list[str]:
@@ -203,3 +203,19 @@ def _same_size(shard: str, expected: int) -> bool:
         return size_of(shard) == expected
     except Exception as error:  # each file system has its own
         raise UserError(f"{shard}: cannot be reached ({type(error).__name__}: {error})") from error
+
+
+SHARDS = "train"
+
+
+def replace_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:
+    """Writes train-000000.tar, … in place of what an earlier call left in `folder`."""
+    for path in (*folder.glob(f"{SHARDS}-*.tar"), *folder.glob(f"{SHARDS}-*.tar{PART}")):
+        path.unlink()
+    return write_shards(folder, SHARDS, samples, per_shard)
+
+
+def refuse_overlap(shards: str, folder: Path) -> None:
+    """UserError if `folder`, which is to be written, is where `shards` lie."""
+    if any(Path(path).resolve().parent == folder.resolve() for path in find_shards(shards)):
+        raise UserError(f"{folder}: the shards to be read lie there; choose another folder to write to")

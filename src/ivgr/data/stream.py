@@ -17,13 +17,13 @@ from itertools import count, islice, repeat
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ivgr.data.deal import deal
-from ivgr.data.rejection import Rejection
-from ivgr.data.sample import KINDS
+from ivgr.core.errors import UserError
+from ivgr.core.rejection import Rejection
+from ivgr.core.sample import KINDS
+from ivgr.core.seeding import derive_seed
+from ivgr.core.settings import Share, checked
 from ivgr.data.shards import Located, load_images, read_heads
-from ivgr.errors import UserError
-from ivgr.seeding import derive_seed
-from ivgr.settings import Share, checked
+from ivgr.data.weighted_sampling import deal
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
-from ivgr.data.files import LARGEST_FILE, open_file
-from ivgr.data.rejection import RejectedSample
+from ivgr.core.printable import in_line
+from ivgr.core.regular_files import LARGEST_FILE, open_file
+from ivgr.core.rejection import RejectedSample
 from ivgr.data.remote import is_url, open_shard
-from ivgr.printable import in_line
 
 LARGEST_JSON = 2**26  # bytes, of one file
 LARGEST_SAMPLE = 2**29  # bytes, of all files of a key

@@ -18,9 +18,9 @@ from threading import Event, Lock, Thread, Timer
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
-from ivgr.distributed.connect import open_links
-from ivgr.errors import say
-from ivgr.printable import printable
+from ivgr.core.errors import say
+from ivgr.core.printable import printable
+from ivgr.distributed.links import open_links
 
 # What waits for a rank that is gone fails at once; the news of it comes as fast, or it is another fault.
 NEWS = 5.0

@@ -1,51 +1,69 @@
 """Greedy evaluation of both streams on held-out paired queries."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from torch import nn
 from torchmetrics import MeanMetric
 
-from ivgr.data.prompts import GROUNDED, TEXTUAL
+from ivgr.core.prompts import GROUNDED, TEXTUAL
+from ivgr.core.query import Query, Rollout
+from ivgr.core.response import format_reward
 from ivgr.judge.protocol import Agreement, Judge
-from ivgr.query import Query, Rollout
 from ivgr.rewards.accuracy import read_accuracy
-from ivgr.rewards.boxes import box_reward
-from ivgr.rewards.format import format_reward, read_think
-from ivgr.rewards.total import ask_once
+from ivgr.rewards.box_terms import box_reward
+from ivgr.rewards.rewards import ask_once
 
-# Known only to a judge that reads what reasoning says of places.
-PLACES = "place_accuracy"
-FIGURES = {
-    GROUNDED: ("accuracy", "format", "iou", "length"),
-    TEXTUAL: ("accuracy", "format", PLACES, "length"),
-}
+FIGURES = {GROUNDED: ("accuracy", "format", "iou"), TEXTUAL: ("accuracy", "format")}
 RARE = ("unjudged", "math_given_up")
-NAMES = tuple(f"val/{stream}/{name}" for stream, names in FIGURES.items() for name in (*names, *RARE))
+
+
+class ValidationMetric(Protocol):
+    """A figure of one stream's responses, beside those that are always there."""
+
+    stream: str
+    name: str
+
+    def __call__(self, query: Query, rollout: Rollout) -> float:
+        """Of one response."""
+
+
+def names_of(metrics: Sequence[ValidationMetric] = ()) -> dict[str, tuple[str, ...]]:
+    """The figures by stream, without those that are rare."""
+    return {
+        stream: (*names, *(metric.name for metric in metrics if metric.stream == stream), "length")
+        for stream, names in FIGURES.items()
+    }
+
+
+def tags_of(metrics: Sequence[ValidationMetric] = ()) -> list[str]:
+    """What validation may log."""
+    return [f"val/{stream}/{name}" for stream, names in names_of(metrics).items() for name in (*names, *RARE)]
 
 
 class HeldOutFigures(nn.Module):
     """Means over responses, equal on all ranks.
 
     accuracy: R_acc, 0 for a response that breaks the format; format: R_format; iou: R_box;
-    place_accuracy, with a judge that has `names_places`: share of responses whose reasoning names a
-    place for every object asked about, each being the place of its gold box's centre; length: tokens.
+    length: tokens; and the figures of `metrics`.
     Where there are any: unjudged, the share of responses without the judge's verdict, which
     accuracy leaves out; math_given_up, of those whose mathematics took too long to compare (not equal).
     """
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, metrics: Sequence[ValidationMetric] = ()) -> None:
         super().__init__()
-        self.judge = judge
-        unknown = () if hasattr(judge, "names_places") else (PLACES,)
+        self.judge, self.metrics = judge, metrics
         self.means = nn.ModuleDict(
             {
-                stream: nn.ModuleDict({name: MeanMetric() for name in (*names, *RARE) if name not in unknown})
-                for stream, names in FIGURES.items()
+                stream: nn.ModuleDict({name: MeanMetric() for name in (*names, *RARE)})
+                for stream, names in names_of(metrics).items()
             }
         )
 
     def update(self, queries: list[Query]) -> None:
         """Adds the rollouts of `queries`."""
         found = [
-            (group.stream, rollout, self._figures(query, rollout))
+            (group.stream, rollout, self._figures(query, group.stream, rollout))
             for query in queries
             for group in query.groups
             for rollout in group.rollouts
@@ -71,7 +89,7 @@ class HeldOutFigures(nn.Module):
             for stream, values in figures.items()
         }
 
-    def _figures(self, query: Query, rollout: Rollout) -> dict[str, float | Agreement]:
+    def _figures(self, query: Query, stream: str, rollout: Rollout) -> dict[str, float | Agreement]:
         """Of one response; its accuracy may be a question for the judge."""
         well_formed = format_reward(rollout.text)
         figures = {
@@ -80,6 +98,5 @@ class HeldOutFigures(nn.Module):
             "iou": box_reward(rollout.text, query.boxes),
             "length": float(len(rollout.tokens)),
         }
-        if PLACES in self.means[TEXTUAL]:
-            figures[PLACES] = float(self.judge.names_places(query, read_think(rollout.text)))
-        return figures
+        own = [metric for metric in self.metrics if metric.stream == stream]
+        return figures | {metric.name: metric(query, rollout) for metric in own}

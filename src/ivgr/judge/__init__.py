@@ -3,7 +3,6 @@
 from ivgr.judge.llm import LLMJudge
 from ivgr.judge.local import LocalJudge
 from ivgr.judge.protocol import CONSISTENCY_SCORES, Agreement, Comparison, Judge, RulesAlone
-from ivgr.judge.rule import RuleJudge
 
 __all__ = [
     "CONSISTENCY_SCORES",
@@ -12,6 +11,5 @@ __all__ = [
     "Judge",
     "LLMJudge",
     "LocalJudge",
-    "RuleJudge",
     "RulesAlone",
 ]

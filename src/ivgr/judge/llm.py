@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable
 from statistics import fmean
 
-from ivgr.errors import UserError
-from ivgr.judge.cache import VerdictCache, content_key
-from ivgr.judge.client import LONGEST_PAUSE, ChatClient
+from ivgr.core.errors import UserError
+from ivgr.core.printable import in_line
+from ivgr.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, checked
+from ivgr.judge.chat_client import LONGEST_PAUSE, ChatClient
 from ivgr.judge.protocol import Agreement, Comparison
 from ivgr.judge.rubric import (
     AGREEMENT,
@@ -21,8 +22,7 @@ from ivgr.judge.rubric import (
     agreement_data,
     comparison_data,
 )
-from ivgr.printable import in_line
-from ivgr.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, checked
+from ivgr.judge.verdict_cache import VerdictCache, content_key
 
 
 @checked("model.judge.")

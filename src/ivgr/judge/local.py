@@ -12,10 +12,10 @@ from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ivgr.errors import refusals
+from ivgr.core.errors import refusals
+from ivgr.core.settings import Device, Dtype, PositiveInt, checked
 from ivgr.judge.protocol import Agreement, Comparison
 from ivgr.judge.rubric import AGREEMENT, CONSISTENCY, Rubric, agreement_data, comparison_data
-from ivgr.settings import Device, Dtype, PositiveInt, checked
 
 
 @checked("model.judge.")

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Protocol
 
-from ivgr.data.sample import Sample
-from ivgr.errors import UserError
-from ivgr.families.frame import Frame
+from ivgr.core.errors import UserError
+from ivgr.core.frame import Frame
+from ivgr.core.sample import Sample
 
 CONSISTENCY_SCORES = (0.0, 0.3, 0.7, 1.0)
 
@@ -35,9 +35,7 @@ class Judge(Protocol):
     """What no rule can decide.
 
     Called in a background thread, one batch at a time; a batch may be empty. A judge may also have
-    `report() -> dict[str, float]`: figures since the last call, logged as judge/NAME; and
-    `names_places(query, reasoning) -> bool`, where it reads what the reasoning says of places: the
-    held-out figure place_accuracy.
+    `report() -> dict[str, float]`: figures since the last call, logged as judge/NAME.
     """
 
     def agree(self, questions: list[Agreement]) -> list[bool | None]:

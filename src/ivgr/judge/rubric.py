@@ -10,10 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ivgr.families.frame import Frame
+from ivgr.core.boxes import parse_boxes, place_of
+from ivgr.core.frame import Frame
 from ivgr.judge.protocol import CONSISTENCY_SCORES, Agreement, Comparison
-from ivgr.rewards.boxes import parse_boxes
-from ivgr.world.claims import place_of
 
 Structured = Literal["json_schema", "json_object", "none"]
 

@@ -5,10 +5,10 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from ivgr.data.sample import Sample
+from ivgr.core.response import read_answer
+from ivgr.core.sample import Sample
 from ivgr.judge.protocol import Agreement
 from ivgr.rewards import mathematics
-from ivgr.rewards.format import read_answer
 from ivgr.rewards.mathematics import compare_math, math_match
 
 __all__ = ["choice_match", "math_match", "normalise", "prepare", "read_accuracy", "rule_match", "text_match"]

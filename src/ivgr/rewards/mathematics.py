@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from ivgr.errors import UserError
+from ivgr.core.errors import UserError
 from ivgr.rewards.math_worker import Lines, write_all
 
 CALL = 5.0  # seconds that a call may take, the start of a worker included

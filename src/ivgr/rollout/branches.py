@@ -6,12 +6,12 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from ivgr.policy.forward import hidden_states, not_finite
-from ivgr.query import Query
-from ivgr.rollout.kv import TreeCache
-from ivgr.rollout.replay import Replay
+from ivgr.core.query import Query
+from ivgr.models.forward import hidden_states, not_finite
+from ivgr.packing.prefix_tree import pack_queries
+from ivgr.rollout.cuda_graph import Replay
+from ivgr.rollout.prefix_kv_cache import TreeCache
 from ivgr.rollout.sampling import Sampling
-from ivgr.tree import pack_queries
 
 # Ended branches leave the batch together, once no more than this share is still decoding:
 # leaving copies the cache.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ivgr.seeding import derive_seed
+from ivgr.core.seeding import derive_seed
 
 # Tokens sorted at first; the whole vocabulary only where they do not hold top_p.
 HEAD = 64

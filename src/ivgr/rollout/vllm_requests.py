@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ivgr.errors import UserError
-from ivgr.policy.forward import not_finite
-from ivgr.query import Group, Query, Rollout
+from ivgr.core.errors import UserError
+from ivgr.core.query import Group, Query, Rollout
+from ivgr.models.forward import not_finite
 
 
 def make_prompt(model: PreTrainedModel, query: Query, group: Group, limit: int) -> dict[str, Any]:

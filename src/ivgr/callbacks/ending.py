@@ -1,0 +1,47 @@
+"""The end of a run comes once: summary.json is the last that it leaves, and tells a run that is over from one
+that was killed on its last steps."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+
+from ivgr.callbacks.checkpoints import done
+from ivgr.callbacks.tensorboard import writer_of
+from ivgr.core.atomic_files import write_json
+from ivgr.core.errors import UserError
+
+SUMMARY = "summary.json"
+
+
+class Ending(L.Callback):
+    """Of a run whose iterations are all done, does what is left, which is none of them; UserError if nothing
+    is left."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        finished, iterations = done(trainer), getattr(module, "iterations", None)
+        if iterations is None or finished < iterations:
+            return
+        if trainer.strategy.broadcast(is_over(trainer)):
+            raise UserError(f"the run is complete at iteration {finished}; raise {module.length} to go on")
+        trainer.should_stop = True
+
+
+def is_over(trainer: L.Trainer) -> bool:
+    """Whether summary.json is that of the iterations which are done."""
+    try:
+        return json.loads(_path(trainer).read_text())["iterations"] == done(trainer)
+    except (OSError, RecursionError, ValueError, LookupError, TypeError):
+        return False
+
+
+def write_summary(trainer: L.Trainer, summary: dict) -> None:
+    """summary.json, by rank 0, after all that the event files hold."""
+    if trainer.is_global_zero:
+        if (writer := writer_of(trainer)) is not None:
+            writer.flush()
+        write_json(_path(trainer), summary)
+
+
+def _path(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / SUMMARY

@@ -1,0 +1,125 @@
+"""What the run has taught: held-out figures before the first iteration and after the last,
+printed as a table, written to summary.json and to TensorBoard."""
+
+import time
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.table import Table
+
+from ivgr.callbacks.ending import write_summary
+from ivgr.callbacks.hparams import enter_figures
+from ivgr.core.checkpoint_file import Either
+from ivgr.core.seeding import run_seed
+from ivgr.evaluation.held_out import FIGURES, HeldOutFigures
+
+Figures = dict[str, dict[str, float]]
+
+
+class BeforeAfter(L.Callback):
+    """Evaluates greedily on data.val; the figures before training and the seconds spent
+    travel in checkpoints, so that a resumed run reports the whole run."""
+
+    # The shape of what a checkpoint keeps; no figures, where the first evaluation was broken off.
+    state_shape = {
+        "before": Either((type(None), {stream: {str: float} for stream in FIGURES})),
+        "seconds": float,
+    }
+
+    def __init__(self) -> None:
+        self.before: Figures | None = None
+        self.validated: tuple[int, Figures] | None = None
+        self.seconds = 0.0
+        self.since = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.since = time.perf_counter()
+        if self.before is None:
+            self.before = evaluate(trainer, module)
+            enter_figures(trainer, self.before, module.iteration)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Enters the figures; those of a whole validation after the last iteration are the run's."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        figures = module.figures.compute()
+        enter_figures(trainer, figures, module.iteration)
+        if trainer.limit_val_batches == 1.0:
+            self.validated = module.iteration, figures
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if module.iteration < module.iterations:
+            return
+        if self.validated is None or self.validated[0] != module.iteration:
+            self.validated = module.iteration, evaluate(trainer, module)
+            enter_figures(trainer, self.validated[1], module.iteration)
+        after = self.validated[1]
+        summary = {
+            "seed": run_seed(),
+            "iterations": module.iteration,
+            "seconds": round(self._elapsed(), 1),
+            "before": self.before,
+            "after": after,
+        }
+        write_summary(trainer, summary)
+        if trainer.is_global_zero:
+            print_table(summary)
+
+    def state_dict(self) -> dict:
+        return {"before": self.before, "seconds": self._elapsed()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.before, self.seconds = state["before"], state["seconds"]
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.since
+
+
+class AfterColdStart(L.Callback):
+    """Once a cold start has ended: its held-out figures, and its policy as a HF directory."""
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        figures = evaluate(trainer, module)
+        module.save_policy(module.export_folder)
+        write_summary(trainer, {"seed": run_seed(), "iterations": module.iterations, "after": figures})
+        if trainer.is_global_zero:
+            print_figures(figures)
+            print(f"the model is in {module.export_folder}")
+
+
+@torch.no_grad()
+def evaluate(trainer: L.Trainer, module: L.LightningModule) -> Figures:
+    """Held-out figures of both streams, the same on all ranks."""
+    figures = HeldOutFigures(module.judge, module.validation_metrics).to(module.device)
+    policy = module.rollout_policy()
+    for batch in trainer.datamodule.val_dataloader():
+        if batch.queries:
+            module.engine.answer(policy, module.processor.tokenizer, batch.queries)
+            figures.update(batch.queries)
+    return figures.compute()
+
+
+def print_table(summary: dict) -> None:
+    """The before/after table in the terminal."""
+    table = Table(
+        title=f"held-out queries, greedy · seed {summary['seed']} · {summary['iterations']} iterations"
+    )
+    for column in ("stream", "figure", "before", "after", "change"):
+        table.add_column(column, justify="left" if column in ("stream", "figure") else "right")
+    for stream, figures in summary["before"].items():
+        for name in figures | summary["after"][stream]:
+            # Only "unjudged" may be absent, where it is zero.
+            before, after = (summary[when][stream].get(name, 0.0) for when in ("before", "after"))
+            table.add_row(stream, name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+    Console(width=88).print(table)
+
+
+def print_figures(figures: Figures) -> None:
+    """One evaluation in the terminal."""
+    table = Table("stream", "figure", "value", title="held-out queries, greedy")
+    for stream, values in figures.items():
+        for name, value in values.items():
+            table.add_row(stream, name, f"{value:.3f}")
+    Console(width=88).print(table)

@@ -1,0 +1,45 @@
+"""What all ranks know. In: what each rank has found. Out: the same on all of them.
+
+Every function is a collective: all ranks must call it, in the same order.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from ivgr.core.query import Query, Rollout, places_of
+
+
+def gather(found: object) -> list:
+    """What each rank has found, in rank order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [found]
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, found)
+    return gathered
+
+
+def gather_lists(found: list) -> list:
+    """The lists of all ranks as one, in rank order."""
+    return [item for part in gather(found) for item in part]
+
+
+def gather_queries(queries: list[Query]) -> list[Query]:
+    """The queries of all ranks by their place in the iteration, without images and log-probs if
+    there are several ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return queries
+    mine = [(place, _lighten(query)) for place, query in zip(places_of(queries), queries, strict=True)]
+    return [query for _, query in sorted(gather_lists(mine), key=lambda pair: pair[0])]
+
+
+def _lighten(query: Query) -> Query:
+    sample = replace(query.sample, images=())
+    groups = [replace(group, rollouts=list(map(_without_logp, group.rollouts))) for group in query.groups]
+    return replace(query, sample=sample, groups=groups, pixel_values=None, image_grid_thw=None)
+
+
+def _without_logp(rollout: Rollout) -> Rollout:
+    none = torch.empty(0)
+    return replace(rollout, logp=none, sampling_logp=none)

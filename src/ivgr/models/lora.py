@@ -1,0 +1,133 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the policy's linear layers, made by peft.
+
+In: a HF model. Out: the same object, whose layers were wrapped in place, so that every call
+into it stays what it was. The head is left plain: its weight enters the kernels directly.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ivgr.core.errors import UserError
+from ivgr.core.seeding import derive_seed, run_seed
+from ivgr.core.settings import PositiveFloat, PositiveInt, checked
+
+Targets = Literal["language", "language+vision"]
+
+
+@checked("model.adapter.")
+@dataclass(frozen=True)
+class Adapter:
+    """Trains low-rank adapters instead of the weights. There is no dropout: the policy that is
+    updated is the one that rolled out.
+
+    Args:
+        rank: Rank of each adapter.
+        alpha: An adapter's output is scaled by alpha / rank.
+        targets: "language" wraps the linear layers of the language model, "language+vision"
+            those of the vision tower and its merger too.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    targets: Targets = "language"
+
+    @property
+    def on_vision(self) -> bool:
+        return self.targets == "language+vision"
+
+    def inject(self, model: PreTrainedModel) -> None:
+        """Wraps `model` in place; nothing else of it is trained any more. The adapters start
+        from the run's seed and as no change at all; they are fp32 whatever the weights are."""
+        peft = _import("peft")
+        towers = {"language_model": model.model.language_model}
+        if self.on_vision:
+            towers["visual"] = model.model.visual
+        names = [
+            f"model.{tower}.{name}"
+            for tower, module in towers.items()
+            for name, layer in module.named_modules()
+            if isinstance(layer, nn.Linear)
+        ]
+        config = peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=names)
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(run_seed(), "adapter"))
+            peft.inject_adapter_in_model(config, model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+
+def is_adapted(model: PreTrainedModel) -> bool:
+    return getattr(model, "peft_config", None) is not None
+
+
+@contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """In the body the model is what it was before its adapters, bit for bit. What is trained stays
+    marked so: weights split over ranks keep the mark of their first pass."""
+    layers = [layer for _, layer in _wrapped(model)]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Adds every adapter into the weights it adapts and takes the wrapping off."""
+    for name, layer in _wrapped(model):
+        base = layer.get_base_layer()
+        base.weight.data = _merge(layer)
+        model.set_submodule(name, base)
+    del model.peft_config
+
+
+def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter by the name and with the value that `merge_adapters` would give it, one at a
+    time; the model stays as it is, with its adapters or without."""
+    layers = dict(_wrapped(model)) if is_adapted(model) else {}
+    for name, parameter in model.named_parameters():
+        owner, _, own = name.partition(".base_layer.")
+        if owner in layers:
+            yield f"{owner}.{own}", _merge(layers[owner]) if own == "weight" else parameter.detach()
+        elif not (layers and ".lora_" in name):
+            yield name, parameter.detach()
+
+
+@torch.no_grad()
+def _merge(layer: nn.Module) -> torch.Tensor:
+    """The adapted weight with its adapters added, rounded once, from double precision."""
+    weight = layer.get_base_layer().weight
+    merged = weight.to(torch.float64, copy=True)
+    for name in layer.active_adapters:
+        merged += (
+            layer.lora_B[name].weight.double() @ layer.lora_A[name].weight.double() * layer.scaling[name]
+        )
+    return merged.to(weight.dtype)
+
+
+def _wrapped(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    kind = _import("peft.tuners.tuners_utils").BaseTunerLayer
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kind)]
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "peft":
+            raise
+        raise UserError("model.adapter needs peft: pip install 'ivgr[lora]'") from error

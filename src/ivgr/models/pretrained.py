@@ -1,0 +1,74 @@
+"""The policy: any HF image-text-to-text checkpoint, loaded with its processor."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ivgr.core.errors import UserError
+from ivgr.core.settings import Dtype, PositiveInt, checked
+from ivgr.models.forward import stop_ids
+from ivgr.models.model_directory import read_config, read_model
+from ivgr.models.processor import read_processor
+from ivgr.models.tree_attention import use_tree_attention
+
+TINY = Path(__file__).parents[1] / "toy" / "tiny"
+SETTING = "model.policy"
+
+
+class PolicySource(Protocol):
+    """Where a policy comes from."""
+
+    def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """The model and its processor."""
+
+
+@checked("model.policy.")
+class Pretrained:
+    """A policy from a HF directory or hub id.
+
+    Args:
+        path: Directory, hub id, or "tiny" for the model shipped with ivgr.
+        dtype: Weight dtype, "float32", "bfloat16" or "float16".
+        attn_implementation: HF attention backend of the vision tower.
+        min_pixels: Images of fewer pixels are enlarged; null leaves it to the model's processor.
+        max_pixels: Images of more pixels are shrunk; null leaves it to the model's processor.
+    """
+
+    def __init__(
+        self,
+        path: str = "tiny",
+        dtype: Dtype = "float32",
+        attn_implementation: str = "sdpa",
+        min_pixels: PositiveInt | None = None,
+        max_pixels: PositiveInt | None = None,
+    ) -> None:
+        self.path, self.dtype, self.attn_implementation = path, dtype, attn_implementation
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
+
+    def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """The model and its processor; UserError if there are none, see `ivgr.models.model_directory`."""
+        folder = TINY if self.path == "tiny" else self.path
+        config = read_config(folder, SETTING)
+        processor = read_processor(folder, config, SETTING)
+        model = read_model(folder, config, getattr(torch, self.dtype), self.attn_implementation, SETTING)
+        stop_ids(model, processor.tokenizer)
+        use_tree_attention(model)
+        self._limit_pixels(processor)
+        return model, processor
+
+    def _limit_pixels(self, processor: ProcessorMixin) -> None:
+        """Puts the pixel budget into the image processor; UserError if it is none."""
+        if self.min_pixels is None and self.max_pixels is None:
+            return
+        images = processor.image_processor
+        fewest = images.size["shortest_edge"] if self.min_pixels is None else self.min_pixels
+        most = images.size["longest_edge"] if self.max_pixels is None else self.max_pixels
+        token = (images.patch_size * images.merge_size) ** 2
+        if not 0 < fewest <= most or most < token:
+            raise UserError(
+                f"model.policy: min_pixels {fewest} and max_pixels {most} leave no image size; "
+                f"an image token covers {token} pixels"
+            )
+        images.size = {"shortest_edge": fewest, "longest_edge": most}

@@ -1,0 +1,100 @@
+"""Attention over prefix trees, registered with transformers as the implementation "tree".
+
+In a tree laid out depth first, every node's subtree is one run of tokens. So one number a
+token, `reach`, the column where its node's subtree ends, says who sees it: a later token q
+sees token k if q < reach[k]. What flows in: a layer's queries, keys and values, with the
+mask of `tree_mask`. Out: its attention output. Nothing of the model is patched: see
+https://huggingface.co/docs/transformers/attention_interface.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch._dynamo import config as dynamo
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ivgr.models.registry import find_family
+
+NAME = "tree"
+# Kernels that FlexAttention may be compiled into: with and without gradients, one row and several, for
+# each model. Past dynamo's own limit of 8 it would go on uncompiled, with a score for every two tokens.
+MOST_VARIANTS = 64
+# Rows under 128 tokens would go to FlexAttention's decoding kernel, which compiles for no more than 128
+# tokens x query heads of a key head.
+KERNEL = {"BACKEND": "TRITON"}
+
+
+class LayerCache(Protocol):
+    """What a rollout keeps of every layer; `attend` takes (rows, heads, length, size)
+    tensors and returns (rows, length, heads, size)."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | BlockMask,
+        scaling: float,
+    ) -> torch.Tensor: ...
+
+
+def use_tree_attention(model: PreTrainedModel) -> None:
+    """Lets the language model (not the vision tower) attend by tree."""
+    find_family(model.config.model_type).language_model(model).set_attn_implementation(NAME)
+
+
+def uses_flex(device: torch.device) -> bool:
+    """FlexAttention skips what a tree hides, but only its CUDA kernels train."""
+    return device.type == "cuda"
+
+
+def tree_mask(reach: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | BlockMask:
+    """The mask of rows with `reach` (B, L): additive (B, 1, L, L), or on CUDA blocks."""
+    if uses_flex(reach.device):
+        return block_mask(reach)
+    seen = torch.zeros(*reach.shape, reach.shape[1], dtype=dtype, device=reach.device)
+    return seen.masked_fill_(~visible(reach), torch.finfo(dtype).min)[:, None]
+
+
+def visible(reach: torch.Tensor) -> torch.Tensor:
+    """(B, L, L) bool: token q (second axis) sees token k (third)."""
+    column = torch.arange(reach.shape[1], device=reach.device)
+    return (column[:, None] >= column) & (column[:, None] < reach[:, None, :])
+
+
+def block_mask(reach: torch.Tensor) -> BlockMask:
+    """The same for FlexAttention."""
+
+    def sees(row, head, query, key):
+        return (query >= key) & (query < reach[row, key])
+
+    rows, length = reach.shape
+    return create_block_mask(sees, rows, None, length, length, device=reach.device)
+
+
+def attend(
+    module: nn.Module, query, key, value, attention_mask, tree_cache: LayerCache | None = None, **options
+) -> tuple[torch.Tensor, None]:
+    """The registered function: a rollout's cache answers where there is one."""
+    if tree_cache is not None:
+        scaling = options["scaling"]
+        return tree_cache.attend(module, query, key, value, attention_mask, scaling), None
+    return attend_mask(module, query, key, value, attention_mask, **options), None
+
+
+def attend_mask(module: nn.Module, query, key, value, mask, **options) -> torch.Tensor:
+    """Attention under a mask of either kind: (rows, length, heads, size)."""
+    if not isinstance(mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+    with dynamo.patch(recompile_limit=MOST_VARIANTS, fail_on_recompile_limit_hit=True):
+        return flex_attention_forward(module, query, key, value, mask, kernel_options=KERNEL, **options)[0]
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,105 @@
+"""The rollout archive: per query, the best grounded reasoning ever seen.
+
+A grounded rollout qualifies when R_format = 1, R_acc = 1 and R_box > τ; the one with the
+largest R_box is kept for the whole training, and its think text is the reference that the
+textual stream is compared with (iVGR, arXiv 2605.31096).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ivgr.core.query import Query, places_of
+from ivgr.core.response import read_think
+from ivgr.core.settings import Share, checked
+from ivgr.distributed.collectives import gather_lists
+
+BETWEEN = "\x1f"  # ASCII's unit separator: source from id
+
+
+class Entry(NamedTuple):
+    box_reward: float
+    think: str
+
+
+@checked("model.archive.")
+class Archive:
+    """Best qualified grounded reasoning by sample id, and by source where there are several: their ids
+    may collide.
+
+    Args:
+        threshold: τ, R_box must exceed it.
+        persistent: Off, the reference is the best of the current iteration only.
+    """
+
+    # The shape of what a checkpoint keeps.
+    state_shape = {str: (float, str)}
+
+    def __init__(self, threshold: Share = 0.3, persistent: bool = True) -> None:
+        self.threshold, self.persistent = threshold, persistent
+        self.entries: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def reference(self, query: Query) -> str | None:
+        """The reference reasoning of the query, None if none has qualified."""
+        entry = self._find(query.source, query.sample.id)
+        return entry.think if entry else None
+
+    def _find(self, source: int | None, sample_id: str) -> Entry | None:
+        """Old checkpoints do not tell sources apart."""
+        return self.entries.get(key_of(source, sample_id)) or self.entries.get(sample_id)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, what is admitted adds to what is there also without `persistent`: for
+        rollouts that an iteration scores after its first."""
+        persistent, self.persistent = self.persistent, True
+        try:
+            yield
+        finally:
+            self.persistent = persistent
+
+    def admit(self, queries: list[Query]) -> None:
+        """Enters the scored grounded rollouts of `queries`, those of all ranks alike."""
+        if not self.persistent:
+            self.entries = {}
+        best = zip(places_of(queries), map(self._best, queries), strict=True)
+        found = [(place, *one) for place, one in best if one is not None]
+        for _, source, sample_id, entry in sorted(gather_lists(found), key=lambda one: one[0]):
+            kept = self._find(source, sample_id)
+            if kept is None or entry.box_reward > kept.box_reward:
+                if source is not None:
+                    self.entries.pop(sample_id, None)
+                self.entries[key_of(source, sample_id)] = entry
+
+    def _best(self, query: Query) -> tuple[int | None, str, Entry] | None:
+        group = query.group("grounded")
+        qualified = [r for r in group.rollouts if self._qualifies(r.terms)] if group else []
+        if not qualified:
+            return None
+        best = max(qualified, key=lambda rollout: rollout.terms["box"])
+        return query.source, query.sample.id, Entry(best.terms["box"], read_think(best.text))
+
+    def _qualifies(self, terms: dict[str, float]) -> bool:
+        """An answer that no judge gave a verdict on does not count as right."""
+        return terms["format"] == 1 and terms.get("accuracy") == 1 and terms["box"] > self.threshold
+
+    def state_dict(self) -> dict[str, list]:
+        """Plain data: {key: [box reward, think text]}."""
+        return {key: list(entry) for key, entry in self.entries.items()}
+
+    def load_state_dict(self, state: dict[str, list]) -> None:
+        self.entries = {key: Entry(*entry) for key, entry in state.items()}
+
+
+def key_of(source: int | None, sample_id: str) -> str:
+    """The id, behind the source's index where there are several."""
+    return sample_id if source is None else f"{source}{BETWEEN}{sample_id}"
+
+
+def read_key(key: str) -> tuple[str, str]:
+    """Source, "" where it is not told, and sample id."""
+    source, between, sample_id = key.partition(BETWEEN)
+    return (source, sample_id) if between and source.isdecimal() else ("", key)

@@ -1,0 +1,177 @@
+"""Rollouts: the engine protocol and the engine on plain transformers.
+
+A query's prefix and both its instructions are prefilled in one pass, once; then all branches
+of all queries decode together on that, and those that have ended leave the batch.
+"""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ivgr.core.errors import UserError
+from ivgr.core.memory import unless_out_of_memory
+from ivgr.core.query import Group, Query, Rollout, places_of
+from ivgr.core.settings import AtLeastTwo, PositiveFloat, PositiveInt, PositiveShare, checked
+from ivgr.models.forward import banned_ids, stop_ids
+from ivgr.rollout.branches import Branches, Listener
+from ivgr.rollout.sampling import Sampling, draw_noise
+
+# A response to come: its query, and the group of that query which it belongs to.
+Branch = tuple[Query, Group]
+
+
+class RolloutEngine(Protocol):
+    """Fills every group of every query with responses of the policy."""
+
+    temperature: float
+
+    def roll_out(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
+    ) -> None:
+        """Appends the configured number of sampled rollouts to each group. What is drawn for a
+        query depends on `seed` and its place, not on the other queries."""
+
+    def answer(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]
+    ) -> None:
+        """Appends one greedy rollout to each group."""
+
+
+@checked("model.engine.")
+class TransformersEngine:
+    """Batched decoding with the HF model itself: what samples has the very weights that are updated
+    (rounded to fsdp2's param_dtype, in which the update then computes too).
+
+    Where memory runs out, what is decoded together is halved for the rest of the run: whole
+    queries first, then a single query's branches, down to one. The tokens stay what they would
+    have been.
+
+    Args:
+        group_size: Rollouts per query and stream (N).
+        temperature: Sampling temperature; all log-probs of the run are taken at it.
+        top_p: Nucleus kept when sampling.
+        max_new_tokens: Longest response; longer ones are cut and counted.
+        batch_queries: Queries decoded together, where memory holds them.
+        cuda_graphs: On a GPU, launches each decoding step as one CUDA graph.
+    """
+
+    def __init__(
+        self,
+        group_size: AtLeastTwo = 5,
+        temperature: PositiveFloat = 1.0,
+        top_p: PositiveShare = 0.99,
+        max_new_tokens: PositiveInt = 1024,
+        batch_queries: PositiveInt = 64,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self.group_size, self.temperature, self.top_p = group_size, temperature, top_p
+        self.max_new_tokens, self.batch_queries = max_new_tokens, batch_queries
+        self.cuda_graphs = cuda_graphs
+        # Branches decoded together, by copies a group, once memory has run out for more.
+        self.most: dict[int, int] = {}
+
+    def roll_out(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
+    ) -> None:
+        sampling = Sampling(self.temperature, self.top_p, tuple(banned_ids(model)))
+        self.respond(model, tokenizer, queries, sampling, self.group_size, seed)
+
+    def answer(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]
+    ) -> None:
+        self.respond(model, tokenizer, queries, Sampling(0.0, 1.0, tuple(banned_ids(model))), 1, 0)
+
+    def stops(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Tokens that end a response."""
+        return stop_ids(model, tokenizer)
+
+    @torch.no_grad()
+    def respond(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        queries: list[Query],
+        sampling: Sampling,
+        copies: int,
+        seed: int,
+        listener: Listener | None = None,
+    ) -> None:
+        """Appends `copies` rollouts to each group. The listener hears what memory ran out for once
+        more, from its beginning. UserError if memory does not hold one response."""
+        places, stops = places_of(queries), self.stops(model, tokenizer)
+        for start in range(0, len(queries), self.batch_queries):
+            batch = queries[start : start + self.batch_queries]
+            branches = [(query, group) for query in batch for group in query.groups for _ in range(copies)]
+            noise = None
+            if sampling.temperature:
+                counts = [copies * len(query.groups) for query in batch]
+                noise = draw_noise(places[start:][: len(batch)], counts, self.max_new_tokens, seed)
+            responses: list[tuple] = []
+            while waiting := branches[len(responses) :]:
+                part = _first_queries(waiting, self.most.get(copies, len(waiting)))
+                own = None if noise is None else noise[len(responses) :][: len(part)]
+                decode = partial(self._decode, model, part, sampling, own, stops, listener)
+                found = unless_out_of_memory(decode)
+                if found is None:
+                    self.most[copies] = self._halve(part)
+                responses += found or []
+            for (_, group), (tokens, logp, sampling_logp, ended) in zip(branches, responses, strict=True):
+                text = group.opened + tokenizer.decode(tokens, skip_special_tokens=True)
+                group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
+
+    def _decode(
+        self,
+        model: PreTrainedModel,
+        branches: list[Branch],
+        sampling: Sampling,
+        noise: torch.Tensor | None,
+        stops: list[int],
+        listener: Listener | None,
+    ) -> list[tuple]:
+        """The responses of all `branches` together, as of `Branches.decode`."""
+        decoding = Branches(model, self.max_new_tokens, self.cuda_graphs)
+        decoding.prefill(*_stems(branches))
+        return decoding.decode(sampling, noise, stops, listener)
+
+    def _halve(self, branches: list[Branch]) -> int:
+        """How many branches to decode together from now on, after memory ran out for these."""
+        if len(branches) == 1:
+            query, group = branches[0]
+            raise UserError(
+                "memory ran out as one response was decoded, to a prompt of "
+                f"{len(query.prefix) + len(group.instruction)} tokens: lower max_new_tokens, which is "
+                f"{self.max_new_tokens}, or max_prompt_tokens; batch_queries makes no difference"
+            )
+        half = len(branches) // 2
+        print(
+            f"rollout: memory ran out for {len(branches)} responses together; {half} from now on",
+            file=sys.stderr,
+            flush=True,
+        )
+        return half
+
+
+def _first_queries(branches: list[Branch], most: int) -> list[Branch]:
+    """The first of `branches`, at most so many: those of whole queries, or if there is no room for one
+    query, some of its own."""
+    if len(branches) <= most:
+        return branches
+    whole = [end for end in range(1, most + 1) if branches[end][0] is not branches[end - 1][0]]
+    return branches[: max(whole, default=most)]
+
+
+def _stems(branches: list[Branch]) -> tuple[list[Query], list[int]]:
+    """The queries of `branches` without rollouts, each with the groups that have branches here; and
+    how many each group has."""
+    queries, copies = [], []
+    for _, own in groupby(branches, key=lambda branch: id(branch[0])):
+        own = list(own)
+        parts = [list(part) for _, part in groupby(own, key=lambda branch: id(branch[1]))]
+        queries.append(replace(own[0][0], groups=[replace(part[0][1], rollouts=[]) for part in parts]))
+        copies += map(len, parts)
+    return queries, copies

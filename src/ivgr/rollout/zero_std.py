@@ -1,0 +1,83 @@
+"""Groups without variance: found, rolled out again, left out.
+
+A group whose rewards are all equal has zero advantages and teaches nothing. In: scored
+queries. Out: the same queries with fresh rollouts in such groups (resampling groups of zero
+variance is DAPO's, arXiv 2503.14476).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ivgr.core.query import Group, Query
+from ivgr.core.seeding import derive_seed
+from ivgr.distributed.collectives import gather, gather_lists
+
+
+def is_flat(group: Group) -> bool:
+    """Whether all rewards of the group are the same; those that are not known (None) aside."""
+    return len({rollout.reward for rollout in group.rollouts if rollout.reward is not None}) == 1
+
+
+def flat_groups(queries: list[Query]) -> list[Group]:
+    return [group for query in queries for group in query.groups if is_flat(group)]
+
+
+def flat_share(queries: list[Query]) -> float:
+    """Flat groups among the groups of all ranks, in [0, 1]."""
+    flat = gather_lists([is_flat(group) for query in queries for group in query.groups])
+    return sum(flat) / len(flat)
+
+
+def resample_flat(
+    queries: list[Query],
+    rounds: int,
+    seed: int,
+    roll_out: Callable[[list[Query], int], None],
+    score: Callable[[list[Query]], None],
+    sum_ranks: Callable[[float], float],
+) -> dict[str, float]:
+    """Rolls flat groups out again, each time from a seed of its own, and scores them, up to
+    `rounds` times or until no rank has a flat group; the rollouts they had are replaced.
+    Returns, over all ranks, the flat share before and after, and how many groups were rolled out
+    again."""
+    before, resampled = flat_share(queries), 0
+    for number in range(1, rounds + 1):
+        # All ranks or none: scoring gathers the archive's findings of all of them.
+        if not sum_ranks(len(flat_groups(queries))):
+            break
+        fresh = _clear(queries)
+        roll_out(fresh, derive_seed(seed, "resample", number))
+        score(fresh)
+        resampled += _put_back(queries, fresh)
+    return {
+        "advantage/flat_share_before": before,
+        "advantage/flat_share_after": flat_share(queries),
+        "rollout/resampled": float(sum(gather(resampled))),
+    }
+
+
+def _clear(queries: list[Query]) -> list[Query]:
+    """The flat groups of `queries`, without rollouts, as queries of their own."""
+    return _narrow(queries, lambda group: replace(group, rollouts=[]) if is_flat(group) else None)
+
+
+def _put_back(queries: list[Query], fresh: list[Query]) -> int:
+    """Gives each flat group of `queries` the rollouts of its fresh copy; returns how many."""
+    pairs = zip(flat_groups(queries), (group for query in fresh for group in query.groups), strict=True)
+    found = list(pairs)
+    for group, again in found:
+        group.rollouts = again.rollouts
+    return len(found)
+
+
+def without_flat(queries: list[Query]) -> list[Query]:
+    """`queries` without their flat groups, and without those that had no other."""
+    return _narrow(queries, lambda group: None if is_flat(group) else group)
+
+
+def _narrow(queries: list[Query], choose: Callable[[Group], Group | None]) -> list[Query]:
+    narrowed = (
+        replace(query, groups=[kept for group in query.groups if (kept := choose(group)) is not None])
+        for query in queries
+    )
+    return [query for query in narrowed if query.groups]

@@ -1,0 +1,139 @@
+"""The phases of a real iteration, timed on whole trees and on separate rows.
+
+In: a `Setting`. Out: contenders for `ivgr.tools.bench.measure`.
+"""
+
+import sys
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from ivgr.core.query import Query, separate
+from ivgr.core.settings import MOST
+from ivgr.models.forward import banned_ids
+from ivgr.models.pretrained import Pretrained
+from ivgr.packing.prefix_tree import Layout, tree_length
+from ivgr.rewards.archive import Archive
+from ivgr.rewards.rewards import Rewards
+from ivgr.rollout.sampling import Sampling
+from ivgr.rollout.transformers_engine import TransformersEngine
+from ivgr.tools.bench.bench_setting import OPTIMIZERS, Setting, build_model, build_queries
+from ivgr.tools.bench.measure import Contender
+from ivgr.toy import RuleJudge
+from ivgr.trainer.loss import PolicyLoss
+from ivgr.trainer.policy_update import Stepper, Update
+from ivgr.trainer.reference import FrozenReference
+from ivgr.trainer.rl_step import Iteration
+
+LAYOUTS = ("rows", "tree")
+
+
+def update_contenders(setting: Setting) -> dict[str, Contender]:
+    """Reference log-probs, loss, gradients and one optimizer step, in one micro-batch."""
+    iteration = build_iteration(setting)
+    queries = build_queries(setting, iteration.policy, rollouts=True)
+    return {
+        layout: Contender(
+            iteration.policy,
+            partial(_update, with_layout(iteration.update, setting, queries, layout), queries),
+            count_tokens(queries, layout),
+        )
+        for layout in LAYOUTS
+    }
+
+
+def rollout_contenders(setting: Setting) -> dict[str, Contender]:
+    """Sampling of responses of forced length, rows with a prefill for every response; and the
+    tree's prefill alone, with each response's first token."""
+    iteration = build_iteration(setting)
+    queries = build_queries(setting, iteration.policy, rollouts=True)
+    prefill = build_queries(replace(setting, response=1), iteration.policy, rollouts=True)
+    brief = replace(iteration, engine=_engine(setting, limit=1))
+    return {
+        name: Contender(
+            iteration.policy, partial(_roll_out, sampler, setting, layout), count_tokens(responded, layout)
+        )
+        for name, sampler, layout, responded in (
+            ("rows", iteration, "rows", queries),
+            ("tree", iteration, "tree", queries),
+            ("prefill", brief, "tree", prefill),
+        )
+    }
+
+
+def build_iteration(setting: Setting) -> Iteration:
+    """An iteration of one update on a model of the setting."""
+    policy = build_model(setting)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[setting.optimizer][0](trained, lr=1e-6)
+
+    def step() -> float:
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    engine = _engine(setting, setting.response)
+    update = Update(
+        policy=policy,
+        reference=FrozenReference().load(policy),
+        loss=PolicyLoss(),
+        stepper=Stepper(torch.Tensor.backward, step, lambda value: value),
+        temperature=engine.temperature,
+        updates=1,
+        epochs=1,
+        token_budget=sys.maxsize,
+    )
+    return Iteration(
+        policy=policy,
+        tokenizer=Pretrained("tiny").load()[1].tokenizer,
+        engine=engine,
+        rewards=Rewards(),
+        judge=RuleJudge(),
+        archive=Archive(),
+        update=update,
+    )
+
+
+class Endless(TransformersEngine):
+    """Responses of forced length."""
+
+    def stops(self, *_) -> list[int]:
+        return []
+
+
+def _engine(setting: Setting, limit: int) -> TransformersEngine:
+    return Endless(
+        group_size=setting.group_size,
+        max_new_tokens=limit,
+        batch_queries=MOST,
+        cuda_graphs=setting.cuda_graphs,
+    )
+
+
+def with_layout(update: Update, setting: Setting, queries: list[Query], layout: Layout) -> Update:
+    """`update` in `layout`, with micro-batches of `setting.micro_batch` of `queries`."""
+    tokens = count_tokens(queries[: setting.micro_batch], layout)
+    return replace(update, layout=layout, token_budget=tokens or sys.maxsize)
+
+
+def _update(update: Update, queries: list[Query]) -> None:
+    update.run(update.pack(queries))
+
+
+def _roll_out(iteration: Iteration, setting: Setting, layout: str) -> None:
+    policy, copies = iteration.policy, setting.group_size
+    prompts = build_queries(setting, policy, rollouts=False)
+    if layout == "rows":
+        alone = [replace(query, groups=[group]) for query in prompts for group in query.groups]
+        prompts, copies = [replace(query) for query in alone for _ in range(copies)], 1
+    sampling = Sampling(banned=tuple(banned_ids(policy)))
+    iteration.engine.respond(policy, iteration.tokenizer, prompts, sampling, copies, seed=0)
+
+
+def count_tokens(queries: list[Query], layout: str) -> int:
+    """Tokens through the language model: of each tree, or of each response's own row."""
+    if layout == "rows":
+        queries = [row for query in queries for row in separate(query)]
+    return sum(map(tree_length, queries))

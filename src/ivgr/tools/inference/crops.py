@@ -1,0 +1,86 @@
+"""Which parts of an image a second look takes: boxes → rectangles → one around them all.
+
+Pure: in are boxes in pixels and the image's size, out are whole pixels that lie within it. Which
+rectangles come out does not depend on the order of the boxes; their order is that of the boxes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ivgr.core.boxes import Box, iou
+from ivgr.core.settings import NonNegativeFloat, PositiveInt, Share, checked
+
+Rectangle = tuple[int, int, int, int]
+
+# Frames are converted in floats: 102.00000001 is pixel 102.
+ROUNDING = 1e-5
+
+
+@checked("cropping: ")
+@dataclass(frozen=True)
+class Cropping:
+    """How boxes become crops.
+
+    Args:
+        margin: Added on each side, as a share of the box's side.
+        smallest: Shortest side of a crop in pixels, where the image has as many.
+        most: Crops at most; of more the smallest, which gain most by being looked at closely.
+        duplicate_iou: Of two crops that overlap by more, one is left out.
+    """
+
+    margin: NonNegativeFloat = 0.1
+    smallest: PositiveInt = 56
+    most: PositiveInt = 8
+    duplicate_iou: Share = 0.9
+
+    def crop(self, box: Sequence[float], size: tuple[int, int]) -> Rectangle | None:
+        """The rectangle cut out for `box` of an image of `size` (width, height); None if nothing
+        of the box lies in the image."""
+        sides = [self._span(box[axis], box[axis + 2], size[axis]) for axis in (0, 1)]
+        if None in sides:
+            return None
+        (x1, x2), (y1, y2) = sides
+        return x1, y1, x2, y2
+
+    def _span(self, low: float, high: float, limit: int) -> tuple[int, int] | None:
+        """Of one axis: within [0, limit], the margin added, at least `smallest` long."""
+        low, high = max(low, 0.0), min(high, float(limit))
+        if low >= high:
+            return None
+        margin = self.margin * (high - low)
+        start = max(math.floor(low - margin + ROUNDING), 0)
+        end = min(math.ceil(high + margin - ROUNDING), limit)
+        length = min(max(end - start, self.smallest), limit)
+        start = min(max(start - (length - (end - start)) // 2, 0), limit - length)
+        return start, start + length
+
+    def crops(self, boxes: Sequence[Box], size: tuple[int, int]) -> list[Rectangle]:
+        """The different crops of `boxes`, `most` at most."""
+        found = list(dict.fromkeys(rectangle for box in boxes if (rectangle := self.crop(box, size))))
+        chosen: list[Rectangle] = []
+        for rectangle in sorted(found, key=lambda r: (_area(r), r)):
+            if len(chosen) < self.most and all(iou(rectangle, c) <= self.duplicate_iou for c in chosen):
+                chosen.append(rectangle)
+        return [rectangle for rectangle in found if rectangle in chosen]
+
+    def union(self, boxes: Sequence[Box], size: tuple[int, int]) -> Rectangle | None:
+        """The smallest rectangle around the crop of every box, also of those that `crops` leaves
+        out; None if there is none."""
+        found = [rectangle for box in boxes if (rectangle := self.crop(box, size))]
+        if not found:
+            return None
+        lefts, tops, rights, bottoms = zip(*found, strict=True)
+        return min(lefts), min(tops), max(rights), max(bottoms)
+
+    def look_again(self, boxes: Sequence[Box], size: tuple[int, int]) -> list[Rectangle]:
+        """What a second look shows: the crops, the one around them all last; it may be the only one.
+        Empty if nothing of a box lies in the image."""
+        around = self.union(boxes, size)
+        if around is None:
+            return []
+        return [rectangle for rectangle in self.crops(boxes, size) if rectangle != around] + [around]
+
+
+def _area(rectangle: Rectangle) -> int:
+    return (rectangle[2] - rectangle[0]) * (rectangle[3] - rectangle[1])

@@ -1,0 +1,191 @@
+"""A run as its config describes it, read by the parser of `ivgr fit`; nothing is instantiated.
+
+In: a config file, and what to suppose of the data. Out: a `Run`.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ivgr.core.errors import UserError
+from ivgr.core.prompts import PAIRED
+from ivgr.data.stream import Mix
+from ivgr.launch.lightning_cli import parse_fit
+from ivgr.tools.plan.model_shape import Shape, find_config, read_shape
+from ivgr.toy.tiny_model import TinyScratch
+from ivgr.trainer.optimizer import Optimizer
+
+SHARDING = ("fsdp", "deepspeed", "modelparallel", "shard")
+
+
+@dataclass(frozen=True)
+class Typical:
+    """What to suppose of the data, in tokens: a query's images after the merge of patches, its
+    question and all else before the instruction, a stream's instruction, a response."""
+
+    image_tokens: int = 2500
+    prompt: int = 200
+    instruction: int = 40
+    response: int = 300
+
+    @property
+    def prefix(self) -> int:
+        return self.image_tokens + self.prompt
+
+    def tree(self, streams: int, group: int) -> int:
+        """Tokens of a query's tree."""
+        return self.prefix + streams * (self.instruction + group * self.response)
+
+    def rows(self, streams: int, group: int) -> int:
+        """Tokens of the same rollouts as separate rows."""
+        return streams * group * (self.prefix + self.instruction + self.response)
+
+
+@dataclass(frozen=True)
+class Run:
+    """weight, compute: bytes of a weight and of an activation; states: bytes of optimizer state
+    a trained weight; rank: of low-rank adapters, 0 for none; paired, single: queries an
+    iteration on each GPU (of a cold start: demonstrations a step, all single, group 1)."""
+
+    shape: Shape
+    typical: Typical
+    cold_start: bool
+    gpus: int
+    weight: int
+    compute: int
+    states: float
+    sharded: bool
+    checkpointing: bool
+    rank: int
+    frozen_tower: bool
+    paired: int
+    single: int
+    group: int
+    updates: int
+    epochs: int
+    iterations: int
+    batch_queries: int
+    max_new_tokens: int
+    token_budget: int
+    layout: str
+
+    @property
+    def trained(self) -> int:
+        """Weights that are trained."""
+        if self.rank:
+            return self.rank * self.shape.linears
+        return self.shape.total - self.shape.tower * self.frozen_tower
+
+    @property
+    def trains_tower(self) -> bool:
+        return not self.rank and not self.frozen_tower
+
+    @property
+    def shards(self) -> int:
+        return self.gpus if self.sharded else 1
+
+
+def read_run(config: Path, gpus: int | None, typical: Typical) -> Run:
+    """The run of `config` on `gpus` (default: its own devices x nodes). UserError as the parser's,
+    and for an unknown policy."""
+    fit = parse_fit(config)
+    model, data = fit["model"]["init_args"], fit["data"]["init_args"]
+    cold_start = fit["model"]["class_path"].endswith("SFT")
+    gpus = gpus or _devices(fit["trainer"])
+    engine = _arguments(model, "engine")
+    longest = engine.get("max_new_tokens", 1024)
+    described, dtype = _policy(model["policy"])
+    weight = getattr(torch, dtype).itemsize
+    mix = Mix(0, data["batch"] // gpus) if cold_start else _mix(data, gpus)
+    return Run(
+        shape=read_shape(described),
+        typical=typical if cold_start else replace(typical, response=min(typical.response, longest)),
+        cold_start=cold_start,
+        gpus=gpus,
+        weight=weight,
+        compute=_compute(fit["trainer"]["strategy"], weight),
+        states=measure_states(Optimizer(**model["optimizer"])) * weight,
+        paired=mix.paired,
+        single=mix.single,
+        group=1 if cold_start else engine.get("group_size", 5),
+        updates=model.get("updates", 1),
+        epochs=model.get("epochs", 1),
+        iterations=model.get("iterations", 1),
+        batch_queries=engine.get("batch_queries", 64),
+        max_new_tokens=longest,
+        token_budget=model["token_budget"],
+        layout=model.get("layout", "tree"),
+        **_thrift(fit["trainer"], model),
+    )
+
+
+def measure_states(optimizer: Optimizer) -> float:
+    """Numbers of optimizer state a trained weight: one step on a matrix tells."""
+    matrix = nn.Linear(128, 128, bias=False)
+    steps = optimizer.create(matrix)
+    matrix(torch.ones(1, 128)).sum().backward()
+    steps.step()
+    state = steps.state[matrix.weight]
+    held = sum(part.numel() for part in state.values() if isinstance(part, torch.Tensor) and part.dim())
+    return held / matrix.weight.numel()
+
+
+def _thrift(trainer: dict, model: dict) -> dict[str, Any]:
+    """What the config does to need less memory."""
+    return {
+        "sharded": any(word in str(trainer["strategy"]).casefold() for word in SHARDING),
+        "checkpointing": bool(model.get("gradient_checkpointing")),
+        "rank": _rank(model.get("adapter")),
+        "frozen_tower": "vision" in (model.get("freeze") or ()),
+    }
+
+
+def _compute(strategy: Any, weight: int) -> int:
+    """Bytes of what a pass computes in."""
+    dtype = None if isinstance(strategy, str) else (strategy.get("init_args") or {}).get("param_dtype")
+    return getattr(torch, dtype).itemsize if dtype else weight
+
+
+def _policy(policy: Any) -> tuple[Any, str]:
+    """Configuration and dtype of `model.policy`."""
+    if isinstance(policy, str):
+        return find_config(policy), "float32"
+    arguments = policy["init_args"]
+    if policy["class_path"].endswith(TinyScratch.__name__):
+        return TinyScratch(**arguments).load()[0].config, "float32"
+    if "path" not in arguments:
+        raise UserError(f"plan: cannot tell the shape of a policy of class {policy['class_path']}")
+    return find_config(arguments["path"]), arguments.get("dtype", "float32")
+
+
+def _devices(trainer: dict) -> int:
+    """GPUs of the config; "auto" and -1 are taken for one a node."""
+    devices = trainer["devices"]
+    each = len(devices) if isinstance(devices, list) else devices
+    return trainer["num_nodes"] * (int(each) if str(each).isdecimal() else 1)
+
+
+def _mix(data: dict, gpus: int) -> Mix:
+    if data["prompts"] % gpus:
+        raise UserError(f"data.prompts is {data['prompts']}, must be a multiple of the {gpus} GPUs")
+    if len(data.get("streams", PAIRED)) == 1:  # every query is then of one stream, as single ones are
+        return Mix(0, data["prompts"] // gpus)
+    return Mix.of(data["prompts"] // gpus, data["paired_ratio"])
+
+
+def _arguments(model: dict, name: str) -> dict:
+    return (model.get(name) or {}).get("init_args") or {}
+
+
+def _rank(adapter: Any) -> int:
+    """Rank of `model.adapter`, 0 without one."""
+    if not adapter:
+        return 0
+    arguments = adapter.get("init_args", adapter)
+    rank = arguments.get("rank") or arguments.get("r")
+    if not rank:
+        raise UserError("plan: model.adapter has no rank")
+    return rank

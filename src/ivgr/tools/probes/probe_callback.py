@@ -1,0 +1,90 @@
+"""Watching localization while training: the light probes on a fixed held-out set, per stream, as
+TensorBoard scalars and heat maps."""
+
+from collections.abc import Sequence
+
+import lightning as L
+
+from ivgr.callbacks.tensorboard import writer_of
+from ivgr.core.errors import UserError
+from ivgr.core.prompts import GROUNDED, PAIRED, TEXTUAL
+from ivgr.core.sample import Sample
+from ivgr.core.settings import NonNegativeInt, PositiveInt, checked
+from ivgr.data.encode import encode_batch
+from ivgr.data.shards import find_shards
+from ivgr.data.validation_stream import HeldOut
+from ivgr.tools.probes.annotated_response import respond
+from ivgr.tools.probes.heatmap import draw_readings
+from ivgr.tools.probes.measures import measure_readings
+from ivgr.tools.probes.trace import BUDGET
+
+
+@checked("Probing: ")
+class Probing(L.Callback):
+    """Measures before the first iteration and then every `every` iterations. All ranks measure the
+    same, so that sharded weights are gathered alike; the first one writes. No random stream is
+    touched: the run stays what it would have been.
+
+    Args:
+        every: Iterations between two measurements.
+        count: Samples: the first paired ones of data.val.
+        streams: Streams to measure, of grounded and textual.
+        pictures: Heat maps drawn of each stream's first samples; 0 draws none.
+        layer: Decoder layer of read-outs and heat maps, counted from 0; null takes the one three
+            quarters of the way up.
+        budget: Padded tokens a forward pass.
+    """
+
+    def __init__(
+        self,
+        every: PositiveInt = 10,
+        count: PositiveInt = 128,
+        streams: Sequence[str] = (TEXTUAL, GROUNDED),
+        pictures: NonNegativeInt = 4,
+        layer: NonNegativeInt | None = None,
+        budget: PositiveInt = BUDGET,
+    ) -> None:
+        if not streams or not set(streams) <= set(PAIRED):
+            raise UserError(f"Probing: streams is {list(streams)}, must be some of {', '.join(PAIRED)}")
+        self.every, self.count, self.streams, self.pictures = every, count, tuple(streams), pictures
+        self.layer, self.budget = layer, budget
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if not hasattr(module, "iteration"):
+            raise UserError(f"Probing: {type(module).__name__} has no iterations; take ivgr.IVGR")
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.samples = self._choose(trainer, module)
+        if module.iteration == 0:
+            self._measure(trainer, module)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx: int) -> None:
+        if module.iteration % self.every == 0:
+            self._measure(trainer, module)
+
+    def _choose(self, trainer: L.Trainer, module: L.LightningModule) -> list[Sample]:
+        """The same on all ranks; UserError if there is nothing to look at in any of them."""
+        data = trainer.datamodule
+        shards = find_shards(data.val, data.allow_pipe)
+        drawn = next(iter(HeldOut(shards, self.count, self.count, 0, 1)), [])
+        samples = [query.sample for query in encode_batch(drawn, module.encoder, self.streams).queries]
+        if not any(sample.images and sample.labels for sample in samples):
+            raise UserError(
+                f"Probing: none of the first {self.count} paired samples of data.val has an image, boxes "
+                'and "labels"; add labels (see `ivgr pack`), or remove the callback'
+            )
+        return samples
+
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        writer, step, policy = writer_of(trainer), module.iteration, module.rollout_policy()
+        for stream in self.streams:
+            readings = respond(policy, module.encoder, module.engine, self.samples, stream)
+            found = measure_readings(policy, module.encoder, readings, stream, self.layer, self.budget)
+            shown = [reading for reading in readings if reading.query.sample.images][: self.pictures]
+            strip = draw_readings(policy, shown, "place", found.layer) if shown else None
+            if writer is None:
+                continue
+            for name, value in found.metrics().items():
+                writer.add_scalar(name, value, step)
+            if strip is not None:
+                writer.add_image(f"probe/{stream}/attention", strip, step, dataformats="HWC")

@@ -1,0 +1,154 @@
+"""What reinforcement learning and the cold start share: a LightningModule that owns a policy in its
+training form, whole or split over ranks, and steps it by hand (manual optimisation)."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+import torch
+from transformers import PreTrainedModel
+
+from ivgr.core.atomic_files import folder_to_write
+from ivgr.core.errors import UserError
+from ivgr.core.prompts import Prompts
+from ivgr.data.encode import QueryEncoder
+from ivgr.models.lora import is_adapted, merge_adapters
+from ivgr.models.model_directory import write_directory
+from ivgr.models.pretrained import PolicySource, Pretrained
+from ivgr.models.trainable import TrainingForm
+from ivgr.trainer.dummy_packs import Level, Leveller
+from ivgr.trainer.export import POLICY, describe_policy
+from ivgr.trainer.fsdp_strategy import FSDP2
+from ivgr.trainer.nonfinite_guard import Guard, StepGuard
+from ivgr.trainer.optimizer import Optimizer, Schedule
+from ivgr.trainer.optimizer_step import ModuleStepper
+from ivgr.trainer.reference import Reference
+from ivgr.trainer.resume import LAYOUT, admit, layout_of, moments_of
+
+
+class PolicyModule(L.LightningModule):
+    """Loads, splits, steps and saves a policy; what it is trained on a subclass knows.
+
+    iterations and total_updates (for the schedule) are those of the whole run, length is the setting that
+    they are given by; kind is a key of `ivgr.trainer.resume.KINDS`, state_shape that of what a checkpoint
+    keeps of the module. Its arguments a subclass documents.
+    """
+
+    iterations: int
+    total_updates: int
+    length: str
+    kind: str
+    state_shape = {"skipped": int, "policy": POLICY}
+
+    def __init__(
+        self,
+        source: PolicySource | str,
+        form: TrainingForm,
+        prompts: Prompts,
+        max_prompt_tokens: int,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        clip_norm: float | None,
+        guard: Guard,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.source = Pretrained(source) if isinstance(source, str) else source
+        self.form = form
+        self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
+        self.optimizer, self.schedule = optimizer, schedule
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.guard = StepGuard(guard.patience)
+        self.policy, self.reference, self._replica = None, None, None
+
+    def setup(self, stage: str) -> None:
+        """UserError if the data is of the other kind of training."""
+        data = self.trainer.datamodule
+        if data is not None and hasattr(data, "total_steps") != (self.kind == "sft"):
+            mend = {"sft": "ColdStart or Curriculum", "rl": "ShardDataModule or TinyWorld"}[self.kind]
+            raise UserError(
+                f"data is {type(data).__name__}, of which {type(self).__name__} cannot learn; take {mend}"
+            )
+
+    def configure_model(self) -> None:
+        if self.policy is not None:
+            return
+        self.policy, self.processor = self.source.load()
+        self.form.shape(self.policy.eval())
+        self.encoder = QueryEncoder.of(
+            self.policy.config, self.processor, self.prompts, self.max_prompt_tokens
+        )
+        self.reference = self.load_reference()
+        if self._trainer:
+            self._place()
+
+    def load_reference(self) -> Reference | None:
+        """The frozen reference of `self.policy`, where there is one."""
+        return None
+
+    def _place(self) -> None:
+        """Splits what the strategy splits; UserError where Lightning is to change dtypes."""
+        precision = self.trainer.precision
+        if precision not in ("32-true", None):
+            raise UserError(
+                f"trainer.precision is {precision}: leave it out; model.policy.dtype bfloat16 with "
+                "model.optimizer.master, or fsdp2's param_dtype, compute in lower precision"
+            )
+        if isinstance(self.trainer.strategy, FSDP2):
+            self._replica = self.trainer.strategy.split(self.policy, self.reference)
+
+    def rollout_policy(self) -> PreTrainedModel:
+        """The policy with whole weights; where they are split, all ranks must call it."""
+        return self._replica.fill() if self._replica else self.policy
+
+    @property
+    def level(self) -> Level | None:
+        """Fills up packs where weights are split."""
+        return Leveller(self.policy, self.encoder) if self._replica else None
+
+    def create_stepper(self) -> ModuleStepper:
+        return ModuleStepper(self, self.guard, self._replica)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizer.create(self.policy)
+        self.scheduler = self.schedule.create(optimizer, self.total_updates)
+        return optimizer
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        """Queries stay on the host; packing and decoding move what they need."""
+        return batch
+
+    def made(self) -> dict:
+        """Of which making the policy is."""
+        return describe_policy(self.source, self.form, self.processor)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["ivgr"] = {
+            "kind": self.kind,
+            "policy": self.made(),
+            "optimizer": asdict(self.optimizer),
+            "skipped": self.guard.skipped,
+        }
+        for state in checkpoint.get("optimizer_states", []):
+            if state:  # split over ranks it is written where it lies
+                checkpoint[LAYOUT] = layout_of(moments_of(state["state"]).items())
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """UserError if this run cannot go on from it. Split weights are loaded and it is admitted by
+        then, see `ivgr.trainer.FSDP2`."""
+        if not self._replica:
+            admit(self, checkpoint, self.trainer.ckpt_path, sharded=False)
+        self.guard.skipped = checkpoint["ivgr"]["skipped"]
+
+    def save_policy(self, folder: Path) -> None:
+        """The policy as a HF directory, adapters merged, by rank 0; all ranks must call it, and none
+        may train any more."""
+        policy, writes = self.policy, self.trainer.is_global_zero
+        if self._replica:
+            policy = self._replica.take_home(writes)
+        if writes:
+            if is_adapted(policy):
+                merge_adapters(policy)
+            with folder_to_write(folder) as part:
+                write_directory(policy, self.processor, part)

@@ -1,0 +1,38 @@
+"""With split weights a pass is a collective, so all ranks must make as many, through the same
+layers. In: each rank's packs. Out: the same with fillers, which add no token, where a rank has
+fewer packs than another, or no image where another has one."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from transformers import PreTrainedModel
+
+from ivgr.data.encode import QueryEncoder
+from ivgr.distributed.collectives import gather
+from ivgr.packing.prefix_tree import Pack, pack_queries
+
+
+@dataclass
+class Leveller:
+    """Fills up packs of `model`."""
+
+    model: PreTrainedModel
+    encoder: QueryEncoder
+
+    def __call__(self, packs: list[Pack]) -> list[Pack]:
+        """`packs` of one mini-batch; all ranks must call it."""
+        pictures = gather([pack.pixel_values is not None for pack in packs])
+        needed = [any(turn) for turn in zip_longest(*pictures, fillvalue=False)]
+        return [self._fill(pack, picture) for pack, picture in zip_longest(packs, needed)]
+
+    def _fill(self, pack: Pack | None, picture: bool) -> Pack:
+        if pack is not None and (pack.pixel_values is not None or not picture):
+            return pack
+        queries = [*(pack.queries if pack else []), self.encoder.filler(picture)]
+        (filled,) = pack_queries(self.model, queries, budget=sys.maxsize)
+        return filled
+
+
+Level = Callable[[list[Pack]], list[Pack]]

@@ -1,0 +1,87 @@
+"""`trainer.strategy: fsdp2`: Lightning's ModelParallelStrategy with all ranks along the data axis,
+and its checkpoints as folders that hold no pickled code."""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from ivgr.core.checkpoint_file import find_checkpoint
+from ivgr.core.errors import UserError
+from ivgr.core.settings import Dtype, checked
+from ivgr.distributed.fsdp import Replica, shard
+from ivgr.trainer.reference import Reference
+from ivgr.trainer.resume import admit
+from ivgr.trainer.sharded_checkpoint import read_folder, write_folder
+
+
+@checked("trainer.strategy.")
+class FSDP2(ModelParallelStrategy):
+    """Weights, gradients and optimizer split over all ranks.
+
+    Args:
+        param_dtype: Weight dtype of forward and backward passes and of the rollouts; null for that of
+            the policy.
+        reduce_dtype: Dtype in which gradients are summed over ranks.
+        process_group_backend: "nccl", "gloo", …; null chooses by device.
+    """
+
+    def __init__(
+        self,
+        param_dtype: Dtype | None = None,
+        reduce_dtype: Dtype = "float32",
+        process_group_backend: Literal["gloo", "nccl"] | None = None,
+    ) -> None:
+        super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend)
+        self.param_dtype = None if param_dtype is None else getattr(torch, param_dtype)
+        self.reduce_dtype = getattr(torch, reduce_dtype)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer) -> None:
+        if not any(isinstance(weight, DTensor) for weight in self.model.parameters()):
+            raise UserError("trainer.strategy fsdp2 is for ivgr.IVGR and ivgr.SFT; use ddp with other models")
+        super().setup(trainer)
+
+    def split(self, policy: PreTrainedModel, reference: Reference | None) -> Replica:
+        """Splits both over the ranks; returns what rolls out. UserError if the reference cannot be."""
+        replica = Replica(policy, self.param_dtype)
+        # The model casts its inputs itself; what it computes in float32, such as rotary angles, stays so.
+        precision = MixedPrecisionPolicy(self.param_dtype, self.reduce_dtype, cast_forward_inputs=False)
+        split = partial(shard, mesh=self.device_mesh["data_parallel"], precision=precision)
+        split(policy)
+        if reference is not None:
+            reference.split_own(split)
+        return replica
+
+    def lightning_module_state_dict(self) -> dict:
+        """Nothing: `save_checkpoint` takes the weights where they lie."""
+        return {}
+
+    def optimizer_state(self, optimizer) -> dict:
+        return {}
+
+    def save_checkpoint(self, checkpoint: dict, filepath: str | Path, storage_options=None) -> None:
+        rest = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
+        write_folder(Path(filepath), self.model, self._optimizer(), rest, self.global_rank)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict:
+        path = Path(checkpoint_path)
+        find_checkpoint(path, sharded=True)
+        module = self.lightning_module
+        return read_folder(
+            path, self.model, self._optimizer(), lambda rest: admit(module, rest, path, sharded=True)
+        )
+
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        return self.optimizers[0] if self.optimizers else None
+
+
+StrategyRegistry.register("fsdp2", FSDP2, description=FSDP2.__doc__)

@@ -1,0 +1,69 @@
+"""torchao's optimizers, whose states take 8 or 4 bits a number and which can round bf16 weights
+stochastically. In: a name, a model. Out: an optimizer like any other."""
+
+from contextlib import ExitStack
+from importlib import import_module
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.optim import Optimizer
+
+from ivgr.core.errors import UserError
+from ivgr.core.seeding import derive_seed, run_seed
+
+PREFIX = "torchao."
+
+
+def find_class(name: str) -> type[Optimizer]:
+    """The class behind "torchao.AdamW8bit" and the like; looked up when a configuration is read,
+    since only then can a checkpoint with its states be read weights-only."""
+    try:
+        found = getattr(import_module("torchao.optim"), name.removeprefix(PREFIX), None)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("torchao"):
+            raise
+        raise UserError(f"model.optimizer.name {name} needs torchao: pip install 'ivgr[lowbit]'") from error
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise UserError(f"model.optimizer.name is {name!r}, but torchao.optim has no such optimizer")
+    return found
+
+
+def create_low_bit(
+    name: str, model: nn.Module, lr: float, weight_decay: float, options: dict[str, Any]
+) -> Optimizer:
+    """Over the trained parameters of `model`; biases and norms have no weight decay. Its step
+    wants the learning rate as a tensor, schedules and readers want a number: each gets it."""
+    optimizer = find_class(name)(param_groups_weight_decay(model, weight_decay), lr=lr, **options)
+
+    def enter_rates(optimizer: Optimizer, *_) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"])
+
+    def leave_rates(optimizer: Optimizer, *_) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = float(group["lr"])
+
+    optimizer.register_step_pre_hook(enter_rates)
+    optimizer.register_step_post_hook(leave_rates)
+    optimizer.register_load_state_dict_post_hook(leave_rates)
+    leave_rates(optimizer)
+    seed_rounding(optimizer)
+    return optimizer
+
+
+def seed_rounding(optimizer: Optimizer) -> None:
+    """Lets a step that rounds at random do so by the run's seed and the number of the step alone: the
+    same on all ranks and after a resume, whatever else has drawn; and no other stream moves."""
+    forks = ExitStack()
+
+    def before_step(optimizer: Optimizer, *_) -> None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        devices = {weight.device for weight in weights if weight.is_cuda}
+        forks.enter_context(torch.random.fork_rng(devices))
+        steps = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
+        torch.manual_seed(derive_seed(run_seed(), "rounding", max(steps, default=0)))
+
+    optimizer.register_step_pre_hook(before_step)
+    optimizer.register_step_post_hook(lambda *_: forks.close())

@@ -1,0 +1,162 @@
+"""The figures of an iteration, by their TensorBoard names; STREAM/ before a name means that of
+one stream."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ivgr.core.prompts import STREAMS, TEXTUAL
+from ivgr.core.query import Group, Query, Rollout, rollouts_of
+from ivgr.distributed.collectives import gather, gather_lists
+from ivgr.judge.protocol import CONSISTENCY_SCORES, Judge, RulesAlone
+from ivgr.kernels import TokenStatistics
+from ivgr.packing.prefix_tree import Pack
+from ivgr.rewards.archive import Archive
+from ivgr.trainer.loss import TokenLoss
+
+
+def batch_metrics(queries: list[Query], archive: Archive, rollout_seconds: float) -> dict[str, float]:
+    """What the rollouts and rewards of one iteration look like; reward/math_given_up, where there are
+    any, counts the answers whose mathematics took too long to compare (not equal)."""
+    groups = [group for query in queries for group in query.groups]
+    rollouts = rollouts_of(queries)
+    tokens = _lengths(rollouts)
+    known = [[r.reward for r in group.rollouts if r.reward is not None] for group in groups]
+    given_up = sum(rollout.given_up for rollout in rollouts)
+    return {
+        **({"reward/math_given_up": float(given_up)} if given_up else {}),
+        **_stream_metrics(groups),
+        **_archive_metrics(queries, archive),
+        "reward/frac_zero_std": _mean([len(set(rewards)) < 2 for rewards in known]),
+        "advantage/groups_without": float(sum(len(rewards) < 2 for rewards in known)),
+        "rollout/length_mean": _mean(tokens),
+        "rollout/truncated_frac": _mean([rollout.truncated for rollout in rollouts]),
+        "rollout/tokens_per_s": sum(tokens) / rollout_seconds,
+    }
+
+
+def judge_metrics(judge: Judge, verdicts: list) -> dict[str, float]:
+    """The share of all ranks' `verdicts` that are missing (None), and the sums of what their judges
+    themselves report; nothing where there is no judge."""
+    if isinstance(judge, RulesAlone):
+        return {}
+    missing = _mean(gather_lists([verdict is None for verdict in verdicts]))
+    reports = gather(judge.report() if hasattr(judge, "report") else {})
+    return {
+        "judge/missing_share": missing,
+        **{f"judge/{name}": value for name, value in add_up(reports).items()},
+    }
+
+
+def _stream_metrics(groups: list[Group]) -> dict[str, float]:
+    """Each stream's lengths, and its terms over the rollouts that have them."""
+    metrics = {}
+    for stream in STREAMS:
+        rollouts = [rollout for group in groups if group.stream == stream for rollout in group.rollouts]
+        columns = {"total": [rollout.reward for rollout in rollouts if rollout.reward is not None]}
+        for rollout in rollouts:
+            for name, value in rollout.terms.items():
+                columns.setdefault(name, []).append(value)
+        if rollouts:
+            metrics[f"{stream}/rollout/length_mean"] = _mean(_lengths(rollouts))
+        for name, values in columns.items():
+            if not values:
+                continue
+            metrics[f"{stream}/reward/{name}/mean"] = _mean(values)
+            metrics[f"{stream}/reward/{name}/std"] = _std(values)
+    return metrics
+
+
+def _archive_metrics(queries: list[Query], archive: Archive) -> dict[str, float]:
+    textual = [group for query in queries if (group := query.group(TEXTUAL)) is not None]
+    compared = [r for group in textual for r in group.rollouts if r.reference is not None]
+    scores = [r.terms["consistency"] for r in compared if "consistency" in r.terms]
+    shares = Counter(min(CONSISTENCY_SCORES, key=lambda level: abs(level - score)) for score in scores)
+    hits = [group.rollouts[0].reference is not None for group in textual]
+    return {
+        "archive/size": float(len(archive)),
+        "archive/hit_rate": _mean(hits),
+        "archive/box_mean": _mean([entry.box_reward for entry in archive.entries.values()]),
+        **{f"consistency/share_{s:g}": shares[s] / max(len(scores), 1) for s in CONSISTENCY_SCORES},
+    }
+
+
+@dataclass
+class UpdateMetrics:
+    """Token-weighted means over an iteration's updates and all ranks; only the gradient norm where
+    no token took part. counts holds the tokens behind each of the sums."""
+
+    sums: Counter = field(default_factory=Counter)
+    counts: Counter = field(default_factory=Counter)
+    ratio_max: float = 0.0
+    grad_norms: list[float] = field(default_factory=list)
+
+    def add(
+        self, pack: Pack, statistics: TokenStatistics, loss: TokenLoss, old_logp: torch.Tensor | None
+    ) -> None:
+        """Adds a pack; `old_logp` on the first epoch, to compare with the rollout's."""
+        columns = {
+            "policy/kl": statistics.kl,
+            "policy/entropy": statistics.entropy,
+            "policy/clip_low": loss.clipped_low,
+            "policy/clip_high": loss.clipped_high,
+            "optim/loss": loss.loss,
+        }
+        if not len(pack.targets):
+            return
+        if loss.importance is not None:
+            columns["policy/importance_mean"] = loss.importance
+            columns["policy/importance_capped"] = loss.importance_capped
+        if old_logp is not None:
+            columns["rollout/logp_mismatch"] = (old_logp - pack.rollout_logp).abs()
+        for stream, own in _tokens_by_stream(pack).items():
+            columns[f"{stream}/policy/kl"] = statistics.kl[own]
+            columns[f"{stream}/policy/entropy"] = statistics.entropy[own]
+        self.sums.update({name: value.detach().double().sum().item() for name, value in columns.items()})
+        self.counts.update({name: len(value) for name, value in columns.items()})
+        self.ratio_max = max(self.ratio_max, loss.ratio.max().item())
+
+    def compute(self) -> dict[str, float]:
+        """All ranks must call it."""
+        norm = {"optim/grad_norm": _mean(self.grad_norms)}
+        parts = gather((dict(self.sums), dict(self.counts), self.ratio_max))
+        sums, counts, ratios = zip(*parts, strict=True)
+        counted = add_up(counts)
+        if not counted:
+            return norm
+        means = {name: total / counted[name] for name, total in add_up(sums).items()}
+        return means | norm | {"policy/ratio_max": max(ratios)}
+
+
+def _tokens_by_stream(pack: Pack) -> dict[str, torch.Tensor]:
+    """Which of the pack's R response tokens belong to each of its streams, as indices."""
+    owners = [group.stream for query in pack.queries for group in query.groups for _ in group.rollouts]
+    lengths = torch.tensor(_lengths(pack.rollouts))
+    return {
+        stream: torch.repeat_interleave(torch.tensor([owner == stream for owner in owners]), lengths)
+        .nonzero()[:, 0]
+        .to(pack.targets.device)
+        for stream in dict.fromkeys(owners)
+    }
+
+
+def _lengths(rollouts: Sequence[Rollout]) -> list[int]:
+    return [len(rollout.tokens) for rollout in rollouts]
+
+
+def add_up(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The sums by name, where any part has it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _std(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1))

@@ -1,0 +1,92 @@
+"""Guards of the update: numbers that are not finite, and memory that runs out.
+
+In: what an update is about to do. Out: leave to do it, or passes over packs that fit; and one clear
+line when there is no going on.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from ivgr.core.errors import UserError
+from ivgr.core.settings import PositiveFloat, PositiveInt, checked
+from ivgr.kernels import TokenStatistics
+
+
+@checked("model.guard.")
+@dataclass(frozen=True)
+class Guard:
+    """When a run that goes wrong is stopped.
+
+    Args:
+        patience: Updates in a row that may be skipped, because the loss or a gradient is not
+            finite, before the run stops.
+        engine_timeout: Seconds after which a rollout engine that has not returned ends the run;
+            null waits for ever. It covers whatever lets go of Python's lock while it hangs: a
+            network, another process, a GPU.
+        judge_timeout: The same for a judge; null waits for ever. Ranks that wait for another's judge
+            give up after 1800 s (Lightning's time limit of a collective) and cannot say why.
+    """
+
+    patience: PositiveInt = 3
+    engine_timeout: PositiveFloat | None = None
+    judge_timeout: PositiveFloat | None = 1700.0
+
+
+class StepGuard:
+    """Skips updates whose loss or gradient is not finite, on all ranks alike.
+
+    skipped counts those of the whole run; `patience` in a row raise UserError.
+    """
+
+    def __init__(self, patience: int = 3) -> None:
+        self.patience, self.skipped, self.in_a_row = patience, 0, 0
+        self.fault: str | None = None
+        self.norms: deque[float] = deque(maxlen=5)
+
+    def watch(self, statistics: TokenStatistics) -> None:
+        """Takes note of a micro-batch, before its backward pass."""
+        if self.fault is None and not statistics.logp.isfinite().all():
+            self.fault = "the policy's logits are"
+        elif self.fault is None and not statistics.loss.isfinite():
+            self.fault = "the loss is (the logits are finite)"
+
+    def admits(self, norm: float, policy: nn.Module, lr: float, sum_ranks: Callable[[float], float]) -> bool:
+        """Whether to step, given the gradient norm before clipping; all ranks must call it."""
+        fault, self.fault = self.fault, None
+        if fault is None and not math.isfinite(norm):
+            fault = "a gradient is (the loss is finite)"
+        if not sum_ranks(float(fault is not None)):
+            self.norms.append(norm)
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.patience:
+            raise UserError(self._diagnose(fault or "on another rank something is", policy, lr, sum_ranks))
+        return False
+
+    def _diagnose(self, fault: str, policy: nn.Module, lr: float, sum_ranks: Callable) -> str:
+        """All ranks must call it: of a split gradient each sees its own part."""
+        broken = (
+            name
+            for name, parameter in policy.named_parameters()
+            if parameter.grad is not None and sum_ranks(float(not _is_finite(parameter.grad)))
+        )
+        norms = ", ".join(f"{norm:.3g}" for norm in self.norms) or "none"
+        return (
+            f"{self.in_a_row} updates in a row were skipped: {fault} not finite; first such gradient: "
+            f"{next(broken, 'none')}; learning rate {lr:.3g}; gradient norms before: {norms}. "
+            "Lower model.optimizer.lr, or use float32 weights"
+        )
+
+
+def _is_finite(gradient: torch.Tensor) -> bool:
+    """Of a split gradient, this rank's part."""
+    own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    return bool(own.isfinite().all())

@@ -1,0 +1,109 @@
+"""Optimizer and schedule by name, from timm's factories (any of theirs is one word) and torchao's."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.distributed as dist
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from ivgr.core.errors import UserError, refusals
+from ivgr.core.settings import NonNegativeFloat, Share, checked
+from ivgr.trainer.low_bit import PREFIX, create_low_bit, find_class
+from ivgr.trainer.master_weights import keep_master
+
+
+@checked("model.optimizer.")
+@dataclass
+class Optimizer:
+    """Settings of `timm.optim.create_optimizer_v2`.
+
+    Args:
+        name: Any name of `timm.optim.list_optimizers()`; or one of torchao.optim, such as
+            "torchao.AdamW8bit".
+        lr: Peak learning rate.
+        weight_decay: Weight decay; biases and norms have none.
+        master: Keeps fp32 copies of weights that are of lower precision, and steps those.
+        options: Further arguments of that optimizer.
+    """
+
+    name: str = "adamw"
+    lr: NonNegativeFloat = 1e-6
+    weight_decay: NonNegativeFloat = 1e-2
+    master: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name.startswith(PREFIX):
+            find_class(self.name)
+        elif self.name not in list_optimizers():
+            raise UserError(f"model.optimizer.name is {self.name!r}, and timm has no such optimizer")
+
+    def create(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Over the parameters of `model` that are trained."""
+        with refusals("model.optimizer", "mend its options"):
+            if self.name.startswith(PREFIX):
+                optimizer = create_low_bit(self.name, model, self.lr, self.weight_decay, self.options)
+            else:
+                optimizer = create_optimizer_v2(
+                    model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.options
+                )
+        return keep_master(optimizer) if self.master else optimizer
+
+
+@checked("model.schedule.")
+@dataclass
+class Schedule:
+    """Settings of `timm.scheduler.create_scheduler_v2`, counted in optimizer updates.
+
+    Args:
+        name: As timm names them; the power of "poly" is its option decay_rate.
+        warmup: Share of all updates over which the rate rises linearly from 0.
+        final: Learning rate at the end, after the last update, as a share of the peak; "constant",
+            "step" and "multistep" do not go there.
+        options: Further arguments of that schedule.
+    """
+
+    name: Literal["constant", "cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt"] = "constant"
+    warmup: Share = 0.02
+    final: Share = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def create(self, optimizer: torch.optim.Optimizer, updates: int) -> Scheduler:
+        """A schedule over `updates` updates; `step(n)` sets the rate of update n, counted from 0."""
+        warmup = round(self.warmup * updates)
+        # Steps of factor 1, since timm has had a "constant" of its own only from 1.0.31 on.
+        name, options = ("step", {"decay_rate": 1.0}) if self.name == "constant" else (self.name, {})
+        with refusals("model.schedule", "mend its options"):
+            scheduler, _ = create_scheduler_v2(
+                optimizer,
+                sched=name,
+                num_epochs=max(updates - warmup, 1),  # behind the warm-up
+                warmup_epochs=warmup,
+                warmup_lr=0.0,
+                warmup_prefix=True,
+                min_lr=self.final * optimizer.param_groups[0]["lr"],
+                **self.options | options,
+            )
+        if scheduler is None:
+            raise UserError(
+                f"model.schedule.name is {self.name!r}, which timm {timm.__version__} does not have: "
+                "pip install -U timm"
+            )
+        return scheduler
+
+
+def sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Sums gradients over all ranks, in place; where a rank has none that another has (its
+    mini-batch was empty, or without images) it adds nothing. All ranks must call it."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    holders = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+    dist.all_reduce(holders)
+    for parameter, count in zip(trained, holders.tolist(), strict=True):
+        if count:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(parameter.grad)

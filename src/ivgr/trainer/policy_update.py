@@ -1,0 +1,186 @@
+"""The update phase: log-probs of reference and policy, loss, gradients, optimizer steps.
+
+In: rolled-out queries, with advantages by the time of `run`. Out: a better policy, and the
+metrics of getting there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+from ivgr.core.finite import is_finite
+from ivgr.core.query import Query, places_of
+from ivgr.distributed.collectives import gather_lists
+from ivgr.distributed.fsdp import letting_go, outlasting, run_pass
+from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
+from ivgr.models.forward import not_finite
+from ivgr.packing.prefix_tree import Layout, Pack, pack_queries
+from ivgr.trainer.dummy_packs import Level
+from ivgr.trainer.loss import PolicyLoss, TokenLoss, policy_loss
+from ivgr.trainer.metrics import UpdateMetrics
+from ivgr.trainer.micro_batches import run_within_memory
+from ivgr.trainer.nonfinite_guard import StepGuard
+from ivgr.trainer.reference import Reference
+
+
+@dataclass
+class Stepper:
+    """How gradients become an update, in the trainer's hands: `backward` of a loss, `step`
+    of the optimizer (returns the gradient norm), `sum_ranks` of a number over all ranks."""
+
+    backward: Callable[[torch.Tensor], None]
+    step: Callable[[], float]
+    sum_ranks: Callable[[float], float]
+
+
+@dataclass
+class Update:
+    """How an iteration's rollouts become optimizer steps.
+
+    temperature is that of all log-probs; updates mini-batches an epoch, epochs passes over
+    the iteration's rollouts, token_budget padded tokens a micro-batch (halved whenever memory
+    runs out), layout "rows" shares no prefix, level fills up a mini-batch's packs where weights
+    are split over ranks.
+    """
+
+    policy: PreTrainedModel
+    reference: Reference
+    loss: PolicyLoss
+    stepper: Stepper
+    temperature: float
+    updates: int
+    epochs: int
+    token_budget: int
+    layout: Layout = "tree"
+    guard: StepGuard = field(default_factory=StepGuard)
+    level: Level | None = None
+
+    def pack(self, queries: list[Query]) -> list[list[Pack]]:
+        """The mini-batches, each in packs: the whole queries of all ranks dealt out in turn, so that
+        sizes differ by at most one query."""
+        places = places_of(queries)
+        turns = {place: turn for turn, place in enumerate(sorted(gather_lists(places)))}
+        placed = list(zip(places, queries, strict=True))
+        dealt = [
+            [query for place, query in placed if turns[place] % self.updates == i]
+            for i in range(self.updates)
+        ]
+        packed = [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
+        return packed if self.level is None else list(map(self.level, packed))
+
+    @torch.no_grad()
+    def infer_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
+        """The reference's log-probs of every token that are not there yet (exact KL has its own
+        pass)."""
+        missing = any(pack.ref_logp is None for packs in mini_batches for pack in packs)
+        if self.loss.kl == "exact" or not missing:
+            return
+        with self.reference.serving() as reference:
+            self._infer(mini_batches, reference, "ref_logp")
+
+    @torch.no_grad()
+    def infer_policy(self, mini_batches: Sequence[list[Pack]]) -> None:
+        """With several updates, the policy's log-probs before the first, where they are not there
+        yet (with one update, they are its own, detached)."""
+        if len(mini_batches) * self.epochs > 1:
+            with letting_go(self.policy) as policy:
+                self._infer(mini_batches, policy, "old_logp")
+
+    def _infer(self, mini_batches: Sequence[list[Pack]], model: PreTrainedModel, name: str) -> None:
+        def infer(pack: Pack) -> None:
+            if getattr(pack, name) is None:
+                setattr(pack, name, run_pass(model, lambda: self._statistics(model, pack, kl=None).logp))
+
+        for packs in mini_batches:
+            run_within_memory(self, packs, infer)
+
+    def _refuse_broken_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
+        """UserError on all ranks alike: a reference never changes, and so never mends."""
+        known = [pack.ref_logp for packs in mini_batches for pack in packs if pack.ref_logp is not None]
+        if self.stepper.sum_ranks(float(bool(known) and not is_finite(torch.cat(known)))):
+            raise not_finite("in scoring", "reference")
+
+    def run(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
+        """The optimizer steps, a mini-batch each; returns their metrics."""
+        self.infer_reference(mini_batches)
+        self.infer_policy(mini_batches)
+        self._refuse_broken_reference(mini_batches)
+        metrics = UpdateMetrics()
+        for epoch in range(self.epochs):
+            for packs in mini_batches:
+                tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
+                if not tokens:
+                    continue
+                found = run_within_memory(self, packs, partial(self._differentiate, tokens))
+                for pack, (statistics, loss) in zip(packs, found, strict=True):
+                    self.guard.watch(statistics)
+                    old = statistics.logp if pack.old_logp is None else pack.old_logp
+                    metrics.add(pack, statistics, loss, old if epoch == 0 else None)
+                metrics.grad_norms.append(self.stepper.step())
+        guards = {"skipped": self.guard.skipped, "token_budget": self.token_budget}
+        return metrics.compute() | {f"guard/{name}": float(value) for name, value in guards.items()}
+
+    def _differentiate(self, tokens: float, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
+        """Adds the gradients of the pack's share of the mean loss over `tokens`."""
+        reference = self._reference_hidden(pack) if self.loss.kl == "exact" else ()
+        statistics, loss = run_pass(self.policy, lambda: self._policy_statistics(pack, *reference))
+        self.stepper.backward(statistics.loss / tokens)
+        return statistics._replace(loss=statistics.loss.detach()), loss
+
+    @torch.no_grad()
+    def _reference_hidden(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reference's hidden states (R, H), and its head's weight (V, H), for exact KL."""
+        with self.reference.serving() as reference:
+            return run_pass(
+                reference,
+                lambda: (pack.response_hidden(reference), outlasting(reference, reference.lm_head.weight)),
+            )
+
+    def _policy_statistics(
+        self, pack: Pack, ref_hidden: torch.Tensor | None = None, ref_weight: torch.Tensor | None = None
+    ) -> tuple[TokenStatistics, TokenLoss]:
+        """logp, kl, entropy (R,) and the summed loss, with gradients in the latter alone; and
+        each token's loss, for its figures."""
+        advantage, rollout_logp = pack.advantage, pack.rollout_logp
+
+        def token_loss(logp, ref_logp, kl, entropy, rows=slice(None)) -> TokenLoss:
+            old = logp.detach() if pack.old_logp is None else pack.old_logp[rows]
+            return policy_loss(logp, old, advantage[rows], kl, self.loss, rollout_logp[rows])
+
+        statistics = self._statistics(
+            self.policy,
+            pack,
+            kl=self.loss.kl,
+            ref_hidden=ref_hidden,
+            ref_weight=ref_weight,
+            entropy=True,
+            token_loss=lambda *chunk: token_loss(*chunk).loss,
+        )
+        return statistics, token_loss(*statistics[:4])
+
+    def _statistics(
+        self,
+        model: PreTrainedModel,
+        pack: Pack,
+        kl: str | None,
+        ref_hidden: torch.Tensor | None = None,
+        ref_weight: torch.Tensor | None = None,
+        **options,
+    ) -> TokenStatistics:
+        """Of each response token; the logits of all three passes are of one dtype, so that
+        equal weights give equal bits."""
+        return fused_linear_logprob_kl(
+            pack.response_hidden(model),
+            model.lm_head,
+            ref_hidden,
+            ref_weight,
+            pack.targets,
+            ref_logp=pack.ref_logp,
+            temperature=self.temperature,
+            kl=kl,
+            logits_dtype=torch.float32 if self.loss.kl == "exact" else None,
+            **options,
+        )

@@ -1,0 +1,129 @@
+"""The frozen reference of the KL penalty: a model of its own, or the policy without its
+adapters. In: the policy. Out: a `Reference`, which lends a model for forward passes."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from ivgr.core.errors import UserError
+from ivgr.distributed.fsdp import letting_go
+from ivgr.models.lora import adapters_off, is_adapted
+from ivgr.models.model_directory import read_config, read_model
+from ivgr.models.pretrained import TINY
+from ivgr.models.tree_attention import use_tree_attention
+
+SETTING = "model.reference.path"
+
+
+class Reference(Protocol):
+    """The policy as it was before training, or another; never trained, never saved."""
+
+    def serving(self) -> AbstractContextManager[PreTrainedModel]:
+        """Lends the reference, on the policy's device, for passes without gradient; none of the
+        policy may run in the body. What a pass has gathered of split weights is let go at its end."""
+
+    def split_own(self, split: Callable[[PreTrainedModel], None]) -> None:
+        """Splits over ranks, by `split`, the weights that are not the policy's; UserError if they
+        cannot be."""
+
+
+class FrozenReference:
+    """Makes the reference.
+
+    Args:
+        path: Directory or hub id; null takes the policy as first loaded: a copy, or with
+            model.adapter the policy itself, its adapters switched off.
+        device: "policy" keeps it beside the policy; "cpu" keeps it in main memory and brings it
+            over once a scoring phase (with exact KL once a micro-batch).
+    """
+
+    def __init__(self, path: str | None = None, device: Literal["policy", "cpu"] = "policy") -> None:
+        self.path, self.device = path, device
+
+    def load(self, policy: PreTrainedModel) -> Reference:
+        """The reference of a policy that is in its training form."""
+        if self.path is None and is_adapted(policy):
+            if self.device == "cpu":
+                raise UserError(
+                    "model.reference.device is cpu, but with model.adapter the reference is the policy "
+                    "itself and takes no memory; leave it out"
+                )
+            return UnadaptedPolicy(policy)
+        model = copy.deepcopy(policy) if self.path is None else self._read(policy)
+        return OwnModel(model.eval().requires_grad_(False), policy, offload=self.device == "cpu")
+
+    def _read(self, policy: PreTrainedModel) -> PreTrainedModel:
+        """UserError unless it reads the prompts of `policy` and weighs the same words."""
+        folder = TINY if self.path == "tiny" else self.path
+        config = read_config(folder, SETTING)
+        of_both = [(c.model_type, c.get_text_config().vocab_size) for c in (policy.config, config)]
+        if of_both[0] != of_both[1]:
+            (own, words), (other, others) = of_both
+            raise UserError(
+                f"{SETTING}: {self.path!r} is a {other} of {others} words, the policy a {own} of {words}; "
+                "they must be alike"
+            )
+        model = read_model(folder, config, policy.dtype, "sdpa", SETTING)
+        use_tree_attention(model)
+        return model
+
+
+class UnadaptedPolicy:
+    """The policy with its adapters off: the same memory, and the base model's very bits."""
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        self.policy = policy
+
+    @contextmanager
+    def serving(self) -> Iterator[PreTrainedModel]:
+        with adapters_off(self.policy), letting_go(self.policy):
+            yield self.policy
+
+    def split_own(self, split: Callable[[PreTrainedModel], None]) -> None:
+        """It has none."""
+
+
+class OwnModel:
+    """Weights of its own, shared with nobody; with `offload` they live on the CPU."""
+
+    def __init__(self, model: PreTrainedModel, policy: PreTrainedModel, offload: bool = False) -> None:
+        self.model, self.policy, self.offload = model, policy, offload
+
+    def serving(self) -> AbstractContextManager[PreTrainedModel]:
+        if self.offload:
+            return visiting(self.model, self.policy.device)
+        if self.model.device != self.policy.device:
+            self.model.to(self.policy.device)
+        return letting_go(self.model)
+
+    def split_own(self, split: Callable[[PreTrainedModel], None]) -> None:
+        if self.offload:
+            raise UserError(
+                "model.reference.device is cpu, but trainer.strategy fsdp2 splits the reference over the "
+                "devices; leave it out"
+            )
+        split(self.model)
+
+
+@contextmanager
+def visiting(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
+    """In the body copies of the model's weights lie on `device`; those at home never move."""
+    home = [
+        (tensors, name, tensor)
+        for module in model.modules()
+        for tensors in (module._parameters, module._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    ]
+    copies = {id(tensor): tensor.to(device) for *_, tensor in home}
+    for tensors, name, tensor in home:
+        tensors[name] = copies[id(tensor)]
+    try:
+        yield model
+    finally:
+        for tensors, name, tensor in home:
+            tensors[name] = tensor
