@@ -1,0 +1,57 @@
+"""One iteration on the shipped policy."""
+
+import copy
+
+import torch
+
+from ivgr.core.prompts import Prompts
+from ivgr.data.encode import QueryEncoder
+from ivgr.rewards.archive import Archive
+from ivgr.rewards.rewards import Rewards
+from ivgr.rollout.transformers_engine import TransformersEngine
+from ivgr.toy import RuleJudge
+from ivgr.toy.world import World, draw_samples
+from ivgr.trainer.loss import PolicyLoss
+from ivgr.trainer.policy_update import Stepper, Update
+from ivgr.trainer.reference import FrozenReference
+from ivgr.trainer.rl_step import Iteration
+
+
+class Run:
+    """An iteration whose optimizer step is replaced by a record of the gradients."""
+
+    def __init__(self, tiny, updates=1, token_budget=1 << 30, rate=0.0, **loss):
+        self.policy = copy.deepcopy(tiny[0])
+        self.gradients, self.rate = [], rate
+        engine = TransformersEngine(group_size=3, max_new_tokens=60)
+        update = Update(
+            policy=self.policy,
+            reference=FrozenReference().load(self.policy),
+            loss=PolicyLoss(**loss),
+            stepper=Stepper(torch.Tensor.backward, self._step, lambda value: value),
+            temperature=engine.temperature,
+            updates=updates,
+            epochs=1,
+            token_budget=token_budget,
+        )
+        self.iteration = Iteration(
+            policy=self.policy,
+            tokenizer=tiny[1].tokenizer,
+            engine=engine,
+            rewards=Rewards(),
+            judge=RuleJudge(),
+            archive=Archive(),
+            update=update,
+        )
+        encoder = QueryEncoder(tiny[1], "qwen2_vl", Prompts())
+        self.queries = [encoder(sample) for sample in draw_samples(World("train", 10, seed=9))]
+        self.metrics = self.iteration.run(self.queries, seed=4)
+
+    def _step(self):
+        gradient = torch.cat([p.grad.flatten() for p in self.policy.parameters() if p.grad is not None])
+        self.gradients.append(gradient)
+        for parameter in self.policy.parameters():
+            if parameter.grad is not None:
+                parameter.data -= self.rate * parameter.grad
+        self.policy.zero_grad()
+        return gradient.norm().item()

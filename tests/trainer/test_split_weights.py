@@ -1,0 +1,185 @@
+"""Weights split over ranks: fillers that leave no trace, and the copy that rolls out."""
+
+import copy
+import weakref
+from multiprocessing import get_context
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from ivgr.core.prompts import Prompts
+from ivgr.core.sample import Sample
+from ivgr.data.encode import QueryEncoder
+from ivgr.distributed.fsdp import Replica, run_pass, shard
+from ivgr.kernels import fused_linear_logprob_kl
+from ivgr.models.pretrained import Pretrained
+from ivgr.packing.prefix_tree import pack_queries
+from ivgr.rollout.transformers_engine import TransformersEngine
+from ivgr.toy.world import World, draw_samples
+from ivgr.trainer import dummy_packs as level
+from ivgr.trainer.dummy_packs import Leveller
+from ivgr.trainer.fsdp_strategy import FSDP2
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model, processor = Pretrained("tiny").load()
+    return model.eval(), QueryEncoder(processor, "qwen2_vl", Prompts()), processor.tokenizer
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def packs_of(tiny, *samples):
+    model, encode, tokenizer = tiny
+    queries = [encode(sample) for sample in samples]
+    TransformersEngine(group_size=2, max_new_tokens=12).roll_out(model, tokenizer, queries, 0)
+    return pack_queries(model, queries, budget=1)
+
+
+def gradients(model, packs):
+    model.zero_grad()
+    for pack in packs:
+        statistics = fused_linear_logprob_kl(
+            pack.response_hidden(model), model.lm_head, None, None, pack.targets,
+            kl=None, token_loss=lambda logp, *_: -logp,
+        )  # fmt: skip
+        statistics.loss.backward()
+    return {name: weight.grad for name, weight in model.named_parameters()}
+
+
+def test_fillers_reach_the_layers_that_other_ranks_reach_and_add_nothing(tiny, monkeypatch):
+    """This rank has one pack without an image; another has two, the first with one, and a third
+    rank has three."""
+    packs = packs_of(tiny, Sample("sum", "What is 2 + 2?", "4", "single", "math"))
+    others = [[True, False], [False, False, True]]
+    monkeypatch.setattr(level, "gather", lambda mine: [mine, *others])
+    model = copy.deepcopy(tiny[0])
+    filled = Leveller(model, tiny[1])(packs)
+    assert [pack.pixel_values is not None for pack in filled] == [True, False, True]
+    assert [len(pack.targets) for pack in filled] == [len(packs[0].targets), 0, 0]
+    expected, found = gradients(copy.deepcopy(model), packs), gradients(model, filled)
+    for name, gradient in expected.items():
+        if gradient is None:
+            assert "visual" in name and not found[name].any(), name
+        else:
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_packs_that_are_level_stay_what_they_are(tiny):
+    packs = packs_of(tiny, *draw_samples(World("train", 2, seed=5)))
+    assert all(a is b for a, b in zip(Leveller(tiny[0], tiny[1])(packs), packs, strict=True))
+
+
+def test_the_copy_is_filled_once_until_it_expires(tiny, mesh):
+    policy = copy.deepcopy(tiny[0])
+    replica = Replica(policy, None)
+    shard(policy, mesh, MixedPrecisionPolicy())
+    whole = dict(tiny[0].named_parameters())
+    filled = dict(replica.fill().named_parameters())
+    assert (
+        filled.keys() == whole.keys()
+        and replica.model.lm_head.weight is filled["model.language_model.embed_tokens.weight"]
+    )
+    assert all(torch.equal(weight, whole[name]) for name, weight in filled.items())
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(1.0)
+    replica.fill()
+    assert all(torch.equal(weight, whole[name]) for name, weight in filled.items())
+    kept = [weakref.ref(weight) for weight in filled.values()]
+    del filled
+    replica.expire()
+    assert not any(weight() is not None for weight in kept)
+    filled = dict(replica.fill().named_parameters())
+    assert all(torch.equal(weight, whole[name] + 1.0) for name, weight in filled.items())
+
+
+def on_two_processes(check, folder):
+    """Runs `check(mesh)` on two ranks; it fails where one of them does."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["ivgr.rollout.transformers_engine", "ivgr.trainer.fsdp_strategy"])
+    ranks = [context.Process(target=_meet, args=(rank, folder, check)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+
+
+def _meet(rank, folder, check):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    check(init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))
+    dist.destroy_process_group()
+
+
+def split_as_the_recipes(policy, mesh):
+    strategy = FSDP2(param_dtype="bfloat16")
+    strategy._device_mesh = mesh
+    return strategy.split(policy, None)
+
+
+def moves_before_it_is_filled(mesh):
+    model, _ = Pretrained("tiny").load()
+    policy = copy.deepcopy(model)
+    replica = split_as_the_recipes(policy, mesh)
+    replica.model.to(torch.float64)  # copies, as a move to another device does
+    replica.model.to(torch.bfloat16)
+    for _ in range(2):
+        filled = replica.fill()
+        for (name, weight), own in zip(filled.named_parameters(), model.parameters(), strict=True):
+            assert weight.dtype == torch.bfloat16 and torch.equal(weight, own.to(torch.bfloat16)), name
+        replica.expire()
+    for weight, own in zip(replica.take_home(keep=True).parameters(), model.parameters(), strict=True):
+        assert torch.equal(weight, own)
+
+
+def test_the_copy_moves_before_it_is_filled(tmp_path):
+    on_two_processes(moves_before_it_is_filled, tmp_path)
+
+
+def scores_what_it_rolled_out(mesh):
+    model, processor = Pretrained("tiny").load()
+    model = model.eval()
+    queries = [
+        QueryEncoder(processor, "qwen2_vl", Prompts())(s) for s in draw_samples(World("train", 2, seed=5))
+    ]
+    replica = split_as_the_recipes(model, mesh)
+    TransformersEngine(group_size=2, max_new_tokens=12).roll_out(
+        replica.fill(), processor.tokenizer, queries, 0
+    )
+    (pack,) = pack_queries(replica.model, queries, budget=1 << 40)
+
+    def look(policy):
+        images = policy.model.get_image_features(pack.pixel_values, pack.image_grid_thw, return_dict=True)
+        logits = policy.lm_head(pack.response_hidden(policy))
+        return torch.cat(list(images.pooler_output)), logits
+
+    with torch.no_grad():
+        rolled_out, split = look(replica.model), run_pass(model, lambda: look(model))
+    assert all(part.dtype == torch.bfloat16 for part in split)
+    assert all(map(torch.equal, rolled_out, split))
+
+
+def test_the_split_policy_is_the_one_that_rolled_out(tmp_path):
+    """Image features and logits in bfloat16, to the last bit."""
+    on_two_processes(scores_what_it_rolled_out, tmp_path)
+
+
+def test_a_split_policy_scores_as_the_whole_one_and_lets_its_layers_go(tiny, mesh):
+    (pack,) = packs_of(tiny, next(iter(draw_samples(World("train", 1, seed=5)))))
+    policy = copy.deepcopy(tiny[0])
+    shard(policy, mesh, MixedPrecisionPolicy())
+    with torch.no_grad():
+        found = run_pass(policy, lambda: policy.lm_head(pack.response_hidden(policy)))
+        torch.testing.assert_close(found, tiny[0].lm_head(pack.response_hidden(tiny[0])))
+    layer = policy.model.language_model.layers[0].mlp.down_proj.weight
+    assert isinstance(layer, torch.distributed.tensor.DTensor)
