@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 
 from .dispatch import row_kernels
+from .row_layout import ROWS
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Chunked:
             yield slice(start, start + self.size)
 
     def empty_rows(self) -> torch.Tensor:
-        return self.hidden.new_empty(8, len(self.ids), dtype=torch.float32)
+        return self.hidden.new_empty(ROWS, len(self.ids), dtype=torch.float32)
 
     @cached_property
     def _room(self) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import torch
 
 from .dispatch import operator, row_kernels
+from .row_layout import ROWS
 from .token_statistics import TokenStatistics, assemble, check, with_means
 
 
@@ -82,7 +83,7 @@ def row_gradient_(logits, ids, ref_logits, rows, grad, scale, entropy):
 
 @row_statistics.register_fake
 def _(logits, *_):
-    return logits.new_empty(8, len(logits), dtype=torch.float32)
+    return logits.new_empty(ROWS, len(logits), dtype=torch.float32)
 
 
 @row_gradient.register_fake

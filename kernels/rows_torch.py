@@ -3,6 +3,8 @@ without CUDA. The formulas stand in `rows_triton`."""
 
 import torch
 
+from .row_layout import RESULTS, ROWS, Row
+
 
 def row_statistics(
     logits: torch.Tensor,
@@ -25,25 +27,25 @@ def row_statistics(
         then for the gradient maximum and log of the sum of exp above it, policy and reference.
     """
     token = ids.clamp(min=0)[:, None]
-    rows = logits.new_zeros(8, len(ids), dtype=torch.float32)
-    x, rows[4] = _below_maximum(logits, scale)
+    rows = logits.new_zeros(ROWS, len(ids), dtype=torch.float32)
+    x, rows[Row.MAX] = _below_maximum(logits, scale)
     chosen = x.gather(1, token)[:, 0]
     p = x.exp() if ref_logits is not None or entropy else x.exp_()
-    rows[5] = p.sum(-1).log()
-    rows[0] = chosen - rows[5]
+    rows[Row.LOG_SUM] = p.sum(-1).log()
+    rows[Row.LOGP] = chosen - rows[Row.LOG_SUM]
     if ref_logits is not None or entropy:
-        log_p = x.sub_(rows[5, :, None])
+        log_p = x.sub_(rows[Row.LOG_SUM, :, None])
         p = log_p.exp()
         log_p.masked_fill_(p == 0, 0)
     if entropy:
-        rows[3] = -(p * log_p).sum(-1)
+        rows[Row.ENTROPY] = -(p * log_p).sum(-1)
     if ref_logits is not None:
-        x, rows[6] = _below_maximum(ref_logits, scale)
-        rows[7] = x.exp().sum(-1).log()
-        log_r = x.sub_(rows[7, :, None])
-        rows[1] = log_r.gather(1, token)[:, 0]
-        rows[2] = (log_p - log_r.masked_fill_(p == 0, 0)).mul_(p).sum(-1)
-    rows[:4] = torch.where(ids >= 0, rows[:4], 0.0)
+        x, rows[Row.REF_MAX] = _below_maximum(ref_logits, scale)
+        rows[Row.REF_LOG_SUM] = x.exp().sum(-1).log()
+        log_r = x.sub_(rows[Row.REF_LOG_SUM, :, None])
+        rows[Row.REF_LOGP] = log_r.gather(1, token)[:, 0]
+        rows[Row.KL] = (log_p - log_r.masked_fill_(p == 0, 0)).mul_(p).sum(-1)
+    rows[RESULTS] = torch.where(ids >= 0, rows[RESULTS], 0.0)
     return rows
 
 
@@ -60,9 +62,9 @@ def row_gradient(
     """Writes the gradient of the logits into `out` (N, V), any float dtype, which may be
     `logits` itself. `rows` (8, N) is what `row_statistics` gave, `grad` (8, N) its upstream
     gradient, of which log-prob, KL and entropy count."""
-    g_logp, _, g_kl, g_entropy = (grad[:4, :, None] * scale).unbind()
+    g_logp, _, g_kl, g_entropy = (grad[RESULTS, :, None] * scale).unbind()
     work = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    log_p = _normalised(logits, scale, rows[4], rows[5], work)
+    log_p = _normalised(logits, scale, rows[Row.MAX], rows[Row.LOG_SUM], work)
     slope = -g_logp
     if ref_logits is None and not entropy:
         p = log_p.exp_()
@@ -70,10 +72,12 @@ def row_gradient(
         p = log_p.exp()
         log_p.masked_fill_(p == 0, 0)
     if entropy:
-        slope = slope - g_entropy * (log_p + rows[3, :, None])
+        slope = slope - g_entropy * (log_p + rows[Row.ENTROPY, :, None])
     if ref_logits is not None:
-        log_r = _normalised(ref_logits, scale, rows[6], rows[7]).masked_fill_(p == 0, 0)
-        slope = slope + g_kl * (log_p - log_r - rows[2, :, None])
+        log_r = _normalised(ref_logits, scale, rows[Row.REF_MAX], rows[Row.REF_LOG_SUM]).masked_fill_(
+            p == 0, 0
+        )
+        slope = slope + g_kl * (log_p - log_r - rows[Row.KL, :, None])
     gradient = p.mul_(slope).scatter_add_(1, ids.clamp(min=0)[:, None], g_logp)
     gradient[ids < 0] = 0
     if gradient is not out:

@@ -20,7 +20,13 @@ import torch
 import triton
 import triton.language as tl
 
+from .row_layout import ROWS, Row
+
 LOAD = 16  # bytes that a thread loads at once
+LOGP, REF_LOGP = tl.constexpr(int(Row.LOGP)), tl.constexpr(int(Row.REF_LOGP))
+KL, ENTROPY_ROW = tl.constexpr(int(Row.KL)), tl.constexpr(int(Row.ENTROPY))
+MAX, LOG_SUM = tl.constexpr(int(Row.MAX)), tl.constexpr(int(Row.LOG_SUM))
+REF_MAX, REF_LOG_SUM = tl.constexpr(int(Row.REF_MAX)), tl.constexpr(int(Row.REF_LOG_SUM))
 # Where a maximum starts: below any logit, yet finite, so that two of them have a difference.
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 # A multiplication may be fused with the subtraction behind it or not, depending on what else
@@ -40,7 +46,7 @@ def row_statistics(
     """As `rows_torch.row_statistics`; a token beyond the vocabulary has NaN for its log-prob."""
     count, columns = logits.shape
     reference = logits if ref_logits is None else ref_logits
-    rows = logits.new_zeros(8, count, dtype=torch.float32)
+    rows = logits.new_zeros(ROWS, count, dtype=torch.float32)
     if count:
         _statistics[(count,)](
             logits, *logits.stride(), reference, *reference.stride(), ids.contiguous(), rows, count,
@@ -96,7 +102,7 @@ def _moved(fade, total, shift, weight):
 @triton.jit
 def _take_in(
     logits, column_stride, ref_logits, ref_column_stride, column,
-    top, total, surprise, ref_top, ref_total, excess,
+    top, total, entropy_sum, ref_top, ref_total, kl_sum,
     SCALE: tl.constexpr, EXACT: tl.constexpr, ENTROPY: tl.constexpr, COLUMNS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -107,17 +113,17 @@ def _take_in(
     e, fade = tl.exp(below), tl.exp(top - new_top)
     if ENTROPY:
         fresh = tl.sum(tl.where(e > 0, e * below, 0.0), 1)
-        surprise = _moved(fade, surprise, top - new_top, total) + fresh
+        entropy_sum = _moved(fade, entropy_sum, top - new_top, total) + fresh
     if EXACT:
         y = _load(ref_logits, column, ref_column_stride, COLUMNS, SCALE, WHOLE)
         new_ref_top = tl.maximum(ref_top, tl.max(y, 1))
         ref_below = y - new_ref_top[:, None]
         fresh = tl.sum(tl.where(e > 0, e * (below - ref_below), 0.0), 1)
-        excess = _moved(fade, excess, (top - ref_top) - (new_top - new_ref_top), total) + fresh
+        kl_sum = _moved(fade, kl_sum, (top - ref_top) - (new_top - new_ref_top), total) + fresh
         ref_total = tl.exp(ref_top - new_ref_top) * ref_total + tl.sum(tl.exp(ref_below), 1)
         ref_top = new_ref_top
     total = fade * total + tl.sum(e, 1)
-    return new_top, total, surprise, ref_top, ref_total, excess
+    return new_top, total, entropy_sum, ref_top, ref_total, kl_sum
 
 
 @triton.jit
@@ -132,17 +138,17 @@ def _statistics(
     column = (tl.arange(0, BLOCK // WIDE)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]).to(tl.int64)
     tops = tl.full([BLOCK // WIDE], LOWEST, tl.float32)
     ref_tops, totals = tops, tl.zeros([BLOCK // WIDE], tl.float32)
-    ref_totals, surprises, excesses = totals, totals, totals
+    ref_totals, entropy_sums, kl_sums = totals, totals, totals
     END: tl.constexpr = COLUMNS // BLOCK * BLOCK
     for start in range(0, END, BLOCK):
-        tops, totals, surprises, ref_tops, ref_totals, excesses = _take_in(
+        tops, totals, entropy_sums, ref_tops, ref_totals, kl_sums = _take_in(
             logits, column_stride, ref_logits, ref_column_stride, start + column,
-            tops, totals, surprises, ref_tops, ref_totals, excesses, SCALE, EXACT, ENTROPY, COLUMNS, True,
+            tops, totals, entropy_sums, ref_tops, ref_totals, kl_sums, SCALE, EXACT, ENTROPY, COLUMNS, True,
         )  # fmt: skip
     if END < COLUMNS:
-        tops, totals, surprises, ref_tops, ref_totals, excesses = _take_in(
+        tops, totals, entropy_sums, ref_tops, ref_totals, kl_sums = _take_in(
             logits, column_stride, ref_logits, ref_column_stride, END + column,
-            tops, totals, surprises, ref_tops, ref_totals, excesses, SCALE, EXACT, ENTROPY, COLUMNS, False,
+            tops, totals, entropy_sums, ref_tops, ref_totals, kl_sums, SCALE, EXACT, ENTROPY, COLUMNS, False,
         )  # fmt: skip
     top = tl.max(tops, 0)
     fade = tl.exp(tops - top)
@@ -151,21 +157,21 @@ def _statistics(
     kept, known = token >= 0, (token >= 0) & (token < COLUMNS)
     log_sum = tl.log(total)
     x = tl.load(logits + token * column_stride, mask=known, other=float("nan")).to(tl.float32) * SCALE
-    tl.store(out + row, tl.where(kept, x - top - log_sum, 0.0))
-    tl.store(out + 4 * count + row, top)
-    tl.store(out + 5 * count + row, log_sum)
+    tl.store(out + LOGP * count + row, tl.where(kept, x - top - log_sum, 0.0))
+    tl.store(out + MAX * count + row, top)
+    tl.store(out + LOG_SUM * count + row, log_sum)
     if ENTROPY:
-        surprise = tl.sum(_moved(fade, surprises, tops - top, totals), 0)
-        tl.store(out + 3 * count + row, tl.where(kept, log_sum - surprise / total, 0.0))
+        entropy_sum = tl.sum(_moved(fade, entropy_sums, tops - top, totals), 0)
+        tl.store(out + ENTROPY_ROW * count + row, tl.where(kept, log_sum - entropy_sum / total, 0.0))
     if EXACT:
         ref_top = tl.max(ref_tops, 0)
         ref_log_sum = tl.log(tl.sum(tl.exp(ref_tops - ref_top) * ref_totals, 0))
-        excess = tl.sum(_moved(fade, excesses, (tops - ref_tops) - (top - ref_top), totals), 0)
+        kl_sum = tl.sum(_moved(fade, kl_sums, (tops - ref_tops) - (top - ref_top), totals), 0)
         y = tl.load(ref_logits + token * ref_column_stride, mask=known, other=float("nan")).to(tl.float32)
-        tl.store(out + count + row, tl.where(kept, y * SCALE - ref_top - ref_log_sum, 0.0))
-        tl.store(out + 2 * count + row, tl.where(kept, excess / total - (log_sum - ref_log_sum), 0.0))
-        tl.store(out + 6 * count + row, ref_top)
-        tl.store(out + 7 * count + row, ref_log_sum)
+        tl.store(out + REF_LOGP * count + row, tl.where(kept, y * SCALE - ref_top - ref_log_sum, 0.0))
+        tl.store(out + KL * count + row, tl.where(kept, kl_sum / total - (log_sum - ref_log_sum), 0.0))
+        tl.store(out + REF_MAX * count + row, ref_top)
+        tl.store(out + REF_LOG_SUM * count + row, ref_log_sum)
 
 
 @triton.jit
@@ -182,10 +188,14 @@ def _gradient(
     rows += row
     grad += row
     token = tl.load(ids + row)
-    g_logp, g_kl, g_entropy = tl.load(grad), tl.load(grad + 2 * count), tl.load(grad + 3 * count)
-    kl, entropy = tl.load(rows + 2 * count), tl.load(rows + 3 * count)
-    top, log_sum = tl.load(rows + 4 * count), tl.load(rows + 5 * count)
-    ref_top, ref_log_sum = tl.load(rows + 6 * count), tl.load(rows + 7 * count)
+    g_logp, g_kl, g_entropy = (
+        tl.load(grad + LOGP * count),
+        tl.load(grad + KL * count),
+        tl.load(grad + ENTROPY_ROW * count),
+    )
+    kl, entropy = tl.load(rows + KL * count), tl.load(rows + ENTROPY_ROW * count)
+    top, log_sum = tl.load(rows + MAX * count), tl.load(rows + LOG_SUM * count)
+    ref_top, ref_log_sum = tl.load(rows + REF_MAX * count), tl.load(rows + REF_LOG_SUM * count)
     for start in range(0, COLUMNS, BLOCK):
         column = start + tl.arange(0, BLOCK).to(tl.int64)
         log_p = _load(logits, column, column_stride, COLUMNS, SCALE) - top - log_sum

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from .kl_estimators import KL_ESTIMATORS, kl_estimate
+from .row_layout import RESULTS
 
 
 class TokenStatistics(NamedTuple):
@@ -38,13 +39,13 @@ def assemble(
     rows: torch.Tensor, kl: str | None, entropy: bool, ref_logp: torch.Tensor | None
 ) -> TokenStatistics:
     """Names the rows (8, N) of `row_statistics`; k1, k2 and k3 are made here."""
-    logp, exact_ref_logp, divergence, spread = rows[:4].unbind()
+    logp, exact_ref_logp, divergence, own_entropy = rows[RESULTS].unbind()
     if kl == "exact":
         ref_logp = exact_ref_logp.detach()
     else:
         has_kl = kl is not None and ref_logp is not None
         divergence = kl_estimate(logp, ref_logp, kl) if has_kl else None
-    return TokenStatistics(logp, ref_logp, divergence, spread if entropy else None)
+    return TokenStatistics(logp, ref_logp, divergence, own_entropy if entropy else None)
 
 
 def with_means(

@@ -40,7 +40,9 @@ SMALL = (
 def run(tmp_path_factory):
     """Two iterations of the README's run, small."""
     root = tmp_path_factory.mktemp("board")
-    words = f"fit --config configs/tiny.yaml --trainer.default_root_dir {root} --model.optimizer.lr 1e-4"
+    words = (
+        f"fit --config configs/tiny.yaml --trainer.default_root_dir {root} --model.update.optimizer.lr 1e-4"
+    )
     main([*words.split(), *SMALL.split()])
     return root
 
@@ -116,7 +118,7 @@ def test_tensorboard_compares_runs_by_what_differs_and_how_well_they_did(run, tm
     entered = board.hparams_metadata(request, ""), board.hparams_from_data_provider(request, "", 0)
     found = board.experiment_from_metadata(request, "", True, *entered)
     assert [info.name for info in found.hparam_infos if info.differs] == ["seed_everything"]
-    assert "model.optimizer.lr" in {info.name for info in found.hparam_infos}
+    assert "model.update.optimizer.lr" in {info.name for info in found.hparam_infos}
     summary = json.loads((run / "summary.json").read_text())
     figures = {f"{stream} {name}" for stream, names in summary["after"].items() for name in names}
     assert {info.name.tag for info in found.metric_infos} == figures
@@ -126,7 +128,7 @@ def test_settings_and_figures_are_those_of_the_run(run):
     settings = EventAccumulator(str(run / "held_out")).Reload().PluginTagToContent(metadata.PLUGIN_NAME)
     started = metadata.parse_session_start_info_plugin_data(settings[metadata.SESSION_START_INFO_TAG])
     ended = metadata.parse_session_end_info_plugin_data(settings[metadata.SESSION_END_INFO_TAG])
-    assert started.hparams["model.optimizer.lr"].number_value == 1e-4
+    assert started.hparams["model.update.optimizer.lr"].number_value == 1e-4
     assert started.hparams["model.policy"].string_value == "tiny"
     assert started.hparams["model.judge"].string_value == "ivgr.toy.RuleJudge"
     assert ended.status == Status.Value("STATUS_SUCCESS")

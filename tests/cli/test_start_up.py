@@ -54,14 +54,14 @@ def test_a_misspelt_command_gets_a_suggestion(word, near):
     )
 
 
-@pytest.mark.parametrize("words", [("archive", "show"), ("pack",), ("synth",)])
+@pytest.mark.parametrize("words", [("archive", "show"), ("compare",), ("inspect",), ("pack",), ("synth",)])
 def test_a_tool_that_trains_nothing_loads_no_lightning(words):
     loaded, out, _ = run(*words, "--help")
     assert loaded <= {"torch"} and out.startswith("usage: ivgr ")
 
 
 def test_the_settings_of_a_class_are_listed():
-    _, out, _ = run("fit", "--help", "ivgr.rewards.rewards.Rewards")
+    _, out, _ = run("fit", "--help", "ivgr.Rewards")
     assert "accuracy" in out and "consistency" in out
     for name in ("Nothing", "ivgr.nowhere.Nothing", "ivgr.cli.main.Nothing"):
         _, _, error = run("fit", "--help", name)

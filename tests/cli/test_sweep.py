@@ -50,8 +50,8 @@ INTERNAL = {
     "ivgr.callbacks.rollout_log.RolloutRecord": RUN,
     "ivgr.callbacks.save_on_error.Rescue": RUN,
     "ivgr.trainer.base_module.PolicyModule": "is the base of IVGR and SFT",
-    "ivgr.rollout.engine_timeout.PatientEngine": "is made of model.guard.engine_timeout",
-    "ivgr.judge.judge_timeout.PatientJudge": "is made of model.guard.judge_timeout",
+    "ivgr.rollout.engine_timeout.TimeoutEngine": "is made of model.guard.engine_timeout",
+    "ivgr.judge.judge_timeout.TimeoutJudge": "is made of model.guard.judge_timeout",
 }
 # What is refused or not according to the machine.
 MACHINE = {"trainer.devices": "there are no other devices than this machine's"}

@@ -10,7 +10,7 @@ from ivgr.core.rejection import Rejection
 from ivgr.data.quarantine import Quarantine
 from ivgr.tools.benchmarks.evaluate import read_columns
 from ivgr.tools.distill.collect import read_rollouts
-from ivgr.tools.packing_data.pack_state import NAME, Journal
+from ivgr.tools.packing_data.pack_state import NAME, PackState
 from ivgr.tools.packing_data.unpack import MARKER, unpack_archive
 
 BROKEN = [b"{", b"[]", b"7", b"[" * 100_000, b"\xff\xfe", b'{"notes": 1, "figures": 2}']
@@ -58,7 +58,7 @@ def test_the_journal_of_a_pack(tmp_path, content):
         db.execute("INSERT INTO pack VALUES (?, 0)", (content,))
     db.close()
     with pytest.raises(UserError) as error:
-        Journal(tmp_path, {"source": "rows.json"})
+        PackState(tmp_path, {"source": "rows.json"})
     one_line(error, "--overwrite")
 
 

@@ -13,11 +13,11 @@ from ivgr.data.sft_encode import Demonstration, encode_demonstration
 from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.archive import Archive
 from ivgr.rewards.rewards import Rewards
-from ivgr.rewards.scorer import score
+from ivgr.rewards.scorer import Scorer
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.rollout.vllm_requests import read_completion
 from ivgr.tools.inference.modes import respond
-from ivgr.tools.inference.streaming import Speaker
+from ivgr.tools.inference.streaming import StreamingEngine
 from ivgr.tools.probes.annotated_response import read_response
 from ivgr.tools.probes.causal import _write_out
 
@@ -94,7 +94,7 @@ def test_the_engine_of_the_product_begins_with_what_was_opened(tiny, opening):
 
 def test_a_live_answer_begins_with_what_was_opened(tiny, opening, capsys):
     query = opening(make_sample(boxes=((1, 1, 9, 9),)), ("textual",))
-    speaker = Speaker(TransformersEngine(max_new_tokens=4), aloud=True)
+    speaker = StreamingEngine(TransformersEngine(max_new_tokens=4), stream_reply=True)
     speaker.answer(tiny[0], opening.processor.tokenizer, [query])
     ((rollout,),) = (group.rollouts for group in query.groups)
     assert rollout.text.startswith("<think>\n")
@@ -106,7 +106,7 @@ def test_format_archive_and_judge_see_the_whole_response(tiny, opening):
     Completing(SAID).answer(None, opening.processor.tokenizer, [query])
     query.groups[1].rollouts[0].text = "<think>\nthe bag is red</think><answer>red</answer>"
     judge, archive = RecordingJudge(), Archive()
-    score([query], Rewards(), judge, archive)
+    Scorer(Rewards(archive=archive), judge).score([query])
     assert [group.rollouts[0].terms["format"] for group in query.groups] == [1.0, 1.0]
     assert archive.reference(query) == f"\nthe bag {BOX} is red"
     assert judge.comparisons == [(f"\nthe bag {BOX} is red", "\nthe bag is red", query.frame)]

@@ -32,12 +32,12 @@ from ivgr.judge.llm import LLMJudge
 from ivgr.plotting.data_figures import draw_gallery
 from ivgr.plotting.rollout_figures import draw_rollouts, rollouts_table
 from ivgr.rewards.archive import Archive
-from ivgr.tools.benchmarks.benchmark_runner import Examination
+from ivgr.tools.benchmarks.benchmark_runner import BenchmarkRunner
+from ivgr.tools.benchmarks.tables import BenchmarkFigure as Score
 from ivgr.tools.benchmarks.tables import Column, print_lines, write_tables
-from ivgr.tools.benchmarks.tables import Figure as Score
 from ivgr.tools.inference.ask import print_reply, to_json
 from ivgr.tools.inference.modes import Reply
-from ivgr.tools.inference.streaming import Voice
+from ivgr.tools.inference.streaming import TokenPrinter
 
 MARKUP = "[/x] [link=http://e]y[/link] [red]"
 ORDERS = "\x1b[31m\x1b]0;title\x07 \x9b2J \r \x08 \u202eabc\u2069"
@@ -157,7 +157,7 @@ def test_progress_bars(monkeypatch):
     monkeypatch.setattr("ivgr.tools.benchmarks.benchmark_runner.Console", lambda: console)
     rows = type("Rows", (), {"total": 0, "read": lambda self, numbers: iter(())})()
     journal = type("Journal", (), {"rows": []})()
-    Examination(None, None, "").fill(journal, rows, NASTY)
+    BenchmarkRunner(None, None, "").fill(journal, rows, NASTY)
     assert "[/x] [link=http://e]y[/link] [red]\\x1b[31m" in console.file.getvalue()
 
 
@@ -186,7 +186,7 @@ def test_an_answer_while_it_is_written(capsys):
         def decode(self, tokens, skip_special_tokens):
             return NASTY[: len(tokens)]
 
-    voice = Voice(Tokenizer())
+    voice = TokenPrinter(Tokenizer())
     for token in range(len(NASTY)):
         voice(None, tensor([token]))
     assert harmless(capsys.readouterr().out) == shown.printable(NASTY)

@@ -15,7 +15,7 @@ from ivgr.cli.main import main
 from ivgr.core.prompts import Prompts
 from ivgr.core.rejection import Rejection
 from ivgr.data.encode import QueryEncoder, encode_batch
-from ivgr.data.stream import Feed, Mix, SampleStream
+from ivgr.data.stream import BatchComposition, SampleStream, WeightedSource
 from ivgr.models.pretrained import Pretrained
 from ivgr.toy.world import World, write_world
 
@@ -31,7 +31,7 @@ def encoder() -> QueryEncoder:
 def outcome(tmp_path_factory, encoder) -> dict[str, str]:
     """What became of each key in one epoch: "" for a query, or the reason."""
     shard = write_tar(tmp_path_factory.mktemp("hostile") / "train-000000.tar", HOSTILE)
-    [drawn] = islice(SampleStream([Feed([shard])], Mix(len(HOSTILE), 0), 0, 30), 1)
+    [drawn] = islice(SampleStream([WeightedSource([shard])], BatchComposition(len(HOSTILE), 0), 0, 30), 1)
     batch = encode_batch(drawn, encoder)
     keys = {item.sample.id: item.key for item in drawn if not isinstance(item, Rejection)}
     assert batch.seen == len(HOSTILE) == len(batch.queries) + len(batch.rejected)
@@ -57,7 +57,7 @@ def fit(root: Path, train: Path, *options: str) -> None:
         "--data", "ivgr.data.datamodule.ShardDataModule", "--data.train", str(train),
         "--data.val", str(root / "val"), "--data.paired_ratio", "1", "--data.val_queries", "4",
         "--model.engine.max_new_tokens", "2", "--model.engine.group_size", "2",
-        "--model.max_prompt_tokens", "300", *options,
+        "--model.encoding.max_prompt_tokens", "300", *options,
     ])  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from support.samples import make_sample
 from ivgr.core.errors import UserError
 from ivgr.core.rejection import Rejection
 from ivgr.data.shard_index import ShardSize, write_sizes
-from ivgr.data.shards import find_shards, read_samples, take_stock, write_shards
+from ivgr.data.shards import find_shards, read_samples, validate_shards, write_shards
 
 COUNT = 7
 
@@ -76,7 +76,7 @@ def test_shards_behind_http_are_read_by_brace_range_or_list(folder):
         names = [f"{url}/train-000000.tar", f"{url}/train-000001.tar"]
         assert find_shards(f"{url}/train-{{000000..000001}}.tar") == find_shards(names) == names
         assert ids(names) == WHOLE
-        assert take_stock(names) == {"paired": COUNT}
+        assert validate_shards(names) == {"paired": COUNT}
 
 
 @pytest.mark.parametrize("script", [[503], [503, 404, 503], [20_000], [12_000, 503, 30_000], [0]])
@@ -120,7 +120,7 @@ def test_a_shard_is_given_up_after_five_attempts_in_a_row(folder, monkeypatch, l
 
 def test_set_up_names_a_shard_out_of_reach(folder):
     with serving(folder, []) as url, pytest.raises(UserError, match="train-000009.tar.*network") as caught:
-        take_stock([f"{url}/train-000009.tar"])
+        validate_shards([f"{url}/train-000009.tar"])
     assert "\n" not in str(caught.value)
 
 
@@ -196,12 +196,15 @@ def test_stock_believes_sizes_beside_a_shard_of_those_bytes(folder):
         second.name: ShardSize(90, 70, 20, second.stat().st_size + 1, ""),
     }
     write_sizes(folder, sizes)
-    assert take_stock([str(first), str(second)]) == {"paired": 73, "single": 20}
+    assert validate_shards([str(first), str(second)]) == {"paired": 73, "single": 20}
     with serving(folder, []) as url:
-        assert take_stock([f"{url}/{path.name}" for path in (first, second)]) == {"paired": 73, "single": 20}
+        assert validate_shards([f"{url}/{path.name}" for path in (first, second)]) == {
+            "paired": 73,
+            "single": 20,
+        }
 
 
 def test_sizes_that_cannot_be_read_are_named(folder):
     (folder / "sizes.json").write_text('{"shards": {"train-000000.tar": {"samples": 3}}}')
     with pytest.raises(UserError, match="sizes.json"):
-        take_stock(find_shards(str(folder)))
+        validate_shards(find_shards(str(folder)))

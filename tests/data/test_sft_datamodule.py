@@ -104,7 +104,8 @@ def test_a_cold_start_with_adapters_leaves_a_plain_model(tmp_path):
     main([
         "fit", "--config", str(CONFIG), "--trainer.default_root_dir", str(tmp_path / "run"),
         "--data.train", folder, "--data.val", folder, "--data.val_queries", "2", "--data.steps", "2",
-        "--data.batch", "4", "--model.adapter.rank", "4", "--model.gradient_checkpointing", "true",
+        "--data.batch", "4", "--model.trainable.adapter.rank", "4",
+        "--model.trainable.gradient_checkpointing", "true",
         "--model.engine.max_new_tokens", "4", "--model.policy", str(TINY),
     ])  # fmt: skip
     plain, trained = (

@@ -16,7 +16,7 @@ from support.samples import encode_image, make_sample
 
 from ivgr.core.errors import UserError
 from ivgr.core.sample import Sample, read_sample
-from ivgr.data.shards import find_shards, read_samples, read_shards, take_stock, write_shards
+from ivgr.data.shards import find_shards, read_samples, read_shards, validate_shards, write_shards
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
 said = words.filter(str.strip)
@@ -158,11 +158,11 @@ def test_a_shard_missing_from_a_brace_range_is_named(tmp_path):
 
 def test_stock_counts_the_samples_of_each_kind(tmp_path):
     shards = write_shards(tmp_path, "train", some(5) + some(3, "paired"), 3)
-    assert dict(take_stock(list(map(str, shards)))) == {"single": 5, "paired": 3}
+    assert dict(validate_shards(list(map(str, shards)))) == {"single": 5, "paired": 3}
 
 
 def test_a_kind_that_is_absent_counts_zero(tmp_path):
-    stock = take_stock([str(path) for path in write_shards(tmp_path, "train", some(2), 2)])
+    stock = validate_shards([str(path) for path in write_shards(tmp_path, "train", some(2), 2)])
     assert stock["paired"] == 0
 
 
@@ -170,12 +170,12 @@ def test_stock_names_shard_and_key_of_a_broken_sample(tmp_path):
     good = json.dumps({"id": "s0", "question": "What?", "answer": "red", "kind": "single"}).encode()
     path = write_tar(tmp_path / "train-000000.tar", k0_json=good, k1_json=good.replace(b'"red"', b"5"))
     with pytest.raises(UserError, match=r'train-000000\.tar: k1: "answer"'):
-        take_stock([path])
+        validate_shards([path])
 
 
 def test_stock_names_shards_without_a_sample(tmp_path):
     with pytest.raises(UserError, match="train-000000.tar"):
-        take_stock([write_tar(tmp_path / "train-000000.tar")])
+        validate_shards([write_tar(tmp_path / "train-000000.tar")])
 
 
 @pytest.mark.parametrize("size", [0, 100, 515, 600, 1500, 1540])
@@ -183,14 +183,14 @@ def test_stock_names_a_shard_that_was_cut_short(tmp_path, size):
     good, bad = write_shards(tmp_path, "train", some(4), 2)
     bad.write_bytes(bad.read_bytes()[:size])
     with pytest.raises(UserError, match="train-000001.tar"):
-        take_stock([str(good), str(bad)])
+        validate_shards([str(good), str(bad)])
 
 
 def test_stock_names_a_file_that_is_no_tar(tmp_path):
     good, bad = write_shards(tmp_path, "train", some(4), 2)
     bad.write_bytes(b"garbage" * 300)
     with pytest.raises(UserError, match="train-000001.tar"):
-        take_stock([str(good), str(bad)])
+        validate_shards([str(good), str(bad)])
 
 
 def test_stock_names_a_shard_that_holds_a_file_twice(tmp_path):
@@ -198,7 +198,7 @@ def test_stock_names_a_shard_that_holds_a_file_twice(tmp_path):
     with tarfile.open(shard, "a") as tar:
         tar.addfile(tarfile.TarInfo(tar.getnames()[0]), io.BytesIO())
     with pytest.raises(UserError, match="train-000000.tar"):
-        take_stock([str(shard)])
+        validate_shards([str(shard)])
 
 
 def test_images_are_named_by_what_they_are(tmp_path):
@@ -260,8 +260,8 @@ def test_stock_leaves_out_a_few_broken_samples_and_lists_many_by_reason(tmp_path
     good = json.dumps({"id": "s0", "question": "What?", "answer": "red", "kind": "single"}).encode()
     files = {f"k{i}_json": good for i in range(98)}
     path = tmp_path / "train-000000.tar"
-    assert take_stock([write_tar(path, **files, x_json=b"{")], max_rejected=0.02) == {"single": 98}
+    assert validate_shards([write_tar(path, **files, x_json=b"{")], max_rejected=0.02) == {"single": 98}
     two = write_tar(path, **files, x_json=b"{", y_json=good.replace(b'"red"', b'""'))
-    assert take_stock([two], max_rejected=0.02) == {"single": 98}
+    assert validate_shards([two], max_rejected=0.02) == {"single": 98}
     with pytest.raises(UserError, match=r"2 of 100 .*json: invalid 1, answer: empty 1.*max_rejected 0\.01"):
-        take_stock([two], max_rejected=0.01)
+        validate_shards([two], max_rejected=0.01)

@@ -14,6 +14,8 @@ from ivgr.distributed.links import open_links
 from ivgr.distributed.peers import Links
 from ivgr.launch.error_lines import mendable_line
 
+pytestmark = pytest.mark.multiprocess
+
 RUN = {"model.iterations": 3, "checkpoint_every": 2}
 LIMIT = 60
 WHERE = {

@@ -16,14 +16,16 @@ from ivgr.core.checkpoint_file import read_checkpoint
 from ivgr.core.prompts import Prompts
 from ivgr.core.query import rollouts_of
 from ivgr.data.encode import QueryEncoder
-from ivgr.data.load_balancing import Spread, deal_by_cost, expected_tokens
+from ivgr.data.load_balancing import RankAssignment, balance_by_cost, expected_tokens
 from ivgr.data.shards import find_shards
-from ivgr.data.stream import Feed, Mix, SampleStream
+from ivgr.data.stream import BatchComposition, SampleStream, WeightedSource
 from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import tree_length
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.sharded_checkpoint import read_weights
+
+pytestmark = pytest.mark.multiprocess
 
 FIGURES = ("optim/loss", "optim/grad_norm", "policy/entropy", "policy/kl", "policy/ratio_max")
 FSDP2 = {"trainer.strategy": "fsdp2"}
@@ -32,7 +34,7 @@ costs = st.lists(st.integers(0, 5000), max_size=40)
 
 @given(costs, st.integers(1, 9), st.integers(1, 4))
 def test_every_query_goes_to_one_rank_in_order(costs, ranks, updates):
-    taken = deal_by_cost(costs, ranks, updates)
+    taken = balance_by_cost(costs, ranks, updates)
     assert sorted(index for indices in taken for index in indices) == list(range(len(costs)))
     assert len(taken) == ranks and all(indices == sorted(indices) for indices in taken)
 
@@ -40,7 +42,7 @@ def test_every_query_goes_to_one_rank_in_order(costs, ranks, updates):
 @given(costs, st.integers(1, 9), st.integers(1, 4))
 def test_in_every_mini_batch_no_rank_is_more_than_one_query_ahead(costs, ranks, updates):
     """Greedy dealing: the fullest rank, less its last query, is no fuller than the emptiest."""
-    taken = deal_by_cost(costs, ranks, updates)
+    taken = balance_by_cost(costs, ranks, updates)
     for turn in range(updates):
         loads = [[costs[i] for i in indices if i % updates == turn] for indices in taken]
         least = min(map(sum, loads))
@@ -59,7 +61,9 @@ def world(tmp_path_factory):
 
 
 def draws(world, count):
-    stream = SampleStream([Feed(find_shards(str(world["data.train"])))], Mix(2, 4), 0, 1000)
+    stream = SampleStream(
+        [WeightedSource(find_shards(str(world["data.train"])))], BatchComposition(2, 4), 0, 1000
+    )
     return list(islice(iter(stream), count))
 
 
@@ -77,7 +81,7 @@ def test_a_query_is_expected_to_take_what_its_tree_takes(tiny, world):
 def test_a_rank_may_get_only_singles_without_images(tiny, world):
     """What the runs below are to stand: of four ranks, two have no image in any iteration."""
     for drawn in draws(world, ITERATIONS):
-        parts = [Spread(rank, 4, updates=2, response=1500).take(drawn, tiny[1]) for rank in range(4)]
+        parts = [RankAssignment(rank, 4, updates=2, response=1500).take(drawn, tiny[1]) for rank in range(4)]
         kinds = [{item.kind for _, item in part} for part in parts]
         assert kinds.count({"single"}) == 2
         assert not any(item.sample.images for part in parts for _, item in part if item.kind == "single")
@@ -88,7 +92,7 @@ def test_what_is_rolled_out_depends_on_the_seed_and_the_place_alone(tiny):
     samples = list(draw_samples(World("train", 7, seed=5)))
     queries = [encode(sample) for sample in samples]
     for place, query in enumerate(queries):
-        query.place = place
+        query.sample_index = place
     together, alone = copy.deepcopy(queries), copy.deepcopy(queries[4:5])
     apart = copy.deepcopy([queries[i] for i in (6, 1, 3)])
     for batch, size in ((together, 64), (alone, 64), (apart, 2)):
@@ -96,7 +100,7 @@ def test_what_is_rolled_out_depends_on_the_seed_and_the_place_alone(tiny):
         engine.roll_out(model, processor.tokenizer, batch, seed=8)
     for query in alone + apart:
         texts = [rollout.text for rollout in rollouts_of([query])]
-        assert texts == [rollout.text for rollout in rollouts_of([together[query.place]])]
+        assert texts == [rollout.text for rollout in rollouts_of([together[query.sample_index]])]
     assert len({rollout.text for rollout in rollouts_of(together)}) > 20
 
 
@@ -154,7 +158,8 @@ def archive_and_weights(root):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ddp_gives_the_losses_of_one_process(world, one, tmp_path, ranks):
     several = fit(ranks, tmp_path / "run", world)
     compare(one, several)
@@ -207,7 +212,7 @@ def test_sigterm_to_one_rank_stops_all_and_resumes_exactly(world, one, tmp_path,
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_exact_kl_reads_the_references_head_while_it_is_gathered(world, tmp_path):
-    settings = world | {"model.loss.kl": "exact", "model.iterations": 2}
+    settings = world | {"model.update.loss.kl": "exact", "model.iterations": 2}
     whole = fit(1, tmp_path / "whole", settings)
     split = fit(2, tmp_path / "split", settings | FSDP2)
     for name in ("optim/loss", "policy/kl", "optim/grad_norm"):

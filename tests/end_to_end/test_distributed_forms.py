@@ -12,12 +12,15 @@ from ivgr.toy.world import World, draw_samples
 
 FSDP2 = {"trainer.strategy": "fsdp2"}
 FORMS = {
-    "checkpointing": {"model.gradient_checkpointing": "true"},
-    "frozen tower": {"model.freeze": "[vision]", "model.gradient_checkpointing": "true"},
-    "adapter": {"model.adapter.rank": 4, "model.gradient_checkpointing": "true"},
-    "adapter on vision": {"model.adapter.rank": 4, "model.adapter.targets": "language+vision"},
+    "checkpointing": {"model.trainable.gradient_checkpointing": "true"},
+    "frozen tower": {"model.trainable.freeze": "[vision]", "model.trainable.gradient_checkpointing": "true"},
+    "adapter": {"model.trainable.adapter.rank": 4, "model.trainable.gradient_checkpointing": "true"},
+    "adapter on vision": {
+        "model.trainable.adapter.rank": 4,
+        "model.trainable.adapter.targets": "language+vision",
+    },
 }
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.multiprocess]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_a_form_of_training_is_the_same_with_split_weights(world, tmp_path, form
 @pytest.mark.slow
 def test_passes_in_bfloat16_keep_weights_in_float32(world, tmp_path):
     """The recipes' setting: the trained weights move by less than bfloat16 could tell."""
-    settings = world | {"model.iterations": 2, "model.optimizer.lr": 1e-6}
+    settings = world | {"model.iterations": 2, "model.update.optimizer.lr": 1e-6}
     strategy = {
         "trainer.strategy": "ivgr.trainer.fsdp_strategy.FSDP2",
         "trainer.strategy.param_dtype": "bfloat16",
@@ -76,7 +79,7 @@ def lessons(tmp_path_factory):
     shards = str(write_shards(folder, "train", samples, 8)[0].parent)
     return {
         "data.train": shards, "data.val": shards, "data.val_queries": 2, "data.steps": 4, "data.batch": 4,
-        "model.engine.max_new_tokens": 4, "model.token_budget": 200, "trainer.log_every_n_steps": 1,
+        "model.engine.max_new_tokens": 4, "model.update.token_budget": 200, "trainer.log_every_n_steps": 1,
         "trainer.accelerator": "cpu",
     }  # fmt: skip
 

@@ -12,10 +12,10 @@ from support.trees import gradients, tree_logps
 from ivgr.cli.main import main
 from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import pack_queries
-from ivgr.rollout.prefix_kv_cache import ROOM
+from ivgr.rollout.prefix_kv_cache import GROWTH
 from ivgr.rollout.transformers_engine import TransformersEngine
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 # FlexAttention's CUDA kernels want heads of 16 numbers at least.
 HEADS = {
@@ -24,7 +24,7 @@ HEADS = {
     "head_dim": 16,
     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 2, 2]},
 }
-LIMIT = ROOM + 40  # past the first growth of the suffixes
+LIMIT = GROWTH + 40  # past the first growth of the suffixes
 IMAGES = [[(2, 2)], [(1, 3), (2, 1)], [], [(3, 3)]]
 
 

@@ -17,7 +17,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 SHORT = {
     "checkpoint_every": 1,
     "model.iterations": 4,
-    "model.updates": 2,
+    "model.update.mini_batches": 2,
     "model.engine.max_new_tokens": 24,
     "data.prompts": 8,
     "data.train_count": 40,

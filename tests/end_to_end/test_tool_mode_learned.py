@@ -13,7 +13,7 @@ from ivgr.core.sample import Sample
 from ivgr.data.shards import write_shards
 from ivgr.tools.inference.crops import Cropping
 from ivgr.tools.inference.modes import add_crops
-from ivgr.tools.study.policy_report import Examination, examine
+from ivgr.tools.study.policy_report import ReportSettings, report_on
 from ivgr.toy.world import World, draw_samples, write_world
 
 CONFIG = Path(__file__).parents[2] / "configs" / "distill_sft.yaml"
@@ -42,11 +42,12 @@ def test_a_cold_start_that_saw_crops_gains_by_tool_mode(tmp_path):
     main([
         "fit", "--config", str(CONFIG), "--trainer.default_root_dir", str(tmp_path / "run"),
         "--data.train", str(train), "--data.val", str(val), "--data.val_queries", "16",
-        "--data.steps", str(STEPS), "--model.optimizer.name", "muon", "--model.optimizer.lr", "5e-4",
+        "--data.steps", str(STEPS),
+        "--model.update.optimizer.name", "muon", "--model.update.optimizer.lr", "5e-4",
     ])  # fmt: skip
-    asked = Examination("tiny", str(val), QUESTIONS, 16, 72, {})
+    asked = ReportSettings("tiny", str(val), QUESTIONS, 16, 72, {})
     before, after = (
-        examine(replace(asked, policy=policy))["figures"]
+        report_on(replace(asked, policy=policy))["figures"]
         for policy in ("tiny", str(tmp_path / "run" / "model"))
     )
     for name in ("text/accuracy", "twice/accuracy", "tool/accuracy"):

@@ -98,10 +98,12 @@ def test_only_configs_with_a_base_are_composed(tmp_path):
 
 def test_a_number_as_python_writes_it_stays_a_number(capsys, tmp_path):
     path = tmp_path / "own.yaml"
-    path.write_text(f"base: {CONFIGS / 'tiny.yaml'}\nmodel: {{init_args: {{optimizer: {{lr: 3e-6}}}}}}\n")
+    path.write_text(
+        f"base: {CONFIGS / 'tiny.yaml'}\nmodel: {{init_args: {{update: {{optimizer: {{lr: 3e-6}}}}}}}}\n"
+    )
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(path), "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["optimizer"]["lr"] == 3e-6
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["update"]["optimizer"]["lr"] == 3e-6
 
 
 def resolve(capsys, name):
@@ -131,19 +133,23 @@ def test_the_policy_of_every_config_is_made_on_the_meta_device(capsys, name):
 def test_recipes_are_the_papers(capsys, name):
     config = resolve(capsys, name)
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    assert (model["iterations"], model["updates"], model["clip_norm"]) == (360, 4, 1.0)
+    update = model["update"]
+    assert (model["iterations"], update["mini_batches"], update["clip_norm"]) == (360, 4, 1.0)
     assert (data["prompts"], data["paired_ratio"]) == (512, 0.9)
     engine = model["engine"]["init_args"]
     assert (engine["group_size"], engine["temperature"], engine["top_p"]) == (5, 1.0, 0.99)
-    assert (model["max_prompt_tokens"], engine["max_new_tokens"]) == (8192, 4096)
-    loss = model["loss"]
+    assert (model["encoding"]["max_prompt_tokens"], engine["max_new_tokens"]) == (8192, 4096)
+    loss = model["update"]["loss"]
     assert (loss["clip_low"], loss["clip_high"], loss["dual_clip"], loss["kl_weight"]) == (
         0.2,
         0.28,
         3.0,
         0.01,
     )
-    assert (model["optimizer"]["name"], model["optimizer"]["weight_decay"]) == ("adamw", 0.01)
-    assert model["optimizer"]["lr"] == (1e-5 if "lora" in name else 1e-6)
-    assert model["schedule"]["warmup"] == 0.02 and loss["kl"] == "k3"
-    assert model["archive"]["init_args"]["threshold"] == 0.3
+    assert (model["update"]["optimizer"]["name"], model["update"]["optimizer"]["weight_decay"]) == (
+        "adamw",
+        0.01,
+    )
+    assert model["update"]["optimizer"]["lr"] == (1e-5 if "lora" in name else 1e-6)
+    assert model["update"]["schedule"]["warmup"] == 0.02 and loss["kl"] == "k3"
+    assert model["rewards"]["init_args"]["archive"]["init_args"]["threshold"] == 0.3

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from support.command_line import CONFIGS, fails
 
-from ivgr.launch.renamed import CLASSES, renamed_class
+from ivgr.cli.main import main
+from ivgr.launch.renamed import CLASSES, SETTINGS, renamed_class, renamed_setting
 
 
 @pytest.mark.parametrize("old", CLASSES)
@@ -34,3 +35,30 @@ def test_an_old_config_and_an_old_option_are_one_line(tmp_path, capsys):
     assert said in fails(capsys, *tiny, "--model", "ivgr.module.IVGR")
     judged = fails(capsys, *tiny, "--model.judge", "ivgr.judge.RuleJudge")
     assert "model.judge" in judged and "ivgr.toy.RuleJudge now" in judged
+
+
+@pytest.mark.parametrize("old", SETTINGS)
+def test_an_old_setting_is_one_line_that_names_the_new_one(old, tmp_path, capsys):
+    said = f"{old}.deep is named {SETTINGS[old]}.deep now"
+    tiny = ("fit", "--config", str(CONFIGS / "tiny.yaml"))
+    assert said in fails(capsys, *tiny, f"--{old}.deep", "1")
+    config = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
+    config["model"]["init_args"][old.removeprefix("model.")] = {"deep": 1}
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert SETTINGS[old] + ".deep" in fails(capsys, "fit", "--config", str(path))
+
+
+@pytest.mark.parametrize("new", SETTINGS.values())
+def test_the_new_name_is_a_setting(new, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(CONFIGS / "tiny.yaml"), "--print_config"])
+    place = yaml.safe_load(capsys.readouterr().out)
+    for key in new.split("."):
+        place = place.get("init_args", place)[key]
+    assert stop.value.code == 0
+
+
+def test_what_was_always_called_so_is_not_renamed():
+    for name in ("model.update.loss.kl", "model.iterations", "model.losses", "data.prompts", "optimizer"):
+        assert renamed_setting(name) is None

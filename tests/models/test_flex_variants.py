@@ -38,6 +38,7 @@ def attend(rows: int, length: int, heads: int = 4, gradients: bool = False) -> t
         return attend_mask(LAYER, query, key, value, block_mask(reach), scaling=0.25)
 
 
+@pytest.mark.slow
 def test_the_shapes_of_a_run_need_few_kernels(compiled):
     def iteration(lengths):
         for rows, gradients in ((16, False), (3, False), (1, False), (1, True)):

@@ -14,9 +14,8 @@ from ivgr.core.query import rollouts_of, separate
 from ivgr.packing.prefix_tree import tree_length
 from ivgr.plotting.data_figures import draw_frames, draw_gallery, draw_tree
 from ivgr.plotting.rollout_figures import draw_rollouts, rollouts_table
-from ivgr.rewards.archive import Archive
 from ivgr.rewards.rewards import Rewards
-from ivgr.rewards.scorer import score
+from ivgr.rewards.scorer import Scorer
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.rl_step import assign_advantages
@@ -37,7 +36,7 @@ def test_scoring_alone_gives_what_an_iteration_gives(run):
     queries = copy.deepcopy(run.queries)
     for rollout in rollouts_of(queries):
         rollout.terms, rollout.reward, rollout.reference = {}, None, None
-    score(queries, Rewards(), RuleJudge(), Archive())
+    Scorer(Rewards(), RuleJudge()).score(queries)
     assign_advantages(queries)
     assert rollout_rows(queries) == rollout_rows(run.queries)
     assert any(rollout.reference for rollout in rollouts_of(queries))

@@ -19,7 +19,7 @@ from support.samples import RELATIVE, RecordingJudge, make_query, make_rollout, 
 
 import ivgr.rewards
 from ivgr.core.errors import UserError
-from ivgr.core.resumable_jsonl import Journal
+from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.data.shards import write_shards
 from ivgr.evaluation.held_out import HeldOutFigures
 from ivgr.judge import Agreement
@@ -305,7 +305,7 @@ def mathematical(*answers):
 def test_training_counts_them_and_says_nothing_where_there_are_none(endless):
     for answers, expected in ((("9!!!", "5", "8!!!", "6"), {"reward/math_given_up": 2.0}), (("5", "6"), {})):
         query = mathematical(*answers)
-        doubtful = Rewards().apply_rules([query])
+        doubtful = Rewards().rate([query])
         assert len(doubtful) == len([answer for answer in answers if answer != "5"])
         figures = batch_metrics([query], Archive(), 1.0)
         assert {name: figures[name] for name in figures if "given_up" in name} == expected
@@ -323,7 +323,7 @@ def test_held_out_figures_have_their_share(endless):
 
 
 def test_the_filter_counts_them_in_its_rows(endless, tmp_path):
-    journal = Journal(tmp_path, "pass_rates", {})
+    journal = ResumableJsonl(tmp_path, "pass_rates", {})
     shards = write_shards(tmp_path / "shards", "train", [mathematical().sample], 10)
     query = mathematical("9!!!", "5", "6", "8!!!")
     measure_rates(

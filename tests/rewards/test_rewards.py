@@ -12,7 +12,7 @@ from ivgr.core.query import Query, Rollout
 from ivgr.judge import Agreement, Comparison, RulesAlone
 from ivgr.judge.protocol import take_verdicts
 from ivgr.rewards.archive import Archive
-from ivgr.rewards.rewards import Rewards, Term
+from ivgr.rewards.rewards import Rewards, TermConfig
 
 WHOLE = "The red circle is at <box>[100,100,300,300]</box>."
 HALF = "The red circle is at <box>[100,100,300,200]</box>."
@@ -237,9 +237,9 @@ def test_a_judge_that_leaves_questions_out_is_one_line():
 
 @pytest.mark.parametrize("name", ["accuracy", "single_accuracy", "consistency"])
 def test_a_term_that_asks_a_judge_needs_one_unless_its_weight_is_zero(name):
-    none = dict.fromkeys(("accuracy", "single_accuracy", "consistency"), Term(0.0))
+    none = dict.fromkeys(("accuracy", "single_accuracy", "consistency"), TermConfig(weight=0.0))
     with pytest.raises(UserError, match=f"model.judge: .* model.rewards.{name} ask") as error:
-        Rewards(**none | {name: Term(0.5)}).choose_judge(None)
+        Rewards(**none | {name: TermConfig(weight=0.5)}).choose_judge(None)
     assert "\n" not in str(error.value)
     assert isinstance(Rewards(**none).choose_judge(None), RulesAlone)
     judge = RecordingJudge()

@@ -8,11 +8,11 @@ from support.families import FAMILIES, Words, make_tree, tiny_family
 from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rollout.branches import Branches
-from ivgr.rollout.prefix_kv_cache import ROOM
+from ivgr.rollout.prefix_kv_cache import GROWTH
 from ivgr.rollout.sampling import Sampling
 from ivgr.rollout.transformers_engine import TransformersEngine
 
-LIMIT = ROOM + 6  # past the first growth of the suffixes
+LIMIT = GROWTH + 6  # past the first growth of the suffixes
 SHAPES = [([(2, 2)], 2), ([(1, 3), (2, 1)], 2), ([], 1), ([(3, 3)], 1)]
 
 

@@ -20,21 +20,21 @@ from ivgr.core.memory import unless_out_of_memory
 from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import Pack
 from ivgr.rollout import prefix_kv_cache as kv
-from ivgr.rollout.cuda_graph import Replay
-from ivgr.rollout.engine_timeout import PatientEngine
+from ivgr.rollout.cuda_graph import CUDAGraphStep
+from ivgr.rollout.engine_timeout import TimeoutEngine
 from ivgr.rollout.prefix_kv_cache import TreeCache
 from ivgr.rollout.sampling import Sampling
 from ivgr.rollout.transformers_engine import TransformersEngine
-from ivgr.trainer.policy_update import Update
+from ivgr.trainer.policy_update import PolicyUpdate
 
-ROOM = 4  # tokens by which suffixes grow here, so that short responses grow twice
-LIMIT = ROOM + 6
+GROWTH = 4  # tokens by which suffixes grow here, so that short responses grow twice
+LIMIT = GROWTH + 6
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_room():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv, "ROOM", ROOM)
+        patch.setattr(kv, "GROWTH", GROWTH)
         yield
 
 
@@ -127,7 +127,11 @@ DEPTHS = {
     "fork": (TreeCache, "fork", lambda self, owner, *_: len(owner)),
     "first token": (Sampling, "choose", lambda self, logits, *_: len(logits)),
     "first growth": (TreeCache, "begin_step", lambda self, step: len(self.owner) if step == 0 else None),
-    "second growth": (TreeCache, "begin_step", lambda self, step: len(self.owner) if step == ROOM else None),
+    "second growth": (
+        TreeCache,
+        "begin_step",
+        lambda self, step: len(self.owner) if step == GROWTH else None,
+    ),
     "middle of a step": (
         TreeCache,
         "attend",
@@ -188,7 +192,7 @@ def test_greedy_answers_and_one_query_at_a_time_part_too(model, monkeypatch):
     refuse(counts, monkeypatch, *DEPTHS["first growth"])
     for size in (64, 1):
         queries = queries_of(model)
-        engine = PatientEngine(TransformersEngine(max_new_tokens=30, batch_queries=size), 60)
+        engine = TimeoutEngine(TransformersEngine(max_new_tokens=30, batch_queries=size), 60)
         engine.answer(model, Words(), queries)
         same(rollouts_of(queries), rollouts_of(expected))
     assert counts["failed"] == [8, 4, 2, 2]
@@ -262,7 +266,7 @@ def without_collection():
 def test_no_cache_outlives_its_batch(tiny, monkeypatch, graphs):
     """Nor waits for Python to look for cycles, which it may do hours later."""
     alive, begun = [], []
-    init, run = TreeCache.__init__, Update.run
+    init, run = TreeCache.__init__, PolicyUpdate.run
 
     def made(self):
         assert not any(cache() for cache in alive)
@@ -277,8 +281,8 @@ def test_no_cache_outlives_its_batch(tiny, monkeypatch, graphs):
         self.graph, self.output = SimpleNamespace(replay=lambda: None), step()
 
     monkeypatch.setattr(TreeCache, "__init__", made)
-    monkeypatch.setattr(Update, "run", update)
-    monkeypatch.setattr(Replay, "_capture", capture)
+    monkeypatch.setattr(PolicyUpdate, "run", update)
+    monkeypatch.setattr(CUDAGraphStep, "_capture", capture)
     init_engine = TransformersEngine.__init__
     monkeypatch.setattr(TransformersEngine, "__init__", lambda self, **options: (
         init_engine(self, batch_queries=3, cuda_graphs=graphs, **options)

@@ -21,17 +21,18 @@ from ivgr.core.query import rollouts_of
 from ivgr.data.encode import QueryEncoder
 from ivgr.models.forward import banned_ids
 from ivgr.packing.prefix_tree import pack_queries
-from ivgr.rewards.archive import Archive
 from ivgr.rewards.rewards import Rewards
+from ivgr.rewards.scorer import Scorer
 from ivgr.rollout import vllm_engine as engine_module
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.rollout.vllm_engine import VLLMEngine, check_device
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
-from ivgr.trainer.loss import PolicyLoss
-from ivgr.trainer.policy_update import Stepper, Update
+from ivgr.trainer.loss import PolicyLossConfig
+from ivgr.trainer.policy_update import OptimizerStep, PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
-from ivgr.trainer.rl_step import Iteration
+from ivgr.trainer.rl_step import RLStep
+from ivgr.trainer.update_config import UpdateConfig
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
 SHORT = {"max_prompt_tokens": 300, "max_new_tokens": 24}
@@ -137,7 +138,7 @@ def test_each_group_has_its_seed_and_the_same_run_its_tokens(tiny):
 def test_a_query_is_drawn_by_its_place_in_the_iteration_on_any_rank(tiny):
     queries = queries_of(tiny, 4)
     for place, query in enumerate(queries):
-        query.place = place
+        query.sample_index = place
     for part in (queries, queries[2:]):
         VLLMEngine(**SHORT, group_size=2).roll_out(tiny[0], tiny[1].tokenizer, part, seed=1)
     whole, rest = ([params.seed for _, params in llm.seen] for llm in fake_vllm.LLM.made[-2:])
@@ -164,23 +165,18 @@ def test_an_iteration_logs_the_mismatch_and_corrects_it(tiny):
     """A trainer whose weights are the engine's: no mismatch, weights of one."""
     policy = copy.deepcopy(tiny[0])
     engine = VLLMEngine(**SHORT, group_size=2)
-    update = Update(
+    update = PolicyUpdate(
         policy=policy,
         reference=FrozenReference().load(policy),
-        loss=PolicyLoss(importance_cap=2.0),
-        stepper=Stepper(torch.Tensor.backward, lambda: 0.0, lambda value: value),
+        config=UpdateConfig(loss=PolicyLossConfig(importance_cap=2.0), mini_batches=1, token_budget=10**9),
+        stepper=OptimizerStep(torch.Tensor.backward, lambda: 0.0, lambda value: value),
         temperature=engine.temperature,
-        updates=1,
-        epochs=1,
-        token_budget=1 << 30,
     )
-    iteration = Iteration(
+    iteration = RLStep(
         policy=policy,
         tokenizer=tiny[1].tokenizer,
         engine=engine,
-        rewards=Rewards(),
-        judge=RuleJudge(),
-        archive=Archive(),
+        scorer=Scorer(Rewards(), RuleJudge()),
         update=update,
     )
     metrics = iteration.run(queries_of(tiny, 3), seed=4)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import fake_vllm
 
 from ivgr.core.errors import UserError
-from ivgr.models.lora import Adapter, merge_adapters
+from ivgr.models.lora import AdapterConfig, merge_adapters
 from ivgr.models.pretrained import Pretrained
 from ivgr.rollout.vllm_requests import fold_images
 from ivgr.rollout.vllm_weights import load_weights, load_weights_checked
@@ -105,7 +105,7 @@ def test_a_fault_of_the_device_is_not_put_down_to_the_weight(places, failure, lo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adapters_arrive_as_merging_would_leave_them(dtype):
     adapted = Pretrained("tiny").load()[0].to(dtype)
-    Adapter(rank=4, targets="language+vision").inject(adapted)
+    AdapterConfig(rank=4, targets="language+vision").inject(adapted)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

@@ -13,9 +13,13 @@ from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rollout.vllm_engine import VLLMEngine
 from ivgr.toy.world import World, draw_samples
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or importlib.util.find_spec("vllm") is None, reason="needs a GPU and vllm"
-)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or importlib.util.find_spec("vllm") is None,
+        reason="needs a GPU and vllm",
+    ),
+]
 
 
 def test_log_probs_are_the_policys_before_and_after_an_update():

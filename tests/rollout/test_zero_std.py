@@ -17,7 +17,13 @@ from torch import nn
 from ivgr.core.query import Group, rollouts_of
 from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.archive import Archive
-from ivgr.rollout.zero_std import flat_groups, flat_share, is_flat, resample_flat, without_flat
+from ivgr.rollout.zero_std import (
+    frac_zero_std,
+    has_zero_std,
+    resample_zero_std,
+    without_zero_std,
+    zero_std_groups,
+)
 from ivgr.trainer.optimizer import sum_gradients
 
 rewards_of_group = st.lists(st.sampled_from([0.0, 0.3, 1.0, 2.0]), min_size=2, max_size=4)
@@ -57,7 +63,7 @@ class Dice:
                 group.rollouts += map(rolled, rewards)
 
     def resample(self, queries, rounds, seed=5, sum_ranks=lambda value: value):
-        return resample_flat(queries, rounds, seed, self.roll_out, self.scored.append, sum_ranks)
+        return resample_zero_std(queries, rounds, seed, self.roll_out, self.scored.append, sum_ranks)
 
 
 @given(batches)
@@ -65,25 +71,25 @@ def test_flat_groups_are_those_whose_rewards_are_all_equal(batch):
     queries = make_batch(batch)
     groups = list(chain.from_iterable(groups.items() for groups in batch))
     flat = [rewards for _, rewards in groups if min(rewards) == max(rewards)]
-    assert [[r.reward for r in group.rollouts] for group in flat_groups(queries)] == flat
-    assert flat_share(queries) == len(flat) / len(groups)
+    assert [[r.reward for r in group.rollouts] for group in zero_std_groups(queries)] == flat
+    assert frac_zero_std(queries) == len(flat) / len(groups)
     left = [[list(r) for r in g.values() if min(r) < max(r)] for g in batch]
-    assert rewards_of(without_flat(queries)) == [groups for groups in left if groups]
+    assert rewards_of(without_zero_std(queries)) == [groups for groups in left if groups]
 
 
 @pytest.mark.parametrize(
     ("rewards", "flat"), [([1.0, None, 1.0], True), ([1.0, None, 0.0], False), ([None, None], False)]
 )
 def test_unknown_rewards_do_not_make_a_group_vary(rewards, flat):
-    assert bool(flat_groups(make_batch([{"textual": rewards}]))) == flat
+    assert bool(zero_std_groups(make_batch([{"textual": rewards}]))) == flat
 
 
 @given(batches, st.integers(0, 4))
 def test_only_flat_groups_are_rolled_out_again_and_at_most_so_often(batch, rounds):
     queries, dice = make_batch(batch), Dice()
     groups = [(query.sample.id, group) for query in queries for group in query.groups]
-    before = [(group, list(map(id, group.rollouts))) for _, group in groups if not is_flat(group)]
-    flat = [(name, group.stream) for name, group in groups if is_flat(group)]
+    before = [(group, list(map(id, group.rollouts))) for _, group in groups if not has_zero_std(group)]
+    flat = [(name, group.stream) for name, group in groups if has_zero_std(group)]
     figures = dice.resample(queries, rounds)
     assert dice.calls == [flat] * rounds if flat else dice.calls == []
     assert all(list(map(id, group.rollouts)) == rollouts for group, rollouts in before)
@@ -144,11 +150,11 @@ def test_resampled_text_is_compared_with_what_the_iteration_has_found(persistent
             assert [group.stream for group in fresh.groups] == ["textual"]
             fresh.groups[0].rollouts += [make_rollout(response(t)) for t in ("It is.", good[:10])]
 
-    with archive.held():
-        resample_flat([query], 2, 0, roll_out, reward, lambda n: n)
+    with archive.accumulate():
+        resample_zero_std([query], 2, 0, roll_out, reward, lambda n: n)
     assert [r.reference for r in query.group("textual").rollouts] == [good, good]
     assert archive.persistent is persistent and len(archive) == 1
-    assert flat_share([query]) == 0
+    assert frac_zero_std([query]) == 0
 
 
 class Words:
@@ -165,7 +171,7 @@ class Words:
 def run():
     model, processor = Pretrained("tiny").load()
     run = Run((model.eval(), processor))
-    assert len(flat_groups(run.queries)) >= 2 and len(without_flat(run.queries)) >= 2
+    assert len(zero_std_groups(run.queries)) >= 2 and len(without_zero_std(run.queries)) >= 2
     return run
 
 
@@ -177,13 +183,13 @@ def gradient(run, queries):
 
 
 def test_dropped_groups_leave_no_trace_in_the_gradient(run):
-    """Independently of `without_flat`: the groups are taken out by hand."""
+    """Independently of `without_zero_std`: the groups are taken out by hand."""
     by_hand = copy.deepcopy(run.queries)
     for query in by_hand:
         query.groups = [g for g in query.groups if len({r.reward for r in g.rollouts}) > 1]
     by_hand = [query for query in by_hand if query.groups]
     figures, wanted = gradient(run, by_hand)
-    dropped_figures, dropped = gradient(run, without_flat(run.queries))
+    dropped_figures, dropped = gradient(run, without_zero_std(run.queries))
     assert torch.equal(dropped, wanted) and dropped_figures == figures
     _, whole = gradient(run, run.queries)
     assert (whole - wanted).norm() > 1e-3 * wanted.norm()
@@ -191,29 +197,29 @@ def test_dropped_groups_leave_no_trace_in_the_gradient(run):
 
 def test_flat_groups_only_thin_the_gradient_while_the_policy_is_the_reference(run):
     """With zero advantage and zero KL their tokens count in the mean alone."""
-    _, dropped = gradient(run, without_flat(run.queries))
+    _, dropped = gradient(run, without_zero_std(run.queries))
     _, whole = gradient(run, run.queries)
     left, in_all = (
         sum(len(rollout.tokens) for rollout in rollouts_of(queries))
-        for queries in (without_flat(run.queries), run.queries)
+        for queries in (without_zero_std(run.queries), run.queries)
     )
     assert (whole * in_all / left - dropped).norm() < 1e-4 * dropped.norm()
 
 
 def test_an_iteration_resamples_and_drops(run):
     iteration = copy.copy(run.iteration)
-    iteration.resample, iteration.drop_flat, iteration.seconds = 1, True, {}
+    iteration.resample, iteration.drop_zero_std, iteration.seconds = 1, True, {}
     queries = copy.deepcopy(run.queries)
     for query in queries:
         query.groups = [Group(group.stream, group.instruction) for group in query.groups]
     figures = iteration.run(queries, seed=4)
-    assert figures["rollout/resampled"] == len(flat_groups(run.queries))
-    assert figures["advantage/flat_share_before"] == flat_share(run.queries)
-    assert figures["advantage/flat_share_after"] == flat_share(queries) == figures["reward/frac_zero_std"]
+    assert figures["rollout/resampled"] == len(zero_std_groups(run.queries))
+    assert figures["advantage/flat_share_before"] == frac_zero_std(run.queries)
+    assert figures["advantage/flat_share_after"] == frac_zero_std(queries) == figures["reward/frac_zero_std"]
     assert all(len(group.rollouts) == 3 for query in queries for group in query.groups)
     texts = [[r.text for r in g.rollouts] for q in queries for g in q.groups]
     for again, before in zip(texts, (g for q in run.queries for g in q.groups), strict=True):
-        if not is_flat(before):
+        if not has_zero_std(before):
             assert again == [r.text for r in before.rollouts]
     assert texts != [[r.text for r in g.rollouts] for q in run.queries for g in q.groups]
 

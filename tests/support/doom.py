@@ -11,13 +11,13 @@ from typing import Literal
 
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
-from ivgr.trainer.optimizer_step import ModuleStepper
+from ivgr.trainer.optimizer_step import LightningOptimizerStep
 
 # Where it happens, and at which call (an iteration has two updates).
 PLACES = {
     "rollout": (TransformersEngine, "roll_out", 2),
     "scoring": (RuleJudge, "compare", 2),
-    "update": (ModuleStepper, "_step", 4),
+    "update": (LightningOptimizerStep, "_step", 4),
 }
 
 

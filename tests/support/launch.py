@@ -19,9 +19,9 @@ CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 ITERATIONS = 5
 SETTINGS = {
     "model.iterations": ITERATIONS,
-    "model.updates": 2,
+    "model.update.mini_batches": 2,
     "model.engine.max_new_tokens": 60,
-    "model.optimizer.lr": 2e-5,
+    "model.update.optimizer.lr": 2e-5,
     "data": "ivgr.data.datamodule.ShardDataModule",
     "data.prompts": 8,
     "data.paired_ratio": 0.5,

@@ -6,41 +6,39 @@ import torch
 
 from ivgr.core.prompts import Prompts
 from ivgr.data.encode import QueryEncoder
-from ivgr.rewards.archive import Archive
 from ivgr.rewards.rewards import Rewards
+from ivgr.rewards.scorer import Scorer
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
-from ivgr.trainer.loss import PolicyLoss
-from ivgr.trainer.policy_update import Stepper, Update
+from ivgr.trainer.loss import PolicyLossConfig
+from ivgr.trainer.policy_update import OptimizerStep, PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
-from ivgr.trainer.rl_step import Iteration
+from ivgr.trainer.rl_step import RLStep
+from ivgr.trainer.update_config import UpdateConfig
 
 
 class Run:
     """An iteration whose optimizer step is replaced by a record of the gradients."""
 
-    def __init__(self, tiny, updates=1, token_budget=1 << 30, rate=0.0, **loss):
+    def __init__(self, tiny, updates=1, token_budget=10**9, rate=0.0, **loss):
         self.policy = copy.deepcopy(tiny[0])
         self.gradients, self.rate = [], rate
         engine = TransformersEngine(group_size=3, max_new_tokens=60)
-        update = Update(
+        update = PolicyUpdate(
             policy=self.policy,
             reference=FrozenReference().load(self.policy),
-            loss=PolicyLoss(**loss),
-            stepper=Stepper(torch.Tensor.backward, self._step, lambda value: value),
+            config=UpdateConfig(
+                loss=PolicyLossConfig(**loss), mini_batches=updates, token_budget=token_budget
+            ),
+            stepper=OptimizerStep(torch.Tensor.backward, self._step, lambda value: value),
             temperature=engine.temperature,
-            updates=updates,
-            epochs=1,
-            token_budget=token_budget,
         )
-        self.iteration = Iteration(
+        self.iteration = RLStep(
             policy=self.policy,
             tokenizer=tiny[1].tokenizer,
             engine=engine,
-            rewards=Rewards(),
-            judge=RuleJudge(),
-            archive=Archive(),
+            scorer=Scorer(Rewards(), RuleJudge()),
             update=update,
         )
         encoder = QueryEncoder(tiny[1], "qwen2_vl", Prompts())

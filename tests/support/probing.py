@@ -12,7 +12,7 @@ from ivgr.core.query import Rollout
 from ivgr.data.encode import QueryEncoder
 from ivgr.models.registry import find_family
 from ivgr.models.tree_attention import use_tree_attention
-from ivgr.tools.probes.annotated_response import Reading, read_response
+from ivgr.tools.probes.annotated_response import AnnotatedResponse, read_response
 from ivgr.tools.random_checkpoint import configure, draw_model
 from ivgr.toy.tokenizer import CHAT_TEMPLATE, PIXELS, build_tokenizer
 from ivgr.toy.world import World, draw_samples
@@ -33,7 +33,7 @@ def world_samples(count: int, **options):
     return [sample for sample in drawn if sample.kind == "paired"][:count]
 
 
-def says(encoder: QueryEncoder, sample, text: str | None = None) -> Reading:
+def says(encoder: QueryEncoder, sample, text: str | None = None) -> AnnotatedResponse:
     """The reading of a policy that answered `text`, by default the gold reasoning and answer."""
     if text is None:
         text = f"<think>{sample.reasoning[TEXTUAL]}</think><answer>{sample.answer}</answer>"
@@ -56,7 +56,7 @@ class KnownTower(nn.Module):
         return BaseModelOutputWithPooling(pooler_output=pixel_values[::4, : self.width])
 
 
-def with_tokens(reading: Reading, tokens: torch.Tensor) -> Reading:
+def with_tokens(reading: AnnotatedResponse, tokens: torch.Tensor) -> AnnotatedResponse:
     """The reading of a picture whose tokens (n, width) the KnownTower will give."""
     width = reading.query.pixel_values.shape[1]
     rows = torch.zeros(4 * len(tokens), width)

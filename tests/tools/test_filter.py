@@ -13,7 +13,7 @@ from ivgr.core.errors import UserError
 from ivgr.core.prompts import Prompts
 from ivgr.core.query import Group, Query, Rollout
 from ivgr.core.response import format_reward
-from ivgr.core.resumable_jsonl import Journal
+from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.core.sample import read_sample
 from ivgr.data.shards import find_shards, read_shards, write_shards
 from ivgr.models.pretrained import Pretrained
@@ -64,7 +64,7 @@ def shards(tmp_path_factory):
 
 
 def measure(shards, folder, stub, batch=6):
-    journal = Journal(folder, "pass_rates", {"batch": batch})
+    journal = ResumableJsonl(folder, "pass_rates", {"batch": batch})
     measure_rates(shards, COUNT, journal, stub, RuleJudge(), batch, seed=2)
     return journal
 

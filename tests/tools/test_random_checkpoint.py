@@ -24,7 +24,8 @@ from ivgr.models.forward import prompt_positions
 from ivgr.models.pretrained import Pretrained
 from ivgr.models.registry import find_family, find_shipped
 from ivgr.rewards.rewards import Rewards
-from ivgr.tools.random_checkpoint import build_skeleton
+from ivgr.tools.random_checkpoint import build_skeleton, configure, draw_model
+from ivgr.toy.tokenizer import build_tokenizer
 
 # Parameters, from the index of each hub checkpoint's safetensors.
 PUBLISHED = {
@@ -65,6 +66,17 @@ def test_shipped_sizes_have_the_published_number_of_parameters(hub_id):
     model = build_skeleton(family.config(size))
     assert sum(weight.numel() for weight in model.parameters()) == PUBLISHED[hub_id]
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_no_checkpoint_holds_is_what_transformers_computes(family):
+    config = configure(find_family(family), "tiny", None, build_tokenizer())
+    junk = [torch.full((size,), torch.nan) for size in range(1, 600)]  # what memory may hold
+    del junk
+    drawn = dict(draw_model(config, torch.float32, 0).named_buffers())
+    made = dict(AutoModelForImageTextToText.from_config(config).named_buffers())
+    assert drawn.keys() == made.keys() and len(drawn) >= 4
+    assert all(torch.equal(drawn[name], made[name]) for name in made)
 
 
 def test_the_language_model_of_qwen3_vl_32b_is_qwen3_32b():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ImageChops
 
-from ivgr.core.boxes import COLUMNS, ROWS, parse_boxes, place_of
+from ivgr.core.boxes import COLUMNS, ROWS, grid_cell, parse_boxes
 from ivgr.rewards.box_terms import box_reward, box_validity
 from ivgr.toy.draw_scene import draw_scene
 from ivgr.toy.scene import ATTRIBUTES, COLORS, GRID, SHAPES, SIDES, SIZES, Scene, Thing, sample_scene
@@ -165,8 +165,8 @@ def test_count_is_a_single_query_that_places_every_counted_thing():
 @calm
 @given(st.tuples(*[st.integers(0, 499)] * 2, *[st.integers(500, 1000)] * 2), st.sampled_from([0.25, 1, 3]))
 def test_a_box_and_its_place_in_words_claim_the_same_in_any_frame(box, scale):
-    truth, side = {("cross", "place", place_of(box))}, 1000 * scale
-    assert read_claims(say_place("cross", place_of(box))) == truth
+    truth, side = {("cross", "place", grid_cell(box))}, 1000 * scale
+    assert read_claims(say_place("cross", grid_cell(box))) == truth
     assert read_claims(say_box("cross", tuple(c * scale for c in box)), side, side) == truth
 
 

@@ -9,11 +9,11 @@ from support.families import FAMILIES, make_tree
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ivgr.cli.main import main
-from ivgr.models.lora import Adapter
+from ivgr.models.lora import AdapterConfig
 from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import pack_queries
 
-LORA = ("--model.adapter.rank", "3", "--model.adapter.targets", "language+vision")
+LORA = ("--model.trainable.adapter.rank", "3", "--model.trainable.adapter.targets", "language+vision")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -92,7 +92,7 @@ def test_adapters_are_merged(policy, tmp_path, capsys):
     export(capsys, checkpoint, out)
     stock = AutoModelForImageTextToText.from_pretrained(out).eval()
     assert not any("lora" in name for name, _ in stock.named_parameters())
-    own = trained(policy, checkpoint, Adapter(rank=3, targets="language+vision"))
+    own = trained(policy, checkpoint, AdapterConfig(rank=3, targets="language+vision"))
     expected, found = stock_logits(own.double()), stock_logits(stock.double())
     assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
     before = AutoModelForImageTextToText.from_pretrained(policy).eval()

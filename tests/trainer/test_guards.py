@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,19 +15,19 @@ from ivgr.cli.main import main
 from ivgr.core.errors import UserError
 from ivgr.core.query import rollouts_of
 from ivgr.judge import RulesAlone
-from ivgr.judge.judge_timeout import patient_judge
+from ivgr.judge.judge_timeout import with_judge_timeout
 from ivgr.kernels import TokenStatistics
 from ivgr.packing.prefix_tree import Pack
-from ivgr.rollout.engine_timeout import PatientEngine
+from ivgr.rollout.engine_timeout import TimeoutEngine
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
-from ivgr.trainer.nonfinite_guard import Guard, StepGuard
+from ivgr.trainer.nonfinite_guard import GuardConfig, NonFiniteGuard
 
 FINE, BAD = torch.zeros(3), torch.tensor([0.0, math.nan, 0.0])
 
 
 def watched(logp=FINE, loss=0.0, guard=None):
-    guard = guard or StepGuard(patience=2)
+    guard = guard or NonFiniteGuard(patience=2)
     guard.watch(TokenStatistics(logp, loss=torch.tensor(loss)))
     return guard
 
@@ -57,7 +58,7 @@ def test_the_diagnosis_names_the_first_fault_and_the_first_gradient(logp, loss, 
 
 
 def test_only_skips_in_a_row_count_towards_patience():
-    guard = StepGuard(patience=2)
+    guard = NonFiniteGuard(patience=2)
     assert [admits(watched(guard=guard), norm) for norm in (math.nan, 1.0, math.inf, 2.0)] == [
         False, True, False, True,
     ]  # fmt: skip
@@ -99,7 +100,7 @@ def test_a_skipped_update_leaves_the_weights_and_moves_the_schedule(tmp_path, mo
     monkeypatch.setattr(board, lambda self, trainer, module, *_: (
         seen.append((module.metrics["guard/skipped"], module.metrics["optim/lr"]))
     ))  # fmt: skip
-    options = ("--model.schedule.name", "cosine", "--model.updates", "1")
+    options = ("--model.update.schedule.name", "cosine", "--model.update.mini_batches", "1")
     fit(tmp_path / "skipping", *options)
     skipping = list(seen)
     assert [skipped for skipped, _ in skipping] == [0, 1, 2]
@@ -154,8 +155,8 @@ def small_memory(monkeypatch):
 def test_packs_too_large_for_memory_are_split_with_the_same_gradients(tiny, small_memory, layout):  # noqa: F811
     run = Run(tiny)
     update = run.iteration.update
-    update.layout = layout
-    assert run.metrics["guard/token_budget"] == 1 << 30
+    update.config = replace(update.config, layout=layout)
+    assert run.metrics["guard/token_budget"] == 10**9
     whole = run.gradients.pop()
     small_memory["tokens"] = LIMIT
     packs = update.pack(run.queries)
@@ -191,7 +192,7 @@ def test_a_break_on_the_way_back_leaves_no_trace(tiny, small_memory):  # noqa: F
 def test_one_tree_that_does_not_fit_names_the_settings(tiny, small_memory):  # noqa: F811
     run = Run(tiny)
     small_memory["tokens"] = 20
-    with pytest.raises(UserError, match="model.gradient_checkpointing true, or lower model.engine"):
+    with pytest.raises(UserError, match="model.trainable.gradient_checkpointing true, or lower model.engine"):
         run.iteration.update.run(run.iteration.update.pack(run.queries))
 
 
@@ -206,7 +207,7 @@ class Hung(TransformersEngine):
 
 
 def test_a_hung_engine_ends_in_time(tiny):  # noqa: F811
-    engine, start = PatientEngine(Hung(), 0.2), time.monotonic()
+    engine, start = TimeoutEngine(Hung(), 0.2), time.monotonic()
     assert engine.temperature == 1.0
     with pytest.raises(UserError, match=r"0.2 seconds \(model.guard.engine_timeout\)"):
         engine.roll_out(tiny[0], tiny[1].tokenizer, [], 0)
@@ -218,7 +219,7 @@ def test_a_hung_engine_ends_in_time(tiny):  # noqa: F811
 def test_a_patient_engine_gives_what_the_engine_gives(tiny):  # noqa: F811
     own = TransformersEngine(group_size=2, max_new_tokens=8)
     texts = []
-    for engine in (own, PatientEngine(own, 60)):
+    for engine in (own, TimeoutEngine(own, 60)):
         queries = [query for query in Run(tiny).queries[:2]]
         for group in (group for query in queries for group in query.groups):
             group.rollouts.clear()
@@ -237,14 +238,14 @@ class HungJudge(RuleJudge):
 
 
 def test_a_hung_judge_ends_in_time_and_is_else_itself():
-    judge = patient_judge(HungJudge(), 0.2)
+    judge = with_judge_timeout(HungJudge(), 0.2)
     with pytest.raises(UserError, match=r"HungJudge has not .* 0.2 seconds \(model.guard.judge_timeout\)"):
         judge.compare([])
     assert judge.agree([]) == [] and judge.known == "tiny" and not hasattr(judge, "report")
-    assert isinstance(patient_judge(RulesAlone(), 0.2), RulesAlone)
+    assert isinstance(with_judge_timeout(RulesAlone(), 0.2), RulesAlone)
 
 
 def test_impossible_guards_are_refused():
     for settings in ({"patience": 0}, {"engine_timeout": 0.0}, {"judge_timeout": 0.0}):
         with pytest.raises(UserError, match="model.guard"):
-            Guard(**settings)
+            GuardConfig(**settings)

@@ -11,15 +11,16 @@ from ivgr.core.prompts import Prompts
 from ivgr.core.query import rollouts_of
 from ivgr.data.encode import QueryEncoder
 from ivgr.models.pretrained import Pretrained
-from ivgr.rewards.archive import Archive
 from ivgr.rewards.rewards import Rewards
+from ivgr.rewards.scorer import Scorer
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
-from ivgr.trainer.loss import PolicyLoss
-from ivgr.trainer.policy_update import Stepper, Update
+from ivgr.trainer.loss import PolicyLossConfig
+from ivgr.trainer.policy_update import OptimizerStep, PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
-from ivgr.trainer.rl_step import Iteration
+from ivgr.trainer.rl_step import RLStep
+from ivgr.trainer.update_config import UpdateConfig
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +35,18 @@ class Run:
         policy, processor = copy.deepcopy(tiny[0]).eval(), tiny[1]
         self.steps = 0
         engine = TransformersEngine(group_size=3, max_new_tokens=60)
-        update = Update(
+        update = PolicyUpdate(
             policy=policy,
             reference=FrozenReference().load(policy),
-            loss=PolicyLoss(),
-            stepper=Stepper(torch.Tensor.backward, self.step, lambda value: value),
+            config=UpdateConfig(loss=PolicyLossConfig(), mini_batches=2, token_budget=10**9),
+            stepper=OptimizerStep(torch.Tensor.backward, self.step, lambda value: value),
             temperature=engine.temperature,
-            updates=2,
-            epochs=1,
-            token_budget=1 << 30,
         )
-        self.iteration = Iteration(
+        self.iteration = RLStep(
             policy=policy,
             tokenizer=processor.tokenizer,
             engine=engine,
-            rewards=Rewards(),
-            judge=judge,
-            archive=Archive(),
+            scorer=Scorer(Rewards(), judge),
             update=update,
         )
         encoder = QueryEncoder(processor, "qwen2_vl", Prompts())
@@ -131,7 +127,7 @@ def test_a_judge_that_gives_up_stops_the_run_before_any_update(tiny, question):
 
 def test_another_ranks_judge_stops_this_rank_too(tiny, monkeypatch):
     run = Run(tiny, RuleJudge())
-    monkeypatch.setattr("ivgr.trainer.rl_step.gather", lambda own: [own, "it fell silent"])
+    monkeypatch.setattr("ivgr.rewards.scorer.gather", lambda own: [own, "it fell silent"])
     with pytest.raises(UserError, match="judge of rank 1 .* it fell silent"):
         run.iteration.run(run.queries, seed=4)
     assert run.steps == 0

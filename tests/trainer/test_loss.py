@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from ivgr.core.errors import UserError
 from ivgr.kernels import kl_estimate
 from ivgr.trainer.advantage import group_advantages
-from ivgr.trainer.loss import PolicyLoss, policy_loss
+from ivgr.trainer.loss import PolicyLossConfig, policy_loss
 
 
 def one_token(ratio, advantage, kl=0.0, **settings):
     logp = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(1, dtype=torch.float64)
-    result = policy_loss(logp, zero, zero + advantage, zero + kl, PolicyLoss(**settings))
+    result = policy_loss(logp, zero, zero + advantage, zero + kl, PolicyLossConfig(**settings))
     result.loss.sum().backward()
     return result.loss.item(), logp.grad.item()
 
@@ -55,7 +55,7 @@ def test_importance_is_the_closed_form_and_carries_no_gradient():
     rollout = old - torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64).log()
     logp = (old + math.log(1.1)).requires_grad_()
     advantage, kl = torch.tensor([2.0, 2.0, -1.0], dtype=torch.float64), torch.ones_like(old)
-    settings = PolicyLoss(importance_cap=1.5, kl_weight=0.5)
+    settings = PolicyLossConfig(importance_cap=1.5, kl_weight=0.5)
     result = policy_loss(logp, old, advantage, kl, settings, rollout)
     result.loss.sum().backward()
     expected = [0.5 * (-2.2 + 0.5), 1.5 * (-2.2 + 0.5), 1.0 * (1.1 + 0.5)]
@@ -68,8 +68,8 @@ def test_importance_is_the_closed_form_and_carries_no_gradient():
 @given(st.lists(st.tuples(*[st.floats(-9, 0)] * 4), min_size=1, max_size=20))
 def test_without_a_cap_the_rollout_log_probs_change_no_bit(rows):
     logp, old, advantage, rollout = torch.tensor(rows).T
-    with_them = policy_loss(logp, old, advantage, old * 0.1, PolicyLoss(), rollout)
-    without = policy_loss(logp, old, advantage, old * 0.1, PolicyLoss())
+    with_them = policy_loss(logp, old, advantage, old * 0.1, PolicyLossConfig(), rollout)
+    without = policy_loss(logp, old, advantage, old * 0.1, PolicyLossConfig())
     assert all(torch.equal(a, b) for a, b in zip(with_them[:4], without[:4], strict=True))
     assert with_them[4:] == without[4:] == (None, None)
 
@@ -88,10 +88,12 @@ def test_loss_and_gradient_are_finite_at_any_distance(distance, advantage):
     logp = torch.tensor([distance], requires_grad=True)
     zero = torch.zeros(1)
     kl = kl_estimate(logp, zero, "k3")
-    result = policy_loss(logp, zero, zero + advantage, kl, PolicyLoss(importance_cap=2.0), logp.detach())
+    result = policy_loss(
+        logp, zero, zero + advantage, kl, PolicyLossConfig(importance_cap=2.0), logp.detach()
+    )
     result.loss.sum().backward()
     assert all(part.isfinite().all() for part in (result.loss, result.ratio, result.importance, logp.grad))
-    plain = policy_loss(logp.detach(), zero, zero + advantage, zero, PolicyLoss())
+    plain = policy_loss(logp.detach(), zero, zero + advantage, zero, PolicyLossConfig())
     expected = {-2.0: min(max(2 * math.exp(min(distance, 50)), 1.6), 6), 0.0: 0.0}
     expected[2.0] = -2 * math.exp(min(distance, math.log(1.28)))
     assert plain.loss.item() == pytest.approx(expected[advantage], abs=1e-6)
@@ -102,7 +104,7 @@ def test_a_limited_kl_counts_so_much_and_pulls_no_further():
         logp = torch.tensor([distance], requires_grad=True)
         zero = torch.zeros(1)
         kl = kl_estimate(logp, zero, "k3")
-        result = policy_loss(logp, zero, zero, kl, PolicyLoss(kl_weight=1.0, **settings))
+        result = policy_loss(logp, zero, zero, kl, PolicyLossConfig(kl_weight=1.0, **settings))
         result.loss.sum().backward()
         return result.loss.item(), logp.grad.item()
 
@@ -114,8 +116,8 @@ def test_a_limited_kl_counts_so_much_and_pulls_no_further():
 
 @pytest.mark.parametrize("settings", [{"kl": "k4"}, {"dual_clip": 0.5}, {"importance_cap": 0.0}])
 def test_bad_settings_name_their_key(settings):
-    with pytest.raises(UserError, match=f"model.loss.{next(iter(settings))}"):
-        PolicyLoss(**settings)
+    with pytest.raises(UserError, match=f"model.update.loss.{next(iter(settings))}"):
+        PolicyLossConfig(**settings)
 
 
 def test_advantages_by_hand():

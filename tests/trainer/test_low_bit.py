@@ -8,19 +8,19 @@ import torch
 from torch import nn
 
 from ivgr.core.errors import UserError
-from ivgr.trainer.optimizer import Optimizer, Schedule
+from ivgr.trainer.optimizer import OptimizerConfig, ScheduleConfig
 
 
 def test_a_missing_torchao_is_one_clear_line(monkeypatch):
     monkeypatch.delitem(sys.modules, "torchao.optim", raising=False)
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(UserError, match=r"pip install 'ivgr\[lowbit\]'"):
-        Optimizer("torchao.AdamW8bit")
+        OptimizerConfig(name="torchao.AdamW8bit")
 
 
 def test_unknown_names_are_one_clear_line():
     with pytest.raises(UserError, match="'adamx', and timm has no such"):
-        Optimizer("adamx")
+        OptimizerConfig(name="adamx")
 
 
 def ones():
@@ -42,12 +42,14 @@ def train(layer, optimizer, schedule, steps):
 def test_stochastic_rounding_keeps_small_steps_and_states_are_restored():
     pytest.importorskip("torchao")
     with pytest.raises(UserError, match="no such optimizer"):
-        Optimizer("torchao.AdamW9bit")
+        OptimizerConfig(name="torchao.AdamW9bit")
     torch.manual_seed(0)
-    settings = Optimizer("torchao.AdamW8bit", 1e-4, 0.0, options={"bf16_stochastic_round": True})
+    settings = OptimizerConfig(
+        name="torchao.AdamW8bit", lr=1e-4, weight_decay=0.0, options={"bf16_stochastic_round": True}
+    )
     layer = ones()
     optimizer = settings.create(layer)
-    schedule = Schedule("cosine", warmup=0.0).create(optimizer, 200)
+    schedule = ScheduleConfig(name="cosine", warmup=0.0).create(optimizer, 200)
     rates = list(train(layer, optimizer, schedule, range(100)))
     assert 1 - layer.weight.float().mean().item() == pytest.approx(sum(rates), rel=0.1)
     assert optimizer.state[layer.weight]["exp_avg"].codes.dtype == torch.uint8
@@ -59,7 +61,7 @@ def test_stochastic_rounding_keeps_small_steps_and_states_are_restored():
     for name in ("exp_avg", "exp_avg_sq"):
         old, new = optimizer.state[layer.weight][name], restored.state[again.weight][name]
         assert torch.equal(old.codes, new.codes) and torch.equal(old.scale, new.scale) and old.codes.any()
-    schedule = Schedule("cosine", warmup=0.0).create(restored, 200)
+    schedule = ScheduleConfig(name="cosine", warmup=0.0).create(restored, 200)
     assert list(train(again, restored, schedule, range(100, 110)))[0] < rates[-1]
 
 
@@ -67,12 +69,16 @@ def test_stochastic_rounding_keeps_small_steps_and_states_are_restored():
 def test_rounding_is_drawn_by_the_seed_and_the_step_alone():
     """Two runs whose global generators are elsewhere, one of them resumed; neither generator moves."""
     pytest.importorskip("torchao")
-    settings = Optimizer("torchao.AdamW8bit", 1e-4, 0.0, options={"bf16_stochastic_round": True})
+    settings = OptimizerConfig(
+        name="torchao.AdamW8bit", lr=1e-4, weight_decay=0.0, options={"bf16_stochastic_round": True}
+    )
 
     def run(layer, optimizer, steps, seed):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        list(train(layer, optimizer, Schedule("constant", warmup=0.0).create(optimizer, 200), steps))
+        list(
+            train(layer, optimizer, ScheduleConfig(name="constant", warmup=0.0).create(optimizer, 200), steps)
+        )
         assert torch.equal(torch.get_rng_state(), before)
 
     unbroken, broken, resumed = ones(), ones(), ones()

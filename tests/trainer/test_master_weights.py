@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
-from ivgr.trainer.optimizer import Optimizer
+from ivgr.trainer.optimizer import OptimizerConfig
 
 NAMES = ("adamw", "sgd", "muon", "lion", "sgdw")
 
@@ -30,7 +30,7 @@ def layers(dtype=torch.bfloat16):
 
 
 def settings(name, master):
-    return Optimizer(name=name, lr=1e-3, weight_decay=0.1, master=master)
+    return OptimizerConfig(name=name, lr=1e-3, weight_decay=0.1, master=master)
 
 
 def train(model, optimizer, steps):
@@ -58,7 +58,7 @@ def test_without_copies_small_steps_are_lost():
     for master in (False, True):
         model = nn.Linear(4, 4).bfloat16()
         nn.init.ones_(model.weight)
-        optimizer = Optimizer(lr=1e-4, weight_decay=0, master=master).create(model)
+        optimizer = OptimizerConfig(lr=1e-4, weight_decay=0, master=master).create(model)
         for _ in range(100):
             model.weight.grad = torch.ones_like(model.weight)
             optimizer.step()
@@ -105,7 +105,7 @@ def test_sharded_bf16_weights_are_refused(tmp_path):
     try:
         model = fully_shard(layers(), mesh=init_device_mesh("cpu", (1,)))
         settings("adamw", False).create(model)
-        with pytest.raises(UserError, match="model.optimizer.master"):
+        with pytest.raises(UserError, match="model.update.optimizer.master"):
             settings("adamw", True).create(model)
     finally:
         dist.destroy_process_group()
@@ -114,12 +114,13 @@ def test_sharded_bf16_weights_are_refused(tmp_path):
 def fit(root, *options):
     words = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     policy = ["--model.policy", "ivgr.models.pretrained.Pretrained", "--model.policy.dtype", "bfloat16"]
-    precise = ["--model.optimizer.master", "true", "--model.optimizer.lr", "1e-4"]
+    precise = ["--model.update.optimizer.master", "true", "--model.update.optimizer.lr", "1e-4"]
     where = ["--trainer.default_root_dir", str(root)]
     main(["fit", "--config", str(CONFIG), *words, *policy, *precise, *where, *options])
     return torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_bf16_run_resumes_with_its_copies(tmp_path):
     whole = fit(tmp_path / "whole")
     fit(tmp_path / "broken", "--checkpoint_every", "1", "--trainer.max_steps", "2")

@@ -11,7 +11,7 @@ from support.one_iteration import Run
 from ivgr.callbacks.rollout_log import rollout_rows
 from ivgr.callbacks.tensorboard import completions_table, draw_queries
 from ivgr.core.query import rollouts_of
-from ivgr.trainer.loss import PolicyLoss
+from ivgr.trainer.loss import PolicyLossConfig
 from ivgr.trainer.reference import FrozenReference
 
 
@@ -44,10 +44,11 @@ def test_exact_kl_and_k3_start_from_the_same_gradient(tiny, run):
 @pytest.mark.parametrize("kl", ["k3", pytest.param("exact", marks=pytest.mark.slow)])
 def test_triton_kernels_give_the_same_update(run, monkeypatch, kl):
     reference = FrozenReference().load(run.policy)
-    with reference.serving() as model:
+    with reference.inference_model() as model:
         for parameter in model.parameters():
             parameter.mul_(1.02)
-    update = replace(run.iteration.update, reference=reference, loss=PolicyLoss(kl=kl))
+    config = replace(run.iteration.update.config, loss=PolicyLossConfig(kl=kl))
+    update = replace(run.iteration.update, reference=reference, config=config)
     found = {}
     for implementation in ("torch", "triton"):
         monkeypatch.setenv("IVGR_KERNELS", implementation)
@@ -60,7 +61,7 @@ def test_triton_kernels_give_the_same_update(run, monkeypatch, kl):
 
 def test_figures_of_a_stream_are_those_of_an_update_on_it_alone(run):
     reference = FrozenReference().load(run.policy)
-    with reference.serving() as model:
+    with reference.inference_model() as model:
         for parameter in model.parameters():
             parameter.mul_(1.02)
     update = replace(run.iteration.update, reference=reference)
@@ -88,7 +89,7 @@ def test_later_updates_leave_the_reference(tiny):
 def test_importance_weighs_each_token_by_what_the_engine_recorded(run):
     """Rollouts recorded as twice as likely as they are count half, under a cap of 2."""
     update = run.iteration.update
-    corrected = replace(update, loss=PolicyLoss(importance_cap=2.0))
+    corrected = replace(update, config=replace(update.config, loss=PolicyLossConfig(importance_cap=2.0)))
 
     def step(update):
         return update.run(update.pack(run.queries[:2])), run.gradients.pop()
@@ -111,7 +112,7 @@ def test_importance_weighs_each_token_by_what_the_engine_recorded(run):
 
 
 def test_mini_batches_differ_by_at_most_one_query(tiny, run):
-    four = replace(run.iteration.update, updates=4)
+    four = replace(run.iteration.update, config=replace(run.iteration.update.config, mini_batches=4))
     sizes = [sum(len(p.queries) for p in packs) for packs in four.pack(run.queries)]
     assert sum(sizes) == 10 and max(sizes) - min(sizes) <= 1
 

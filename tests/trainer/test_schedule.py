@@ -8,12 +8,12 @@ from torch import nn
 
 from ivgr.core.errors import UserError
 from ivgr.trainer import optimizer as optim
-from ivgr.trainer.optimizer import Schedule
+from ivgr.trainer.optimizer import ScheduleConfig
 
 UPDATES, PEAK = 200, 3e-4
 
 
-def rates(schedule: Schedule, updates: int = UPDATES) -> list[float]:
+def rates(schedule: ScheduleConfig, updates: int = UPDATES) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
     scheduler, found = schedule.create(optimizer, updates), []
     for update in range(updates):
@@ -45,31 +45,32 @@ def test_rates_are_the_closed_form_and_end_with_the_run(name, options, form, war
     rising = round(warmup * UPDATES)
     expected = [n / rising for n in range(rising)]
     expected += [form(n / (UPDATES - rising), final) for n in range(UPDATES - rising)]
-    assert rates(Schedule(name, warmup, final, options)) == pytest.approx(expected, abs=1e-6)
+    schedule = ScheduleConfig(name=name, warmup=warmup, final=final, options=options)
+    assert rates(schedule) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["cosine", "tanh", "wsd"])
 @pytest.mark.parametrize("warmup", [0.0, 0.02, 0.2, 0.9])
 def test_the_last_update_is_near_the_final_rate(name, warmup):
-    found = rates(Schedule(name, warmup, final=0.05), 1000)
+    found = rates(ScheduleConfig(name=name, warmup=warmup, final=0.05), 1000)
     assert max(found) == pytest.approx(1.0, abs=1e-3)
     assert 0.05 <= found[-1] < 0.06 + (name == "wsd") * 0.05
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "tanh", "poly", "step", "multistep"])
 def test_a_run_that_only_warms_up(name):
-    assert rates(Schedule(name, warmup=1.0), 4) == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert rates(ScheduleConfig(name=name, warmup=1.0), 4) == pytest.approx([0, 0.25, 0.5, 0.75])
 
 
 @pytest.mark.parametrize("name", ["cosin", "none", "plateau"])
 def test_other_names_are_refused(name):
-    with pytest.raises(UserError, match=rf"model.schedule.name is {name}, must be constant or cosine"):
-        Schedule(name)
+    with pytest.raises(UserError, match=rf"model.update.schedule.name is {name}, must be constant or cosine"):
+        ScheduleConfig(name=name)
 
 
 def test_what_timm_refuses_is_one_line():
-    with pytest.raises(UserError, match=r"model\.schedule: .*decay_epochs"):
-        Schedule("wsd", options={"decay_epochs": 10_000}).create(
+    with pytest.raises(UserError, match=r"model\.update\.schedule: .*decay_epochs"):
+        ScheduleConfig(name="wsd", options={"decay_epochs": 10_000}).create(
             torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 10
         )
 
@@ -82,6 +83,8 @@ def test_an_older_timm_has_the_default_and_says_what_it_lacks(monkeypatch):
 
     newest = optim.create_scheduler_v2
     monkeypatch.setattr(optim, "create_scheduler_v2", older)
-    assert rates(Schedule(warmup=0.5), 4) == pytest.approx([0, 0.5, 1, 1])
-    with pytest.raises(UserError, match=r"model\.schedule\.name is 'wsd', which timm .* does not have"):
-        rates(Schedule("wsd"))
+    assert rates(ScheduleConfig(warmup=0.5), 4) == pytest.approx([0, 0.5, 1, 1])
+    with pytest.raises(
+        UserError, match=r"model\.update\.schedule\.name is 'wsd', which timm .* does not have"
+    ):
+        rates(ScheduleConfig(name="wsd"))

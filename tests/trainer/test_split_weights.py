@@ -19,9 +19,11 @@ from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy.world import World, draw_samples
-from ivgr.trainer import dummy_packs as level
-from ivgr.trainer.dummy_packs import Leveller
+from ivgr.trainer import dummy_packs as pad_with_dummy_packs
+from ivgr.trainer.dummy_packs import DummyPackPadder
 from ivgr.trainer.fsdp_strategy import FSDP2
+
+pytestmark = pytest.mark.multiprocess
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,9 @@ def test_fillers_reach_the_layers_that_other_ranks_reach_and_add_nothing(tiny, m
     rank has three."""
     packs = packs_of(tiny, Sample("sum", "What is 2 + 2?", "4", "single", "math"))
     others = [[True, False], [False, False, True]]
-    monkeypatch.setattr(level, "gather", lambda mine: [mine, *others])
+    monkeypatch.setattr(pad_with_dummy_packs, "gather", lambda mine: [mine, *others])
     model = copy.deepcopy(tiny[0])
-    filled = Leveller(model, tiny[1])(packs)
+    filled = DummyPackPadder(model, tiny[1])(packs)
     assert [pack.pixel_values is not None for pack in filled] == [True, False, True]
     assert [len(pack.targets) for pack in filled] == [len(packs[0].targets), 0, 0]
     expected, found = gradients(copy.deepcopy(model), packs), gradients(model, filled)
@@ -75,7 +77,7 @@ def test_fillers_reach_the_layers_that_other_ranks_reach_and_add_nothing(tiny, m
 
 def test_packs_that_are_level_stay_what_they_are(tiny):
     packs = packs_of(tiny, *draw_samples(World("train", 2, seed=5)))
-    assert all(a is b for a, b in zip(Leveller(tiny[0], tiny[1])(packs), packs, strict=True))
+    assert all(a is b for a, b in zip(DummyPackPadder(tiny[0], tiny[1])(packs), packs, strict=True))
 
 
 def test_the_copy_is_filled_once_until_it_expires(tiny, mesh):
@@ -83,7 +85,7 @@ def test_the_copy_is_filled_once_until_it_expires(tiny, mesh):
     replica = Replica(policy, None)
     shard(policy, mesh, MixedPrecisionPolicy())
     whole = dict(tiny[0].named_parameters())
-    filled = dict(replica.fill().named_parameters())
+    filled = dict(replica.sync().named_parameters())
     assert (
         filled.keys() == whole.keys()
         and replica.model.lm_head.weight is filled["model.language_model.embed_tokens.weight"]
@@ -92,13 +94,13 @@ def test_the_copy_is_filled_once_until_it_expires(tiny, mesh):
     with torch.no_grad():
         for weight in policy.parameters():
             weight.add_(1.0)
-    replica.fill()
+    replica.sync()
     assert all(torch.equal(weight, whole[name]) for name, weight in filled.items())
     kept = [weakref.ref(weight) for weight in filled.values()]
     del filled
-    replica.expire()
+    replica.invalidate()
     assert not any(weight() is not None for weight in kept)
-    filled = dict(replica.fill().named_parameters())
+    filled = dict(replica.sync().named_parameters())
     assert all(torch.equal(weight, whole[name] + 1.0) for name, weight in filled.items())
 
 
@@ -134,11 +136,11 @@ def moves_before_it_is_filled(mesh):
     replica.model.to(torch.float64)  # copies, as a move to another device does
     replica.model.to(torch.bfloat16)
     for _ in range(2):
-        filled = replica.fill()
+        filled = replica.sync()
         for (name, weight), own in zip(filled.named_parameters(), model.parameters(), strict=True):
             assert weight.dtype == torch.bfloat16 and torch.equal(weight, own.to(torch.bfloat16)), name
-        replica.expire()
-    for weight, own in zip(replica.take_home(keep=True).parameters(), model.parameters(), strict=True):
+        replica.invalidate()
+    for weight, own in zip(replica.gather_to_cpu(keep=True).parameters(), model.parameters(), strict=True):
         assert torch.equal(weight, own)
 
 
@@ -154,7 +156,7 @@ def scores_what_it_rolled_out(mesh):
     ]
     replica = split_as_the_recipes(model, mesh)
     TransformersEngine(group_size=2, max_new_tokens=12).roll_out(
-        replica.fill(), processor.tokenizer, queries, 0
+        replica.sync(), processor.tokenizer, queries, 0
     )
     (pack,) = pack_queries(replica.model, queries, budget=1 << 40)
 

@@ -10,17 +10,22 @@ from transformers import AutoModelForImageTextToText
 
 from ivgr.core.errors import UserError
 from ivgr.kernels import fused_linear_logprob_kl
-from ivgr.models.lora import Adapter
-from ivgr.models.trainable import TrainingForm
+from ivgr.models.lora import AdapterConfig
+from ivgr.models.trainable import TrainableConfig
 from ivgr.packing.prefix_tree import pack_queries
-from ivgr.trainer.optimizer import Optimizer
+from ivgr.trainer.optimizer import OptimizerConfig
 from ivgr.trainer.reference import FrozenReference
 
 FORMS = {
-    "full": ["--model.gradient_checkpointing", "true"],
-    "lora": ["--model.adapter.rank", "4"],
-    "lora+vision": ["--model.adapter.rank", "4", "--model.adapter.targets", "language+vision"],
-    "frozen": ["--model.freeze", "[vision,embeddings]"],
+    "full": ["--model.trainable.gradient_checkpointing", "true"],
+    "lora": ["--model.trainable.adapter.rank", "4"],
+    "lora+vision": [
+        "--model.trainable.adapter.rank",
+        "4",
+        "--model.trainable.adapter.targets",
+        "language+vision",
+    ],
+    "frozen": ["--model.trainable.freeze", "[vision,embeddings]"],
 }
 
 
@@ -70,7 +75,7 @@ def test_three_iterations_train_what_the_form_says(family, tmp_path, monkeypatch
 
 def adapted(model, **settings):
     """With adapters that do something."""
-    TrainingForm(Adapter(rank=3, **settings)).shape(model)
+    TrainableConfig(adapter=AdapterConfig(rank=3, **settings)).apply(model)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -88,7 +93,7 @@ def test_the_reference_of_an_adapted_policy_is_the_base_model(model, pack, targe
     base = logp(model, pack)
     adapted(model, targets=targets)
     own, trained = logp(model, pack), [p.requires_grad for p in model.parameters()]
-    with FrozenReference().load(model).serving() as reference:
+    with FrozenReference().load(model).inference_model() as reference:
         assert torch.equal(logp(reference, pack), base)
         assert {id(p) for p in reference.parameters()} == {id(p) for p in model.parameters()}
     assert (own - base).abs().max() > 1e-2
@@ -100,7 +105,7 @@ def test_fresh_adapters_change_nothing_and_come_from_the_seed(family, monkeypatc
     def first(seed):
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         model, state = tiny_family(family), torch.get_rng_state()
-        Adapter(rank=3).inject(model)
+        AdapterConfig(rank=3).inject(model)
         assert torch.equal(torch.get_rng_state(), state)
         found = {name: p for name, p in model.named_parameters() if "lora" in name}
         assert all(not p.any() for name, p in found.items() if "lora_B" in name)
@@ -119,11 +124,13 @@ def gradients(model, pack):
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
-@pytest.mark.parametrize("adapter", [None, Adapter(rank=3), Adapter(rank=3, targets="language+vision")])
+@pytest.mark.parametrize(
+    "adapter", [None, AdapterConfig(rank=3), AdapterConfig(rank=3, targets="language+vision")]
+)
 def test_checkpointed_layers_give_the_same_gradients(model, pack, adapter):
-    TrainingForm(adapter).shape(model)
+    TrainableConfig(adapter=adapter).apply(model)
     loss, expected = gradients(model, pack)
-    TrainingForm(gradient_checkpointing=True).shape(model)
+    TrainableConfig(gradient_checkpointing=True).apply(model)
     calls = []
     layers = [model.model.language_model.layers[0].self_attn, model.model.visual.blocks[0].attn]
     for layer in layers:
@@ -139,7 +146,7 @@ def test_checkpointed_layers_give_the_same_gradients(model, pack, adapter):
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_frozen_tower_builds_no_graph_and_the_optimizer_does_not_know_it(model, pack, checkpointing):
-    TrainingForm(freeze=("vision",), gradient_checkpointing=checkpointing).shape(model)
+    TrainableConfig(freeze=("vision",), gradient_checkpointing=checkpointing).apply(model)
     images = []
     model.model.visual.register_forward_hook(lambda module, args, output: images.append(output))
     _, found = gradients(model, pack)
@@ -147,7 +154,7 @@ def test_a_frozen_tower_builds_no_graph_and_the_optimizer_does_not_know_it(model
     assert all(not tensor.requires_grad for part in tensors for tensor in part)
     assert found and not any("visual" in name for name in found)
     for weight_decay in (0.0, 0.01):
-        groups = Optimizer(weight_decay=weight_decay).create(model).param_groups
+        groups = OptimizerConfig(weight_decay=weight_decay).create(model).param_groups
         known = {id(p) for group in groups for p in group["params"]}
         assert known == {id(p) for p in model.parameters() if p.requires_grad}
 
@@ -158,7 +165,7 @@ def test_an_offloaded_reference_goes_home(model, pack):
     reference = FrozenReference(device="cpu").load(model)
     places = [p.data_ptr() for p in reference.model.parameters()]
     model.to("meta")
-    with reference.serving() as lent:
+    with reference.inference_model() as lent:
         assert {tensor.device.type for tensor in [*lent.parameters(), *lent.buffers()]} == {"meta"}
     assert [p.data_ptr() for p in reference.model.parameters()] == places
     assert torch.equal(logp(reference.model, pack), expected)
@@ -169,19 +176,19 @@ def test_a_reference_of_its_own_is_no_part_of_the_policy(model, pack):
     reference = FrozenReference().load(model)
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
-    with reference.serving() as lent:
+    with reference.inference_model() as lent:
         assert torch.equal(logp(lent, pack), before)
         assert not any(p.requires_grad for p in lent.parameters())
 
 
 def test_contradictions_are_one_clear_line(model, monkeypatch):
-    with pytest.raises(UserError, match="model.freeze"):
-        TrainingForm(Adapter(targets="language+vision"), ("vision",))
-    with pytest.raises(UserError, match="model.adapter.rank is 0"):
-        Adapter(rank=0)
+    with pytest.raises(UserError, match="model.trainable.freeze"):
+        TrainableConfig(adapter=AdapterConfig(targets="language+vision"), freeze=("vision",))
+    with pytest.raises(UserError, match="model.trainable.adapter.rank is 0"):
+        AdapterConfig(rank=0)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"pip install 'ivgr\[lora\]'"):
-        Adapter().inject(model)
+        AdapterConfig().inject(model)
 
 
 def test_an_adapted_policys_reference_needs_no_other_place(model):

@@ -16,8 +16,8 @@ from ivgr.callbacks.tensorboard import writer_of
 from ivgr.core.atomic_files import PART, part_of, publish, remove
 from ivgr.core.errors import UserError
 from ivgr.core.finite import find_not_finite
+from ivgr.core.sharding import is_sharded
 from ivgr.distributed.collectives import gather
-from ivgr.trainer.fsdp_strategy import FSDP2
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -87,7 +87,7 @@ class Checkpoints(Checkpoint):
         if odd is not None:
             raise UserError(
                 f"the policy's weights are not finite after iteration {done(trainer)} (first in {odd}) and "
-                "not saved; lower model.optimizer.lr, or use float32 weights"
+                "not saved; lower model.update.optimizer.lr, or use float32 weights"
             )
         if trainer.is_global_zero:
             remove(part_of(self._path(trainer)))  # of a killed run, perhaps of more ranks
@@ -102,7 +102,7 @@ class Checkpoints(Checkpoint):
     def save_alone(self, trainer: L.Trainer) -> bool:
         """The same without the other ranks, on each rank that still can; False for sharded weights,
         which no rank has alone, and for weights that are not finite."""
-        if isinstance(trainer.strategy, FSDP2) or _find_broken(trainer) is not None:
+        if is_sharded(trainer.strategy) or _find_broken(trainer) is not None:
             return False
         part, path = self._write(trainer)
         if trainer.is_global_zero:
@@ -116,7 +116,7 @@ class Checkpoints(Checkpoint):
         part = part_of(path)
         if (writer := writer_of(trainer)) is not None:
             writer.flush()
-        if isinstance(trainer.strategy, FSDP2):
+        if is_sharded(trainer.strategy):
             trainer.strategy.save_checkpoint(state, part)
         elif trainer.is_global_zero:
             # Lightning would hold a second copy in memory, and put a third into /tmp.

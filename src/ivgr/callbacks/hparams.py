@@ -63,7 +63,7 @@ def held_out_folder(trainer: L.Trainer) -> Path | None:
 
 def flat_settings(config: dict[str, Any]) -> dict[str, float | str]:
     """Of the seed, the model and the data: each setting by its name on the command line, such as
-    model.optimizer.lr; a class is the setting that chooses it. Numbers stay numbers."""
+    model.update.optimizer.lr; a class is the setting that chooses it. Numbers stay numbers."""
     flat: dict[str, float | str] = {}
     for section in SECTIONS:
         _flatten(section, config[section], flat)

@@ -23,7 +23,7 @@ class Preemption(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """In place of Lightning's handlers, which save and communicate wherever they interrupt."""
         self.noted = False
-        module.halt = lambda: self.raise_if_noted(trainer)
+        module.check_preempted = lambda: self.raise_if_noted(trainer)
         for number in _signals(trainer):
             signal.signal(number, self._note)
 

@@ -18,6 +18,8 @@ SHOWN = {
     "textual/reward/consistency/mean": "cons",
     "policy/kl": "kl",
 }
+# Of a stream: those that `SHOWN` has, or leaves out on purpose. Others are a user's own.
+KNOWN = ("total", "format", "accuracy", "box", "validity", "consistency")
 
 
 class IterationBar(L.Callback):
@@ -47,8 +49,9 @@ class IterationBar(L.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx: int) -> None:
         if not trainer.is_global_zero:
             return
+        shown = SHOWN | own_terms(module.metrics)
         figures = "  ".join(
-            f"{short} {module.metrics[name]:.3g}" for name, short in SHOWN.items() if name in module.metrics
+            f"{short} {module.metrics[name]:.3g}" for name, short in shown.items() if name in module.metrics
         )
         self.bar.update(self.task, completed=module.iteration, figures=figures)
         if not self.console.is_terminal and module.iteration % self.every == 0:
@@ -63,3 +66,14 @@ class IterationBar(L.Callback):
     def _stop(self) -> None:
         if getattr(self, "bar", None):
             self.bar.stop()
+
+
+def own_terms(metrics: dict[str, float]) -> dict[str, str]:
+    """The means of a user's own reward terms, by metric: what to call each."""
+    found = {}
+    for metric in metrics:
+        stream, _, rest = metric.partition("/reward/")
+        term, _, figure = rest.partition("/")
+        if figure == "mean" and term not in KNOWN:
+            found[metric] = f"{term} {stream[0]}"
+    return found

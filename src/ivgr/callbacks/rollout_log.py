@@ -13,10 +13,17 @@ from ivgr.data.encode import Batch
 
 class RolloutRecord(L.Callback):
     """Writes the rollouts of all ranks after every iteration; a repeated iteration replaces its
-    file. Only of the iterations that the module's `record_every` divides, and of the last."""
+    file.
+
+    Args:
+        every: Only of the iterations that this divides, and of the last.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
 
     def on_train_batch_end(self, trainer, module, outputs, batch: Batch, batch_idx: int) -> None:
-        wanted = module.iteration % module.record_every == 0 or module.iteration == module.iterations
+        wanted = module.iteration % self.every == 0 or module.iteration == module.iterations
         if not (trainer.is_global_zero and wanted):
             return
         path = Path(trainer.default_root_dir) / "rollouts" / f"{module.iteration:06d}.jsonl.gz"

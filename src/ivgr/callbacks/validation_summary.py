@@ -92,7 +92,7 @@ class AfterColdStart(L.Callback):
 @torch.no_grad()
 def evaluate(trainer: L.Trainer, module: L.LightningModule) -> Figures:
     """Held-out figures of both streams, the same on all ranks."""
-    figures = HeldOutFigures(module.judge, module.validation_metrics).to(module.device)
+    figures = HeldOutFigures(module.judge, module.validation_metrics()).to(module.device)
     policy = module.rollout_policy()
     for batch in trainer.datamodule.val_dataloader():
         if batch.queries:

@@ -33,7 +33,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr bench evaluate           time answering rows of a benchmark beside stock `generate`
 
 Any setting of the config can be overridden on the command line, for example
-  ivgr fit --config configs/tiny.yaml --model.optimizer.lr 5e-5 --seed_everything 1
+  ivgr fit --config configs/tiny.yaml --model.update.optimizer.lr 5e-5 --seed_everything 1
 and `--print_config` prints the outcome. `ivgr COMMAND --help` lists every setting.
 """
 

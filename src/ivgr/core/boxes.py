@@ -89,7 +89,7 @@ ROWS = ("upper", "middle", "lower")
 COLUMNS = ("left", "center", "right")
 
 
-def place_of(box: tuple[float, ...], width: float = 1000, height: float = 1000) -> str:
+def grid_cell(box: tuple[float, ...], width: float = 1000, height: float = 1000) -> str:
     """The cell of a 3 x 3 partition in which the box's centre lies, as "row column"."""
     x = (box[0] / 2 + box[2] / 2) / width
     y = (box[1] / 2 + box[3] / 2) / height

@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 
 import torch
-from torch.distributed.tensor import DTensor
+
+from ivgr.core.sharding import local_part
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether all numbers are, of a split tensor this rank's. A NaN shows in the extremes, which are
     found many times faster than each number is looked at."""
-    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    own = local_part(tensor)
     if not own.numel() or not own.is_floating_point():
         return True
     return bool(torch.stack(torch.aminmax(own.detach())).isfinite().all())

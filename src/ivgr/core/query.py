@@ -66,7 +66,7 @@ class Query:
     frame: Frame = Frame(1000.0, 1000.0)
     pixel_values: torch.Tensor | None = None
     image_grid_thw: torch.Tensor | None = None
-    place: int | None = None
+    sample_index: int | None = None
     source: int | None = None
 
     def group(self, stream: str) -> Group | None:
@@ -78,9 +78,11 @@ def rollouts_of(queries: list[Query]) -> list[Rollout]:
     return [rollout for query in queries for group in query.groups for rollout in group.rollouts]
 
 
-def places_of(queries: list[Query]) -> list[int]:
+def global_indices(queries: list[Query]) -> list[int]:
     """Each query's place in the iteration; its index where nobody counts."""
-    return [index if query.place is None else query.place for index, query in enumerate(queries)]
+    return [
+        index if query.sample_index is None else query.sample_index for index, query in enumerate(queries)
+    ]
 
 
 def separate(query: Query) -> list[Query]:

@@ -9,7 +9,7 @@ from ivgr.core.errors import UserError
 from ivgr.core.readers import read_json, read_json_lines
 
 
-class Journal:
+class ResumableJsonl:
     """The rows of `folder`/NAME.jsonl, one JSON object a line, in the order of the work.
 
     `rows` holds those of an earlier, interrupted call; a line that was cut off is left out.

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ivgr.core.checkpoint_file import PLAIN
 from ivgr.core.errors import UserError
+from ivgr.core.metric import ValidationMetric
 from ivgr.core.prompts import PAIRED, check_paired
 from ivgr.core.rejection import Rejection
 from ivgr.core.sample import KINDS
@@ -17,10 +18,10 @@ from ivgr.core.seeding import run_seed
 from ivgr.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, Share, checked
 from ivgr.data.dataloader import make_loader
 from ivgr.data.encode import Batch, QueryEncoder, encode_batch
-from ivgr.data.load_balancing import Spread
+from ivgr.data.load_balancing import RankAssignment
 from ivgr.data.quarantine import Quarantine
-from ivgr.data.shards import Located, find_shards, take_stock
-from ivgr.data.stream import Feed, Mix, SampleStream
+from ivgr.data.shards import ShardedSample, find_shards, validate_shards
+from ivgr.data.stream import BatchComposition, SampleStream, WeightedSource
 from ivgr.data.validation_stream import HeldOut
 
 
@@ -60,6 +61,7 @@ class ShardDataModule(L.LightningDataModule):
         val_batch: Queries decoded together in evaluation.
         max_rejected: Largest share of samples that may be broken before training stops.
         allow_pipe: Let a path "pipe:COMMAND" run a shell command.
+        validation_metrics: Figures of held-out responses beside those that are always there.
     """
 
     # The shape of what a checkpoint keeps.
@@ -84,8 +86,10 @@ class ShardDataModule(L.LightningDataModule):
         val_batch: PositiveInt = 64,
         max_rejected: Share = 0.01,
         allow_pipe: bool = False,
+        validation_metrics: Sequence[ValidationMetric] = (),
     ) -> None:
         super().__init__()
+        self.validation_metrics = tuple(validation_metrics)
         self.train, self.val, self.prompts, self.paired_ratio = train, val, prompts, paired_ratio
         self.shuffle, self.workers, self.streams = shuffle, workers, check_paired(streams)
         self.shards_by_rank, self.expected_response = shards_by_rank, expected_response
@@ -100,7 +104,7 @@ class ShardDataModule(L.LightningDataModule):
         self.quarantine = Quarantine(self.listed if rank == 0 else None, self.max_rejected)
         if stage == "fit":
             self._check_train()
-        stock = take_stock(self._find(self.val), self.max_rejected)
+        stock = validate_shards(self._find(self.val), self.max_rejected)
         if not stock["paired"]:
             raise UserError(f"data.val: {self.val!r} holds no paired sample to evaluate on")
 
@@ -111,7 +115,7 @@ class ShardDataModule(L.LightningDataModule):
                 f"data.prompts is {self.prompts}, must be a multiple of the {ranks} ranks with "
                 "data.shards_by_rank"
             )
-        self.mix = Mix.of(self.prompts // ranks, self.paired_ratio, len(self.streams))
+        self.mix = BatchComposition.of(self.prompts // ranks, self.paired_ratio, len(self.streams))
         readers = ranks * max(self.workers, 1)
         self.feeds = [self._take_in(source, readers) for source in self._sources()]
         for kind, wanted in (("paired", self.mix.paired), ("single", self.mix.single)):
@@ -131,15 +135,15 @@ class ShardDataModule(L.LightningDataModule):
             raise UserError("data.train: give at least one source")
         return sources
 
-    def _take_in(self, source: Source, readers: int) -> Feed:
+    def _take_in(self, source: Source, readers: int) -> WeightedSource:
         shards = self._find(source.path)
         if len(shards) < readers:
             raise UserError(
                 f"data.train: {len(shards)} shards for {readers} readers (ranks x workers) in "
                 f"{source.path!r}; write more, smaller shards or lower data.workers"
             )
-        stock = take_stock(shards, self.max_rejected)
-        return Feed(shards, source.weight, tuple(kind for kind in KINDS if stock[kind]))
+        stock = validate_shards(shards, self.max_rejected)
+        return WeightedSource(shards, source.weight, tuple(kind for kind in KINDS if stock[kind]))
 
     def _find(self, path: str | list[str]) -> list[str]:
         return find_shards(path, self.allow_pipe)
@@ -150,11 +154,11 @@ class ShardDataModule(L.LightningDataModule):
         stream = SampleStream(
             self.feeds, self.mix, run_seed(), self.shuffle, *self._parts(), start=self.start
         )
-        spread = Spread(
+        spread = RankAssignment(
             self.trainer.global_rank,
             self.trainer.world_size,
             self.shards_by_rank,
-            self.trainer.lightning_module.updates,
+            self.trainer.lightning_module.update.mini_batches,
             self.expected_response,
             self.streams,
         )
@@ -173,7 +177,7 @@ class ShardDataModule(L.LightningDataModule):
         quarantine = Quarantine(self.listed, self.max_rejected)
         return make_loader(held_out, partial(self._encode_held_out, quarantine), 0)
 
-    def _encode_held_out(self, quarantine: Quarantine, drawn: list[Located | Rejection]) -> Batch:
+    def _encode_held_out(self, quarantine: Quarantine, drawn: list[ShardedSample | Rejection]) -> Batch:
         batch = encode_batch(drawn, self._encoder())
         quarantine.add(batch.rejected, batch.seen)
         return batch

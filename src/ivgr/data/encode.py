@@ -18,13 +18,26 @@ from ivgr.core.prompts import PAIRED, Prompts, streams_of
 from ivgr.core.query import Group, Query
 from ivgr.core.rejection import RejectedSample, Rejection
 from ivgr.core.sample import Sample
+from ivgr.core.settings import PositiveInt, checked
 from ivgr.data.answer_options import with_options
-from ivgr.data.load_balancing import Spread
-from ivgr.data.shards import Located
+from ivgr.data.load_balancing import RankAssignment
+from ivgr.data.shards import ShardedSample
 from ivgr.models.registry import find_family
 
 FILLER = Sample("filler", "", "")
 _OPENED = re.compile(r"<think>\s*\Z")
+
+
+@checked("model.encoding.")
+@dataclass(frozen=True, kw_only=True)
+class EncodingConfig:
+    """How samples become prompts."""
+
+    prompts: Prompts = Prompts()
+    """Instructions of the streams."""
+
+    max_prompt_tokens: PositiveInt = 8192
+    """Longest prompt, images included."""
 
 
 @dataclass
@@ -184,21 +197,21 @@ class Batch:
 
 
 def encode_batch(
-    drawn: list[Located | Rejection],
+    drawn: list[ShardedSample | Rejection],
     encoder: QueryEncoder,
     streams: tuple[str, ...] = PAIRED,
-    spread: Spread = Spread(),  # noqa: B008
+    spread: RankAssignment = RankAssignment(),  # noqa: B008
 ) -> Batch:
     """Encodes what can be encoded of this rank's part of `drawn`, paired samples in `streams`."""
     mine = spread.take(drawn, encoder.processor)
     batch = Batch([], [], len(mine))
-    for place, item in mine:
+    for sample_index, item in mine:
         if isinstance(item, Rejection):
             batch.rejected.append(item)
             continue
         try:
             query = encoder(item.sample, streams_of(item.sample.kind, streams))
-            batch.queries.append(replace(query, place=place, source=item.source))
+            batch.queries.append(replace(query, sample_index=sample_index, source=item.source))
         except RejectedSample as error:
             batch.rejected.append(Rejection.of(error, item.shard, item.key, item.sample.id))
     return batch

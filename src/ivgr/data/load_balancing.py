@@ -12,20 +12,20 @@ from transformers import ProcessorMixin
 from ivgr.core.images import read_size
 from ivgr.core.prompts import PAIRED, streams_of
 from ivgr.core.rejection import Rejection
-from ivgr.data.shards import Located
+from ivgr.data.shards import ShardedSample
 
 CHARACTERS = 4  # of a question, a token
-Drawn = Located | Rejection
+Drawn = ShardedSample | Rejection
 
 
 @dataclass(frozen=True)
-class Spread:
+class RankAssignment:
     """How draws are dealt.
 
     Args:
         rank: This rank.
         ranks: How many there are.
-        apart: Ranks draw different samples, so each keeps its own.
+        shards_by_rank: Ranks draw different samples, so each keeps its own.
         updates: Mini-batches of an iteration, which is dealt so that each of them is spread.
         response: Tokens of all responses that a query is expected to get in one stream.
         streams: Those of paired queries.
@@ -33,22 +33,22 @@ class Spread:
 
     rank: int = 0
     ranks: int = 1
-    apart: bool = False
+    shards_by_rank: bool = False
     updates: int = 1
     response: int = 0
     streams: tuple[str, ...] = PAIRED
 
     def take(self, drawn: Sequence[Drawn], processor: ProcessorMixin) -> list[tuple[int, Drawn]]:
         """This rank's part of `drawn`, each with its place among the draws of all ranks."""
-        if self.apart:
+        if self.shards_by_rank:
             return [(index * self.ranks + self.rank, item) for index, item in enumerate(drawn)]
         if self.ranks == 1:
             return list(enumerate(drawn))
         costs = [expected_tokens(item, processor, self.response, self.streams) for item in drawn]
-        return [(i, drawn[i]) for i in deal_by_cost(costs, self.ranks, self.updates)[self.rank]]
+        return [(i, drawn[i]) for i in balance_by_cost(costs, self.ranks, self.updates)[self.rank]]
 
 
-def deal_by_cost(costs: Sequence[int], ranks: int, updates: int = 1) -> list[list[int]]:
+def balance_by_cost(costs: Sequence[int], ranks: int, updates: int = 1) -> list[list[int]]:
     """The indices of `costs` that each rank takes, in order. Within each mini-batch (every
     `updates`-th index) the dearest goes first, always to the rank that has the least so far of
     this mini-batch, then of all."""

@@ -2,7 +2,7 @@
 ratio of grounded to textual ones is that of the shards (see `ivgr distill`)."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count, islice
 
@@ -10,6 +10,7 @@ import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ivgr.core.errors import UserError
+from ivgr.core.metric import ValidationMetric
 from ivgr.core.prompts import SINGLE, TEXTUAL
 from ivgr.core.rejection import RejectedSample, Rejection
 from ivgr.core.sample import Sample
@@ -18,7 +19,7 @@ from ivgr.core.settings import NonNegativeInt, PositiveInt, checked
 from ivgr.data.dataloader import make_loader
 from ivgr.data.datamodule import ShardDataModule
 from ivgr.data.sft_encode import Demonstration, encode_demonstrations
-from ivgr.data.shards import Located, load_images, read_heads, take_stock
+from ivgr.data.shards import ShardedSample, load_images, read_heads, validate_shards
 from ivgr.distributed.collectives import gather_lists
 
 
@@ -36,6 +37,7 @@ class ColdStart(ShardDataModule):
         workers: Processes a rank that decode and encode; 0 does so in the training process.
         val_queries: Held-out paired queries to evaluate, null for all.
         val_batch: Queries decoded together in evaluation.
+        validation_metrics: As of `ShardDataModule`.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class ColdStart(ShardDataModule):
         workers: NonNegativeInt = 0,
         val_queries: PositiveInt | None = 512,
         val_batch: PositiveInt = 64,
+        validation_metrics: Sequence[ValidationMetric] = (),
     ) -> None:
-        super().__init__(train, val, shuffle=shuffle, workers=workers)
+        super().__init__(train, val, shuffle=shuffle, workers=workers, validation_metrics=validation_metrics)
         self.val_queries, self.val_batch = val_queries, val_batch
         self.total_steps, self.epochs, self.batch = steps, epochs, batch
 
@@ -60,7 +63,7 @@ class ColdStart(ShardDataModule):
                 f"data.batch is {self.batch}, must be a multiple of the {self.trainer.world_size} ranks"
             )
         shards = self._find(self.train)
-        take_stock(shards)
+        validate_shards(shards)
         count = self._count(shards)
         if not count:
             raise UserError(
@@ -123,7 +126,7 @@ class DemonstrationStream(IterableDataset):
         for batch in islice(batches, self.start + first, None, every):
             yield [_with_images(*drawn) for drawn in batch[self.rank :: self.ranks]]
 
-    def _demonstrations(self) -> Iterator[tuple[Located, str]]:
+    def _demonstrations(self) -> Iterator[tuple[ShardedSample, str]]:
         """Endless: samples whose images are not loaded, each with one of its streams."""
         for epoch in count():
             order = list(self.shards)
@@ -137,17 +140,17 @@ class DemonstrationStream(IterableDataset):
             yield from wds.detshuffle(bufsize=self.shuffle, initial=self.shuffle, seed=seed).run(found)
 
 
-def _count_texts(item: Located | Rejection) -> int | Rejection:
+def _count_texts(item: ShardedSample | Rejection) -> int | Rejection:
     return item if isinstance(item, Rejection) else len(item.sample.reasoning)
 
 
-def _unbroken(item: Located | Rejection) -> Located:
+def _unbroken(item: ShardedSample | Rejection) -> ShardedSample:
     if isinstance(item, Rejection):
         raise RejectedSample(item.message, item.reason)
     return item
 
 
-def _with_images(item: Located, stream: str) -> Demonstration:
+def _with_images(item: ShardedSample, stream: str) -> Demonstration:
     return Demonstration(_unbroken(load_images(item)).sample, stream)
 
 

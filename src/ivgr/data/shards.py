@@ -112,7 +112,7 @@ def read_shards(shards: list[str]) -> Iterator[dict]:
 
 
 @dataclass(frozen=True)
-class Located:
+class ShardedSample:
     """A sample and where it lies; source is the index of its source among several."""
 
     sample: Sample
@@ -125,14 +125,16 @@ class Located:
         return self.sample.kind
 
 
-def read_samples(shards: list[str], kinds: tuple[str, ...] = ("", *KINDS)) -> Iterator[Located | Rejection]:
+def read_samples(
+    shards: list[str], kinds: tuple[str, ...] = ("", *KINDS)
+) -> Iterator[ShardedSample | Rejection]:
     """The samples of `shards` in order, with a `Rejection` in the place of each broken one and
     of what a broken shard lacks; only those of `kinds`, where "" is a broken sample's whose kind
     is not known. The images of others are not read where that can be avoided."""
     return map(load_images, (item for item in read_heads(shards) if item.kind in kinds))
 
 
-def load_images(item: Located | Rejection) -> Located | Rejection:
+def load_images(item: ShardedSample | Rejection) -> ShardedSample | Rejection:
     """`item` with its images' bytes; a `Rejection` in its place if they are gone."""
     if isinstance(item, Rejection):
         return item
@@ -144,7 +146,7 @@ def load_images(item: Located | Rejection) -> Located | Rejection:
     return replace(item, sample=replace(item.sample, images=images))
 
 
-def read_heads(shards: list[str]) -> Iterator[Located | Rejection]:
+def read_heads(shards: list[str]) -> Iterator[ShardedSample | Rejection]:
     """The samples of `shards` as of `read_samples`, of all kinds, their images not yet read where that
     can be put off (see `load_images`)."""
     for shard in shards:
@@ -155,14 +157,14 @@ def read_heads(shards: list[str]) -> Iterator[Located | Rejection]:
             yield Rejection.of(error, shard)
 
 
-def _locate(entry: dict, shard: str) -> Located | Rejection:
+def _locate(entry: dict, shard: str) -> ShardedSample | Rejection:
     try:
-        return Located(read_sample(entry), shard, entry["__key__"])
+        return ShardedSample(read_sample(entry), shard, entry["__key__"])
     except RejectedSample as error:
         return Rejection.of(error, shard, entry["__key__"])
 
 
-def take_stock(shards: list[str], max_rejected: float = 0.01) -> Counter:
+def validate_shards(shards: list[str], max_rejected: float = 0.01) -> Counter:
     """Checks every sample of `shards` and counts the good ones by kind. A shard that the
     sizes.json beside it lists with the bytes it really has is not read. UserError for a shard
     out of reach, and when more than `max_rejected` of all samples are broken."""
@@ -170,7 +172,7 @@ def take_stock(shards: list[str], max_rejected: float = 0.01) -> Counter:
     for item in _take_stock(shards):
         if isinstance(item, ShardSize):
             kinds.update(paired=item.paired, single=item.single)
-        elif isinstance(item, Located):
+        elif isinstance(item, ShardedSample):
             kinds[item.kind] += 1
         elif item.reason == UNREACHABLE:
             raise UserError(item.message)
@@ -184,7 +186,7 @@ def take_stock(shards: list[str], max_rejected: float = 0.01) -> Counter:
     return kinds
 
 
-def _take_stock(shards: list[str]) -> Iterator[ShardSize | Located | Rejection]:
+def _take_stock(shards: list[str]) -> Iterator[ShardSize | ShardedSample | Rejection]:
     """What sizes.json says of a shard, or what reading it gives."""
     known: dict[str, dict[str, ShardSize]] = {}
     for shard in shards:

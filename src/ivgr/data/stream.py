@@ -22,12 +22,12 @@ from ivgr.core.rejection import Rejection
 from ivgr.core.sample import KINDS
 from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import Share, checked
-from ivgr.data.shards import Located, load_images, read_heads
-from ivgr.data.weighted_sampling import deal
+from ivgr.data.shards import ShardedSample, load_images, read_heads
+from ivgr.data.weighted_sampling import weighted_round_robin
 
 
 @dataclass(frozen=True)
-class Mix:
+class BatchComposition:
     """Queries an iteration on one rank."""
 
     paired: int
@@ -35,7 +35,7 @@ class Mix:
 
     @classmethod
     @checked("data.")
-    def of(cls, prompts: int, paired_ratio: Share, streams: int = 2) -> "Mix":
+    def of(cls, prompts: int, paired_ratio: Share, streams: int = 2) -> "BatchComposition":
         """`paired_ratio` is a share of prompts; a paired query counts one for each of `streams`."""
         paired = round(prompts * paired_ratio / streams)
         mix = cls(paired, prompts - streams * paired)
@@ -48,7 +48,7 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Feed:
+class WeightedSource:
     """The shards of one source, its weight among the sources, and the kinds it holds."""
 
     shards: list[str]
@@ -62,8 +62,8 @@ class SampleStream(IterableDataset):
 
     def __init__(
         self,
-        feeds: list[Feed],
-        mix: Mix,
+        feeds: list[WeightedSource],
+        mix: BatchComposition,
         seed: int,
         shuffle: int,
         rank: int = 0,
@@ -73,7 +73,7 @@ class SampleStream(IterableDataset):
         self.feeds, self.mix, self.seed, self.shuffle = feeds, mix, seed, shuffle
         self.rank, self.ranks, self.start = rank, ranks, start
 
-    def __iter__(self) -> Iterator[list[Located | Rejection]]:
+    def __iter__(self) -> Iterator[list[ShardedSample | Rejection]]:
         worker = get_worker_info()
         readers = worker.num_workers if worker else 1
         reader = ((worker.id if worker else 0) + self.start) % readers
@@ -89,7 +89,7 @@ class SampleStream(IterableDataset):
             yield from repeat([])
         holders = [i for i, feed in enumerate(self.feeds) if kind in feed.kinds]
         seed = derive_seed(self.seed, "sources", self.rank, kind)
-        dealt = deal([self.feeds[i].weight for i in holders], seed)
+        dealt = weighted_round_robin([self.feeds[i].weight for i in holders], seed)
         share = self.rank * readers + reader, self.ranks * readers
         skipped: Counter = Counter()
         samples: dict[int, Iterator] = {}
@@ -104,7 +104,7 @@ class SampleStream(IterableDataset):
                 samples[i] = islice(self._samples(kind, i, share), skipped[i], None)
             yield [load_images(next(samples[i])) for i in chosen]
 
-    def _samples(self, kind: str, feed: int, share: tuple[int, int]) -> Iterator[Located | Rejection]:
+    def _samples(self, kind: str, feed: int, share: tuple[int, int]) -> Iterator[ShardedSample | Rejection]:
         """The endless samples of one kind from one feed, their images not loaded."""
         for epoch in count():
             yield from self._epoch(kind, feed, epoch, share)
@@ -121,8 +121,8 @@ class SampleStream(IterableDataset):
         seed = derive_seed(own, "samples", epoch, share, kind) % 2**31
         found = False
         for item in wds.detshuffle(bufsize=self.shuffle, initial=self.shuffle, seed=seed).run(wanted):
-            found = found or isinstance(item, Located)
-            several = len(self.feeds) > 1 and isinstance(item, Located)
+            found = found or isinstance(item, ShardedSample)
+            several = len(self.feeds) > 1 and isinstance(item, ShardedSample)
             yield replace(item, source=feed) if several else item
         if not found:
             raise UserError(

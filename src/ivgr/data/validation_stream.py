@@ -6,7 +6,7 @@ from itertools import islice
 from torch.utils.data import IterableDataset
 
 from ivgr.core.rejection import Rejection
-from ivgr.data.shards import Located, read_samples
+from ivgr.data.shards import ShardedSample, read_samples
 
 
 class HeldOut(IterableDataset):
@@ -16,7 +16,7 @@ class HeldOut(IterableDataset):
         self.shards, self.limit, self.batch = shards, limit, batch
         self.rank, self.ranks = rank, ranks
 
-    def __iter__(self) -> Iterator[list[Located | Rejection]]:
+    def __iter__(self) -> Iterator[list[ShardedSample | Rejection]]:
         paired = read_samples(self.shards, ("paired", ""))
         mine = islice(islice(paired, self.limit), self.rank, None, self.ranks)
         while batch := list(islice(mine, self.batch)):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 
 
-def deal(weights: Sequence[float], seed: int) -> Iterator[int]:
+def weighted_round_robin(weights: Sequence[float], seed: int) -> Iterator[int]:
     """Indices of `weights` for ever: after n of them, index i has come within one of n times
     its share, for every n. `seed` decides between equals.
 

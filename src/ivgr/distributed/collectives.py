@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from ivgr.core.query import Query, Rollout, places_of
+from ivgr.core.query import Query, Rollout, global_indices
 
 
 def gather(found: object) -> list:
@@ -30,7 +30,7 @@ def gather_queries(queries: list[Query]) -> list[Query]:
     there are several ranks."""
     if not (dist.is_available() and dist.is_initialized()):
         return queries
-    mine = [(place, _lighten(query)) for place, query in zip(places_of(queries), queries, strict=True)]
+    mine = [(place, _lighten(query)) for place, query in zip(global_indices(queries), queries, strict=True)]
     return [query for _, query in sorted(gather_lists(mine), key=lambda pair: pair[0])]
 
 

@@ -21,14 +21,18 @@ from torch.distributed.fsdp import (
 )
 from transformers import PreTrainedModel
 
+from ivgr.core.sharding import is_sharded
+from ivgr.models.registry import find_family
+
 Result = TypeVar("Result")
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
     """Splits every decoder layer, every vision block, the rest of the vision tower and the rest of
     the model, each a group of its own. Gradients are summed over ranks."""
-    vision, language = model.model.visual, model.model.language_model
-    for part in (*vision.blocks, vision, *language.layers, model):
+    family = find_family(model.config.model_type)
+    vision, blocks = family.vision_tower(model), family.vision_blocks(model)
+    for part in (*blocks, vision, *family.decoder_layers(model), model):
         fully_shard(part, mesh=mesh, mp_policy=precision)
     for part in model.modules():
         if isinstance(part, FSDPModule):
@@ -41,27 +45,27 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: MixedPrecisionPol
 def run_pass(model: PreTrainedModel, call: Callable[[], Result]) -> Result:
     """`call()`, a pass through `model` with whatever else reads its weights, such as the head's.
     If they are split, all ranks must make the same passes, in the same order."""
-    return model.run_pass(call) if isinstance(model, FSDPModule) else call()
+    return model.run_pass(call) if is_sharded(model) else call()
 
 
 @contextmanager
-def letting_go(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def reshard_after(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Lends `model` for passes without gradients, and frees what they leave gathered of it if it is
     split."""
     try:
         yield model
     finally:
-        if isinstance(model, FSDPModule):
+        if is_sharded(model):
             model.reshard()
 
 
-def outlasting(model: PreTrainedModel, weight: torch.Tensor) -> torch.Tensor:
+def clone_if_sharded(model: PreTrainedModel, weight: torch.Tensor) -> torch.Tensor:
     """A gathered weight of `model`, to be read after it was let go: of a split model a copy."""
-    return weight.detach().clone() if isinstance(model, FSDPModule) else weight.detach()
+    return weight.detach().clone() if is_sharded(model) else weight.detach()
 
 
 class Replica:
-    """A whole copy of a policy that is split: filled once, then used until `expire`.
+    """A whole copy of a policy that is split: filled once, then used until `invalidate`.
 
     While it is empty its weights have no storage (they are on PyTorch's meta device), wherever the
     policy lies when it is split and wherever it moves.
@@ -83,7 +87,7 @@ class Replica:
         self.filled = False
 
     @torch.no_grad()
-    def fill(self) -> PreTrainedModel:
+    def sync(self) -> PreTrainedModel:
         """The copy with the policy's weights, on its device; all ranks must call it."""
         if not self.filled:
             pairs = zip(self.model.parameters(), self.policy.parameters(), strict=True)
@@ -95,14 +99,14 @@ class Replica:
         return self.model
 
     @torch.no_grad()
-    def take_home(self, keep: bool) -> PreTrainedModel:
+    def gather_to_cpu(self, keep: bool) -> PreTrainedModel:
         """The copy in main memory, as exact as the policy, where `keep`; all ranks must call it.
         It is the copy's last use."""
         wholes = (split.full_tensor() for split in self.policy.parameters())
         self._take(whole.cpu() if keep else whole.new_empty(0) for whole in wholes)
         return self.model.to("cpu")
 
-    def expire(self) -> None:
+    def invalidate(self) -> None:
         """Frees the copy, because the policy is about to change."""
         if self.filled:
             self._take(torch.empty_like(weight, device="meta") for weight in self.model.parameters())

@@ -154,5 +154,5 @@ def _place(trainer: L.Trainer, module: L.LightningModule) -> str:
     if trainer.state.fn != TrainerFn.FITTING:
         return ""
     iteration = trainer.fit_loop.epoch_loop.batch_progress.total.processed + 1
-    phase = getattr(getattr(module, "loop", None), "phase", "")
+    phase = getattr(getattr(module, "rl_step", None), "phase", "")
     return f" in {phase} of iteration {iteration}" if phase else f" at iteration {iteration}"

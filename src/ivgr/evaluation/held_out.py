@@ -1,31 +1,21 @@
 """Greedy evaluation of both streams on held-out paired queries."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from torch import nn
 from torchmetrics import MeanMetric
 
+from ivgr.core.metric import ValidationMetric
 from ivgr.core.prompts import GROUNDED, TEXTUAL
 from ivgr.core.query import Query, Rollout
 from ivgr.core.response import format_reward
 from ivgr.judge.protocol import Agreement, Judge
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.box_terms import box_reward
-from ivgr.rewards.rewards import ask_once
+from ivgr.rewards.scorer import judge_unique
 
 FIGURES = {GROUNDED: ("accuracy", "format", "iou"), TEXTUAL: ("accuracy", "format")}
 RARE = ("unjudged", "math_given_up")
-
-
-class ValidationMetric(Protocol):
-    """A figure of one stream's responses, beside those that are always there."""
-
-    stream: str
-    name: str
-
-    def __call__(self, query: Query, rollout: Rollout) -> float:
-        """Of one response."""
 
 
 def names_of(metrics: Sequence[ValidationMetric] = ()) -> dict[str, tuple[str, ...]]:
@@ -68,8 +58,8 @@ class HeldOutFigures(nn.Module):
             for group in query.groups
             for rollout in group.rollouts
         ]
-        questions = [(r, f["accuracy"]) for _, r, f in found if isinstance(f["accuracy"], Agreement)]
-        verdicts = ask_once(self.judge.agree, questions)
+        questions = [f["accuracy"] for _, _, f in found if isinstance(f["accuracy"], Agreement)]
+        verdicts = judge_unique(self.judge.agree, questions)
         for stream, _, figures in found:
             accuracy = figures["accuracy"]
             figures["accuracy"] = verdicts[accuracy] if isinstance(accuracy, Agreement) else accuracy

@@ -1,7 +1,6 @@
 """Judges: who decides what no rule can. See `ivgr.judge.protocol`."""
 
-from ivgr.judge.llm import LLMJudge
-from ivgr.judge.local import LocalJudge
+from ivgr.core.face import lazy_face
 from ivgr.judge.protocol import CONSISTENCY_SCORES, Agreement, Comparison, Judge, RulesAlone
 
 __all__ = [
@@ -13,3 +12,4 @@ __all__ = [
     "LocalJudge",
     "RulesAlone",
 ]
+__getattr__ = lazy_face(__name__, {"LLMJudge": "llm", "LocalJudge": "local"})

@@ -7,12 +7,12 @@ from ivgr.core.background import wait_for
 from ivgr.judge.protocol import Agreement, Comparison, Judge, RulesAlone
 
 
-def patient_judge(judge: Judge, seconds: float | None) -> Judge:
+def with_judge_timeout(judge: Judge, seconds: float | None) -> Judge:
     """`judge`, held to `seconds` unless they are null or it only goes by the rules."""
-    return judge if seconds is None or isinstance(judge, RulesAlone) else PatientJudge(judge, seconds)
+    return judge if seconds is None or isinstance(judge, RulesAlone) else TimeoutJudge(judge, seconds)
 
 
-class PatientJudge:
+class TimeoutJudge:
     """Asks `judge` in a thread of its own and waits for at most `seconds`; a call that hangs is left
     behind when the program ends. What else the judge has, such as `report`, it has too."""
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ivgr.core.boxes import parse_boxes, place_of
+from ivgr.core.boxes import grid_cell, parse_boxes
 from ivgr.core.frame import Frame
 from ivgr.judge.protocol import CONSISTENCY_SCORES, Agreement, Comparison
 
@@ -142,5 +142,5 @@ def say_boxes(text: str, frame: Frame) -> str:
 def _say(box: tuple[float, ...], frame: Frame) -> str:
     extent = (frame.width, frame.height) * 2
     x1, y1, x2, y2 = (100 * min(max(c / full, 0.0), 1.0) for c, full in zip(box, extent, strict=True))
-    place = place_of(box, frame.width, frame.height)
+    place = grid_cell(box, frame.width, frame.height)
     return f"(box: {x1:.0f}% to {x2:.0f}% across, {y1:.0f}% to {y2:.0f}% down, {place})"

@@ -55,7 +55,7 @@ def last_line_of(error: Exception) -> str:
 def error_lines() -> Iterator[None]:
     """Ends the process with a line, SystemExit, where the body raises what a user can mend."""
     OneLine.latest = None
-    hush()
+    silence_third_party_logs()
     try:
         yield
     except Preempted as stopped:
@@ -69,7 +69,7 @@ def error_lines() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def hush() -> None:
+def silence_third_party_logs() -> None:
     """Silences notices that are no news here; transformers, which few commands load, reads the variable
     when it is loaded."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

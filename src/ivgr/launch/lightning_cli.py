@@ -24,11 +24,12 @@ from ivgr.callbacks.validation_summary import AfterColdStart, BeforeAfter
 from ivgr.core.checkpoint_file import find_checkpoint, read_checkpoint
 from ivgr.core.errors import UserError, refusals
 from ivgr.core.settings import Outage, PositiveInt, Seed
+from ivgr.core.sharding import is_sharded
 from ivgr.distributed.peers import Peers
 from ivgr.launch.config import compose_words
 from ivgr.launch.parser import OneLine
 from ivgr.launch.trainer_settings import Trainer
-from ivgr.trainer.fsdp_strategy import FSDP2
+from ivgr.trainer import fsdp_strategy  # noqa: F401  registers the strategy "fsdp2"
 
 # Lightning has jsonargparse read a value that is a URL, such as that of a shard, as a configuration.
 set_parsing_settings(config_read_mode_fsspec_enabled=False)
@@ -80,6 +81,12 @@ class CLI(LightningCLI):
             help="Validation figure whose highest value makes best.ckpt (see trainer.val_check_interval).",
         )
         parser.add_argument(
+            "--record_every",
+            type=PositiveInt,
+            default=1,
+            help="Rollouts are written of every so many-th iteration, and of the last.",
+        )
+        parser.add_argument(
             "--rank_timeout",
             type=Outage,
             default=30,
@@ -100,15 +107,19 @@ class CLI(LightningCLI):
         kwargs["logger"] = Logger(root, name="", version="")
         kwargs["default_root_dir"] = str(root)
         kwargs["plugins"] = _add_reader(self.config_init[self.subcommand].trainer.plugins)
-        self.trainer_defaults["callbacks"] = self._callbacks(checkpoints, config.rank_timeout)
+        self.trainer_defaults["callbacks"] = self._callbacks(
+            checkpoints, config.rank_timeout, config.record_every
+        )
         with refusals("trainer", "mend trainer.* in the config", MisconfigurationException):
             return super().instantiate_trainer(**kwargs)
 
-    def _callbacks(self, checkpoints: Checkpoints, rank_timeout: float) -> list[L.Callback]:
+    def _callbacks(
+        self, checkpoints: Checkpoints, rank_timeout: float, record_every: int
+    ) -> list[L.Callback]:
         """All of a run, in the order of their hooks; a config's own come before them."""
         resolved = self.parser.dump(self.config, skip_none=False)
         own = {
-            "rl": [IterationBar(), Board(), RolloutRecord(), BeforeAfter()],
+            "rl": [IterationBar(), Board(), RolloutRecord(record_every), BeforeAfter()],
             "sft": [AfterColdStart()],
         }
         return [
@@ -141,7 +152,7 @@ class CLI(LightningCLI):
             config.ckpt_path = folder / LAST if (folder / LAST).exists() else None
         elif config.ckpt_path in ("last", "best"):
             config.ckpt_path = folder / f"{config.ckpt_path}.ckpt"
-        sharded = isinstance(self.trainer.strategy, FSDP2)
+        sharded = is_sharded(self.trainer.strategy)
         if config.ckpt_path:
             find_checkpoint(Path(config.ckpt_path), sharded)
 

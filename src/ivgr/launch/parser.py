@@ -8,8 +8,9 @@ from jsonargparse import ArgumentParser, get_loader, set_loader
 from ivgr.core.errors import UserError, say
 from ivgr.core.readers import measure_yaml
 from ivgr.core.settings import Refused
-from ivgr.launch.renamed import renamed_class
+from ivgr.launch.renamed import renamed_class, renamed_setting
 
+NO_SETTING = "is no setting here; see --help"
 read_yaml = get_loader("yaml")
 
 
@@ -38,14 +39,26 @@ class SettingError(UserError, TypeError):
         is that of a nested parser if the message holds it."""
         key, rest = _KEY.fullmatch(message).groups("")
         if inner is not None and str(inner) in rest:
-            return cls(f"{key}.{inner.key}".strip("."), inner.complaint)
+            whole = f"{key}.{inner.key}".strip(".")
+            return cls.renamed(whole, inner.complaint) or cls(whole, inner.complaint)
         while cause is not None and not isinstance(cause, Refused):
             cause = cause.__cause__ or cause.__context__
-        if "class_path" in rest and (renamed := renamed_class(rest)):
-            return cls(key, "{} is named {} now".format(*renamed))
+        if "class_path" in rest and (moved := renamed_class(rest)):
+            return cls(key, "{} is named {} now".format(*moved))
         if unknown := _UNKNOWN.fullmatch(rest):
-            return cls(unknown[1], "is no setting here; see --help")
+            key, rest = unknown[1], NO_SETTING
+            return cls.renamed(key, rest) or cls(key, rest)
+        if renamed := cls.renamed(key, rest):
+            return renamed
         return cls(key, str(cause) if cause else reword(rest) if key else rest)
+
+    @classmethod
+    def renamed(cls, key: str, complaint: str) -> "SettingError | None":
+        """Of a setting that is called otherwise now; None if the complaint is another."""
+        option = _UNRECOGNIZED.match(complaint)
+        name = f"{key}.{option[1]}" if option else key
+        new = renamed_setting(name) if option or complaint == NO_SETTING else None
+        return cls(name, f"is named {new} now") if new else None
 
 
 class OneLine:
@@ -102,6 +115,7 @@ class ToolParser(Parser):
 
 _KEY = re.compile(r'(?:Parser key "([^"]+)"(?: element [0-9]+)?:\s*)?(.*)', re.DOTALL)
 _UNKNOWN = re.compile(r"Option '([^']+)' is not accepted")
+_UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: --([\w.]+)")
 _UNION = re.compile(
     r"Does not validate against .*?Subtypes: \[.*?\] Errors: | Given value type: <class '[^']+'>"
 )

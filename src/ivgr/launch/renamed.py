@@ -23,6 +23,26 @@ CLASSES = {
     "ivgr.watch.benchmarks.Benchmarks": "ivgr.tools.Benchmarks",
     "ivgr.watch.probing.Probing": "ivgr.tools.Probing",
 }
+# Also of all that lies below them.
+SETTINGS = {
+    "model.adapter": "model.trainable.adapter",
+    "model.archive": "model.rewards.archive",
+    "model.clip_norm": "model.update.clip_norm",
+    "model.drop_flat": "model.update.drop_zero_std",
+    "model.epochs": "model.update.epochs",
+    "model.freeze": "model.trainable.freeze",
+    "model.gradient_checkpointing": "model.trainable.gradient_checkpointing",
+    "model.layout": "model.update.layout",
+    "model.loss": "model.update.loss",
+    "model.max_prompt_tokens": "model.encoding.max_prompt_tokens",
+    "model.optimizer": "model.update.optimizer",
+    "model.prompts": "model.encoding.prompts",
+    "model.record_every": "record_every",
+    "model.resample": "model.update.resample",
+    "model.schedule": "model.update.schedule",
+    "model.token_budget": "model.update.token_budget",
+    "model.updates": "model.update.mini_batches",
+}
 _CLASS = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, CLASSES))})(?!\w)")
 
 
@@ -30,3 +50,12 @@ def renamed_class(text: str) -> tuple[str, str] | None:
     """The first class in `text` that has another path now, and that path."""
     found = _CLASS.search(text)
     return (found.group(), CLASSES[found.group()]) if found else None
+
+
+def renamed_setting(name: str) -> str | None:
+    """What the setting of that dotted name, as the user writes it, is called now; None if nothing else."""
+    name = name.replace(".init_args", "")
+    for old, new in SETTINGS.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return None

@@ -10,8 +10,8 @@ import lightning as L
 from ivgr.core.settings import NonNegativeInt, PositiveInt, fixed
 
 LENGTH = "model.iterations, or data.steps or data.epochs of a cold start, says how long a run is"
-PACKS = "an update is a whole mini-batch, in packs of model.token_budget tokens"
-CLIPPING = "model.clip_norm clips gradients"
+PACKS = "an update is a whole mini-batch, in packs of model.update.token_budget tokens"
+CLIPPING = "model.update.clip_norm clips gradients"
 OneEpoch, NoEpochs = fixed(1, LENGTH), fixed(None, LENGTH)
 NoClipping = fixed(None, CLIPPING)
 NoTest = fixed(None, "`ivgr validate` and `ivgr evaluate` examine a policy")

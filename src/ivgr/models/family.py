@@ -32,7 +32,7 @@ class Family:
     merge: sides of a vision patch in pixels, and of an image token in patches. sizes: fields of
     the HF configuration of each shipped size, of which "tiny" is ours. hub: its hub id, with
     {size}. pixels: fewest and most of an image, as shipped. normal: mean and standard deviation
-    of a colour channel. vision, language, layers: module paths in the HF model.
+    of a colour channel. vision, blocks, language, layers: module paths in the HF model.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Family:
     image_processor: type = Qwen2VLImageProcessor
     merge: int = 2
     vision: str = "model.visual"
+    blocks: str = "model.visual.blocks"
     language: str = "model.language_model"
     layers: str = "model.language_model.layers"
 
@@ -92,6 +93,9 @@ class Family:
 
     def vision_tower(self, model: PreTrainedModel) -> nn.Module:
         return model.get_submodule(self.vision)
+
+    def vision_blocks(self, model: PreTrainedModel) -> nn.ModuleList:
+        return model.get_submodule(self.blocks)
 
     def language_model(self, model: PreTrainedModel) -> nn.Module:
         return model.get_submodule(self.language)

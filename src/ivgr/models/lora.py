@@ -18,26 +18,26 @@ from transformers import PreTrainedModel
 from ivgr.core.errors import UserError
 from ivgr.core.seeding import derive_seed, run_seed
 from ivgr.core.settings import PositiveFloat, PositiveInt, checked
+from ivgr.models.registry import find_family
 
 Targets = Literal["language", "language+vision"]
 
 
-@checked("model.adapter.")
-@dataclass(frozen=True)
-class Adapter:
+@checked("model.trainable.adapter.")
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
     """Trains low-rank adapters instead of the weights. There is no dropout: the policy that is
-    updated is the one that rolled out.
-
-    Args:
-        rank: Rank of each adapter.
-        alpha: An adapter's output is scaled by alpha / rank.
-        targets: "language" wraps the linear layers of the language model, "language+vision"
-            those of the vision tower and its merger too.
-    """
+    updated is the one that rolled out."""
 
     rank: PositiveInt = 16
+    """Rank of each adapter."""
+
     alpha: PositiveFloat = 32.0
+    """An adapter's output is scaled by alpha / rank."""
+
     targets: Targets = "language"
+    """"language" wraps the linear layers of the language model, "language+vision" those of the vision tower
+    and its merger too."""
 
     @property
     def on_vision(self) -> bool:
@@ -47,13 +47,12 @@ class Adapter:
         """Wraps `model` in place; nothing else of it is trained any more. The adapters start
         from the run's seed and as no change at all; they are fp32 whatever the weights are."""
         peft = _import("peft")
-        towers = {"language_model": model.model.language_model}
-        if self.on_vision:
-            towers["visual"] = model.model.visual
+        family = find_family(model.config.model_type)
+        towers = [family.language, family.vision] if self.on_vision else [family.language]
         names = [
-            f"model.{tower}.{name}"
-            for tower, module in towers.items()
-            for name, layer in module.named_modules()
+            f"{tower}.{name}"
+            for tower in towers
+            for name, layer in model.get_submodule(tower).named_modules()
             if isinstance(layer, nn.Linear)
         ]
         config = peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=names)
@@ -130,4 +129,4 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "peft":
             raise
-        raise UserError("model.adapter needs peft: pip install 'ivgr[lora]'") from error
+        raise UserError("model.trainable.adapter needs peft: pip install 'ivgr[lora]'") from error

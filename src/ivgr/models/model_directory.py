@@ -25,6 +25,7 @@ from ivgr.core.checkpoint_file import META
 from ivgr.core.errors import UserError, say
 from ivgr.core.finite import find_not_finite
 from ivgr.models.forward import stop_ids
+from ivgr.models.registry import find_family
 
 # As many parameters as the files hold may be described: tied weights lie there once.
 MOST_TIMES = 4
@@ -169,7 +170,7 @@ def _fault_of_file(file: Path) -> str | None:
 
 def _fault_of_rotary(model: PreTrainedModel) -> str | None:
     """Transformers finds out in the first pass."""
-    rotary = model.model.language_model.rotary_emb
+    rotary = find_family(model.config.model_type).language_model(model).rotary_emb
     if not hasattr(rotary, "mrope_section"):
         return None
     section, found = rotary.mrope_section, len(rotary.inv_freq)

@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from ivgr.models.registry import find_family
+
 
 class LinearPatches(nn.Module):
     """Computes what `convolution` does, with its own parameters under the same names."""
@@ -22,7 +24,7 @@ class LinearPatches(nn.Module):
 
 def use_linear_patches(model: PreTrainedModel) -> None:
     """Replaces the vision tower's patch convolution, where it has one without overlap."""
-    embed = getattr(model.model.visual, "patch_embed", None)
+    embed = getattr(find_family(model.config.model_type).vision_tower(model), "patch_embed", None)
     convolution = getattr(embed, "proj", None)
     if isinstance(convolution, nn.Conv3d) and convolution.stride == convolution.kernel_size:
         embed.proj = LinearPatches(convolution)

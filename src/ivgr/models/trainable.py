@@ -13,31 +13,33 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ivgr.core.errors import UserError
-from ivgr.models.lora import Adapter
+from ivgr.models.lora import AdapterConfig
+from ivgr.models.registry import find_family
 
 Part = Literal["vision", "embeddings"]
 
 
-@dataclass(frozen=True)
-class TrainingForm:
-    """The form of a run's training; UserError where the parts contradict each other.
+@dataclass(frozen=True, kw_only=True)
+class TrainableConfig:
+    """Which parameters are trained; UserError where the parts contradict each other."""
 
-    adapter: adapters instead of the weights; freeze: parts that are not trained, "vision"
-    being the tower with its merger, "embeddings" the token embeddings with a head that is
-    tied to them; gradient_checkpointing: see `checkpoint_layers`.
-    """
+    adapter: AdapterConfig | None = None
+    """Low-rank adapters to train instead of the weights; null trains the weights."""
 
-    adapter: Adapter | None = None
     freeze: Sequence[Part] = ()
+    """Parts that are not trained: "vision" (the tower with its merger), "embeddings" (with a tied head)."""
+
     gradient_checkpointing: bool = False
+    """Keep only the layers' inputs for the backward pass: slower, smaller."""
 
     def __post_init__(self) -> None:
         if self.adapter is not None and self.adapter.on_vision and "vision" in self.freeze:
             raise UserError(
-                "model.freeze holds vision, but model.adapter.targets adapts it; use targets language"
+                "model.trainable.freeze holds vision, but model.trainable.adapter.targets adapts it; "
+                "use targets language"
             )
 
-    def shape(self, policy: PreTrainedModel) -> None:
+    def apply(self, policy: PreTrainedModel) -> None:
         """Changes `policy` in place; which parameters are trained their `requires_grad` says. A
         frozen tower's pass then builds no graph, since nothing in it needs a gradient."""
         if self.adapter is not None:
@@ -64,4 +66,6 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def _find(policy: PreTrainedModel, part: Part) -> nn.Module:
-    return policy.model.visual if part == "vision" else policy.get_input_embeddings()
+    if part == "embeddings":
+        return policy.get_input_embeddings()
+    return find_family(policy.config.model_type).vision_tower(policy)

@@ -21,6 +21,7 @@ TERMS = {
     "validity": "#d9a441",
     "consistency": COLORS["textual"],
 }
+OTHER = "#8f6bb1"  # terms of a user's own
 
 
 def draw_rollouts(query: Query, weights: dict[str, dict[str, float]]) -> Figure:
@@ -57,7 +58,9 @@ def _draw_bars(panel: Axes, group: Group, weights: dict[str, float]) -> None:
         left = 0.0
         for name, weight in weights.items():
             width = weight * rollout.terms.get(name, 0.0)
-            panel.barh(place, width, left=left, color=TERMS[name], label=name if place == 0 else None)
+            panel.barh(
+                place, width, left=left, color=TERMS.get(name, OTHER), label=name if place == 0 else None
+            )
             left += width
         panel.text(top * 1.03, place, f"{rollout.advantage:+.2f}", va="center", fontsize=8)
     panel.set(xlim=(0, top * 1.3), ylim=(len(group.rollouts) - 0.4, -0.6))

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from ivgr.core.query import Query, Rollout
 from ivgr.core.response import read_answer
 from ivgr.core.sample import Sample
 from ivgr.judge.protocol import Agreement
@@ -64,3 +65,11 @@ def read_accuracy(sample: Sample, text: str) -> float | Agreement:
         return 0.0
     matched = rule_match(sample, answer)
     return 1.0 if matched else Agreement(sample, answer, given_up=matched is None)
+
+
+def rate_accuracy(rollout: Rollout, query: Query) -> float | Agreement:
+    """R_acc of a rollout, see `read_accuracy`; notes whether its mathematics was given up."""
+    accuracy = read_accuracy(query.sample, rollout.text)
+    if isinstance(accuracy, Agreement):
+        rollout.given_up = accuracy.given_up
+    return accuracy

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ivgr.core.query import Query, places_of
+from ivgr.core.query import Query, global_indices
 from ivgr.core.response import read_think
 from ivgr.core.settings import Share, checked
 from ivgr.distributed.collectives import gather_lists
@@ -22,7 +22,7 @@ class Entry(NamedTuple):
     think: str
 
 
-@checked("model.archive.")
+@checked("model.rewards.archive.")
 class Archive:
     """Best qualified grounded reasoning by sample id, and by source where there are several: their ids
     may collide.
@@ -52,7 +52,7 @@ class Archive:
         return self.entries.get(key_of(source, sample_id)) or self.entries.get(sample_id)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def accumulate(self) -> Iterator[None]:
         """Within, what is admitted adds to what is there also without `persistent`: for
         rollouts that an iteration scores after its first."""
         persistent, self.persistent = self.persistent, True
@@ -65,7 +65,7 @@ class Archive:
         """Enters the scored grounded rollouts of `queries`, those of all ranks alike."""
         if not self.persistent:
             self.entries = {}
-        best = zip(places_of(queries), map(self._best, queries), strict=True)
+        best = zip(global_indices(queries), map(self._best, queries), strict=True)
         found = [(place, *one) for place, one in best if one is not None]
         for _, source, sample_id, entry in sorted(gather_lists(found), key=lambda one: one[0]):
             kept = self._find(source, sample_id)

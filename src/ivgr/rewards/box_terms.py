@@ -7,6 +7,7 @@ Coordinates are compared as given: bring gold boxes into the model's frame first
 from collections.abc import Sequence
 
 from ivgr.core.boxes import iou, parse_boxes
+from ivgr.core.query import Query, Rollout
 
 
 def box_reward(text: str, boxes: Sequence[Sequence[float]]) -> float:
@@ -31,3 +32,13 @@ def box_validity(text: str, duplicate_iou: float = 0.9) -> float:
         if any(iou(box, other) > duplicate_iou for other in written[:i]):
             return 0.0
     return len(written) / opened
+
+
+def rate_boxes(rollout: Rollout, query: Query) -> float:
+    """R_box of a rollout."""
+    return box_reward(rollout.text, query.boxes)
+
+
+def rate_validity(rollout: Rollout, query: Query) -> float:
+    """R_valid of a rollout."""
+    return box_validity(rollout.text)

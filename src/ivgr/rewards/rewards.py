@@ -1,34 +1,35 @@
 """The weighted reward of every rollout, stream by stream.
 
-grounded: R_format + R_acc + R_box; textual: R_format + R_acc + R_cons; single: R_format +
-1.5·R_acc (weights are settings). A box in a textual or single response breaks its format.
-In: rolled-out queries. Rules come first, then the judge's verdicts on answers, then the
-archive, then the verdicts on reasoning, then the sum; `ivgr.trainer.rl_step` runs them in this order.
+grounded: R_format + R_acc + R_box; textual: R_format + R_acc + R_cons; single: R_format + 1.5·R_acc (weights
+are settings), and a user's own terms. In: rolled-out queries. Out: their rollouts' terms, the questions
+that a judge decides, the sum. `ivgr.rewards.scorer` calls them in order.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+from jsonargparse import lazy_instance
 
 from ivgr.core.errors import UserError
-from ivgr.core.prompts import GROUNDED, SINGLE, TEXTUAL
-from ivgr.core.query import Query, Rollout
-from ivgr.core.response import format_reward, read_think
+from ivgr.core.prompts import GROUNDED, PAIRED, SINGLE, STREAMS, TEXTUAL
+from ivgr.core.query import Query
 from ivgr.core.settings import NonNegativeFloat, checked
-from ivgr.judge.protocol import Agreement, Comparison, Judge, RulesAlone, take_verdicts
-from ivgr.rewards.accuracy import read_accuracy
+from ivgr.judge.protocol import Agreement, Comparison, Judge, RulesAlone
+from ivgr.rewards.accuracy import rate_accuracy
 from ivgr.rewards.archive import Archive
-from ivgr.rewards.box_terms import box_reward, box_validity
-
-# A rollout and the question whose verdict one of its terms waits for.
-Open = tuple[Rollout, Agreement | Comparison]
+from ivgr.rewards.box_terms import rate_boxes, rate_validity
+from ivgr.rewards.consistency import ask_consistency
+from ivgr.rewards.format_term import rate_format, rate_plain_format
+from ivgr.rewards.term import FunctionTerm, PendingVerdict, RewardTerm
 
 
 @checked("model.rewards term: ")
-@dataclass
-class Term:
-    """weight: factor of the term in the sum; 0 switches it off (it is still logged)."""
+@dataclass(frozen=True, kw_only=True)
+class TermConfig:
+    """Settings of a term."""
 
     weight: NonNegativeFloat = 1.0
+    """Factor of the term in the sum; 0 switches it off (it is still logged)."""
 
 
 class Rewards:
@@ -41,22 +42,39 @@ class Rewards:
         box: R_box, grounded stream.
         validity: R_valid, grounded stream (part of the paper's released code, not of the paper).
         consistency: R_cons, textual stream.
+        archive: Best grounded reasoning by query, which R_cons refers to.
+        more: Terms of your own by name, each a class as `ivgr.rewards.term.RewardTerm`.
     """
 
     def __init__(
         self,
-        format: Term = Term(1.0),  # noqa: B008
-        accuracy: Term = Term(1.0),  # noqa: B008
-        single_accuracy: Term = Term(1.5),  # noqa: B008
-        box: Term = Term(1.0),  # noqa: B008
-        validity: Term = Term(0.0),  # noqa: B008
-        consistency: Term = Term(1.0),  # noqa: B008
+        format: TermConfig = TermConfig(),  # noqa: B008
+        accuracy: TermConfig = TermConfig(),  # noqa: B008
+        single_accuracy: TermConfig = TermConfig(weight=1.5),  # noqa: B008
+        box: TermConfig = TermConfig(),  # noqa: B008
+        validity: TermConfig = TermConfig(weight=0.0),  # noqa: B008
+        consistency: TermConfig = TermConfig(),  # noqa: B008
+        archive: Archive = lazy_instance(Archive),  # noqa: B008
+        more: dict[str, RewardTerm] | None = None,
     ) -> None:
-        common = {"format": format.weight, "accuracy": accuracy.weight}
+        self.archive = archive
+        self.more = more or {}
+        compare = partial(ask_consistency, archive=archive)
+        own: list[tuple[str, RewardTerm]] = [
+            ("format", FunctionTerm((GROUNDED,), format.weight, rate_format)),
+            ("format", FunctionTerm((TEXTUAL, SINGLE), format.weight, rate_plain_format)),
+            ("accuracy", FunctionTerm(PAIRED, accuracy.weight, rate_accuracy)),
+            ("accuracy", FunctionTerm((SINGLE,), single_accuracy.weight, rate_accuracy)),
+            ("box", FunctionTerm((GROUNDED,), box.weight, rate_boxes)),
+            ("validity", FunctionTerm((GROUNDED,), validity.weight, rate_validity)),
+            ("consistency", FunctionTerm((TEXTUAL,), consistency.weight, compare, after_archive=True)),
+        ]
+        if taken := {name for name, _ in own} & self.more.keys():
+            raise UserError(f"model.rewards.more: {min(taken)} is the name of a term already; give another")
+        self.terms = [*own, *self.more.items()]
         self.weights = {
-            GROUNDED: {**common, "box": box.weight, "validity": validity.weight},
-            TEXTUAL: {**common, "consistency": consistency.weight},
-            SINGLE: {"format": format.weight, "accuracy": single_accuracy.weight},
+            stream: {name: term.weight for name, term in self.terms if stream in term.streams}
+            for stream in STREAMS
         }
         asking = {"accuracy": accuracy, "single_accuracy": single_accuracy, "consistency": consistency}
         self.asking = [name for name, term in asking.items() if term.weight]
@@ -72,33 +90,41 @@ class Rewards:
             )
         return judge or RulesAlone()
 
-    def apply_rules(self, queries: list[Query]) -> list[Open]:
-        """Fills every term that needs no judge; returns the answers that no rule matched."""
+    def rate(self, queries: list[Query]) -> list[PendingVerdict]:
+        """Fills the terms of every rollout anew, but for those after the archive; returns those that a judge
+        decides."""
+        for query in queries:
+            for group in query.groups:
+                for rollout in group.rollouts:
+                    rollout.terms = {}
+        return self._apply(queries, after_archive=False)
+
+    def rate_after_archive(self, queries: list[Query]) -> list[PendingVerdict]:
+        """The same of the terms that refer to the archive."""
+        return self._apply(queries, after_archive=True)
+
+    def _apply(self, queries: list[Query], after_archive: bool) -> list[PendingVerdict]:
+        pending = []
+        for query in queries:
+            for group in query.groups:
+                terms = self._terms_of(group.stream, after_archive)
+                for rollout in group.rollouts:
+                    for name, term in terms:
+                        value = term(rollout, query)
+                        if isinstance(value, Agreement | Comparison):
+                            pending.append(PendingVerdict(rollout, name, value))
+                        else:
+                            rollout.terms[name] = value
+        return pending
+
+    def _terms_of(self, stream: str, after_archive: bool) -> list[tuple[str, RewardTerm]]:
         return [
-            (rollout, accuracy)
-            for query in queries
-            for group in query.groups
-            for rollout in group.rollouts
-            if isinstance(accuracy := _score_alone(rollout, query, group.stream), Agreement)
+            (name, term)
+            for name, term in self.terms
+            if stream in term.streams and getattr(term, "after_archive", False) == after_archive
         ]
 
-    def pair_reasoning(self, queries: list[Query], archive: Archive) -> list[Open]:
-        """The textual rollouts with what their reasoning is to be compared with; R_cons is 0
-        where there is no reference."""
-        pairs = []
-        for query in queries:
-            reference = archive.reference(query)
-            group = query.group(TEXTUAL)
-            for rollout in group.rollouts if group else ():
-                rollout.reference = reference
-                if reference is None:
-                    rollout.terms["consistency"] = 0.0
-                else:
-                    think = read_think(rollout.text)
-                    pairs.append((rollout, Comparison(query.sample, reference, think, query.frame)))
-        return pairs
-
-    def add_up(self, queries: list[Query]) -> None:
+    def sum_rewards(self, queries: list[Query]) -> None:
         """The weighted sum of each rollout's terms, None if one that counts is missing."""
         for query in queries:
             for group in query.groups:
@@ -110,35 +136,3 @@ class Rewards:
                         if complete
                         else None
                     )
-
-
-def ask_once(ask: Callable[[list], list], questions: list[Open]) -> dict:
-    """The judge's verdict on each question; identical ones are asked once. None where there is
-    none, or what came is none (see `take_verdicts`)."""
-    unique = list(dict.fromkeys(question for _, question in questions))
-    return dict(zip(unique, take_verdicts(unique, ask(unique)), strict=True))
-
-
-def enter_verdicts(questions: list[Open], verdicts: dict, term: str) -> None:
-    """Fills `term`; a missing verdict leaves it out."""
-    for rollout, question in questions:
-        verdict = verdicts[question]
-        if verdict is None:
-            rollout.terms.pop(term, None)
-        else:
-            rollout.terms[term] = float(verdict)
-
-
-def _score_alone(rollout: Rollout, query: Query, stream: str) -> float | Agreement:
-    """The terms of the rollout alone; returns R_acc or the question that decides it."""
-    boxes_allowed = stream == GROUNDED or "<box>" not in rollout.text
-    rollout.terms = {"format": format_reward(rollout.text) * boxes_allowed}
-    accuracy = read_accuracy(query.sample, rollout.text)
-    if isinstance(accuracy, Agreement):
-        rollout.given_up = accuracy.given_up
-    else:
-        rollout.terms["accuracy"] = accuracy
-    if stream == GROUNDED:
-        rollout.terms["box"] = box_reward(rollout.text, query.boxes)
-        rollout.terms["validity"] = box_validity(rollout.text)
-    return accuracy

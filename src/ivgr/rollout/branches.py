@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ivgr.core.query import Query
 from ivgr.models.forward import hidden_states, not_finite
 from ivgr.packing.prefix_tree import pack_queries
-from ivgr.rollout.cuda_graph import Replay
+from ivgr.rollout.cuda_graph import CUDAGraphStep
 from ivgr.rollout.prefix_kv_cache import TreeCache
 from ivgr.rollout.sampling import Sampling
 
@@ -109,4 +109,4 @@ class Branches:
         """Makes the tensors that a step reads, for as many branches as there are now."""
         self.token = torch.zeros_like(self.next_position)
         self.unused = torch.zeros(len(self.token), 1, 1, 1, dtype=self.model.dtype, device=self.token.device)
-        self.replay = Replay() if self.graphs else None
+        self.replay = CUDAGraphStep() if self.graphs else None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 
-class Replay:
+class CUDAGraphStep:
     """Runs a step from a CUDA graph, captured at the first call.
 
     The step must be the same at every call, read and write the same tensors, and give the same

@@ -10,11 +10,11 @@ from ivgr.core.query import Query
 from ivgr.rollout.transformers_engine import RolloutEngine
 
 
-def with_patience(engine: RolloutEngine, seconds: float | None) -> RolloutEngine:
-    return engine if seconds is None else PatientEngine(engine, seconds)
+def with_engine_timeout(engine: RolloutEngine, seconds: float | None) -> RolloutEngine:
+    return engine if seconds is None else TimeoutEngine(engine, seconds)
 
 
-class PatientEngine:
+class TimeoutEngine:
     """Calls `engine` in a thread of its own and waits for at most `seconds`; a call that hangs
     is left behind when the program ends."""
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ivgr.models.tree_attention import attend_mask
 
-ROOM = 64
+GROWTH = 64
 
 
 class TreeCache:
@@ -36,13 +36,13 @@ class TreeCache:
         self.written = keys.new_full((0,), 0.0, dtype=torch.float32)
         empty = keys.new_empty(len(owner), keys.shape[1], 0, keys.shape[3])
         self.suffixes = [(empty, empty) for _ in self.stems]
-        self._seat()
+        self._assign_slots()
 
     def begin_step(self, step: int) -> bool:
         """Makes room for token `step` of every branch; whether that took new tensors."""
         full = step == len(self.written)
         if full:
-            capacity = min(step + ROOM, self.limit)
+            capacity = min(step + GROWTH, self.limit)
             self.written = _widen(self.written, capacity, torch.finfo(torch.float32).min)
             self.suffixes = [tuple(_grow(part, capacity) for part in pair) for pair in self.suffixes]
         self.length.fill_(step)
@@ -57,7 +57,7 @@ class TreeCache:
         if len(stems) < len(self.stems[0][0]):
             self.stems = [(keys[stems], values[stems]) for keys, values in self.stems]
         self.suffixes = [(keys[rows], values[rows]) for keys, values in self.suffixes]
-        self._seat()
+        self._assign_slots()
 
     def attend(self, module: nn.Module, query, key, value, mask, scaling: float) -> torch.Tensor:
         """Prefill: keeps the stem and attends under `mask`; decoding: one token a branch."""
@@ -84,7 +84,7 @@ class TreeCache:
         out = out.view(stems, groups, slots, heads, size)[self.owner, :, self.slot]
         return out, lse.view(stems, groups, slots, heads, 1)[self.owner, :, self.slot]
 
-    def _seat(self) -> None:
+    def _assign_slots(self) -> None:
         count = torch.bincount(self.owner)
         first = count.cumsum(0) - count
         self.slot = torch.arange(len(self.owner), device=self.owner.device) - first[self.owner]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.core.errors import UserError
 from ivgr.core.memory import unless_out_of_memory
-from ivgr.core.query import Group, Query, Rollout, places_of
+from ivgr.core.query import Group, Query, Rollout, global_indices
 from ivgr.core.settings import AtLeastTwo, PositiveFloat, PositiveInt, PositiveShare, checked
 from ivgr.models.forward import banned_ids, stop_ids
 from ivgr.rollout.branches import Branches, Listener
@@ -103,7 +103,7 @@ class TransformersEngine:
     ) -> None:
         """Appends `copies` rollouts to each group. The listener hears what memory ran out for once
         more, from its beginning. UserError if memory does not hold one response."""
-        places, stops = places_of(queries), self.stops(model, tokenizer)
+        places, stops = global_indices(queries), self.stops(model, tokenizer)
         for start in range(0, len(queries), self.batch_queries):
             batch = queries[start : start + self.batch_queries]
             branches = [(query, group) for query in batch for group in query.groups for _ in range(copies)]

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.core.errors import UserError
-from ivgr.core.query import Query, places_of
+from ivgr.core.query import Query, global_indices
 from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import AtLeastTwo, Dtype, PositiveFloat, PositiveInt, PositiveShare, checked
 from ivgr.models.family_fields import INTERLEAVED
@@ -51,7 +51,7 @@ class VLLMEngine:
         temperature: Sampling temperature; must be 1.
         top_p: Nucleus kept when sampling.
         max_new_tokens: Longest response; longer ones are cut and counted.
-        max_prompt_tokens: Longest prompt, images included; as model.max_prompt_tokens.
+        max_prompt_tokens: Longest prompt, images included; as model.encoding.max_prompt_tokens.
         batch_queries: Queries handed over at once, whose processed images lie in host memory.
         gpu_memory_utilization: Share of the GPU for vLLM's weights and cache while it is awake.
         sleep_level: 2 forgets the weights in sleep, 1 keeps a copy in host memory.
@@ -94,7 +94,7 @@ class VLLMEngine:
     ) -> None:
         """Appends group_size sampled rollouts to each group; UserError for a prompt that is too
         long, images that vLLM reads otherwise, or weights that it does not take."""
-        placed = zip(places_of(queries), queries, strict=True)
+        placed = zip(global_indices(queries), queries, strict=True)
         seeds = [derive_seed(seed, place, n) for place, query in placed for n in range(len(query.groups))]
         self._respond(model, tokenizer, queries, seeds, n=self.group_size, temperature=1.0, top_p=self.top_p)
 

@@ -13,22 +13,22 @@ from ivgr.core.seeding import derive_seed
 from ivgr.distributed.collectives import gather, gather_lists
 
 
-def is_flat(group: Group) -> bool:
+def has_zero_std(group: Group) -> bool:
     """Whether all rewards of the group are the same; those that are not known (None) aside."""
     return len({rollout.reward for rollout in group.rollouts if rollout.reward is not None}) == 1
 
 
-def flat_groups(queries: list[Query]) -> list[Group]:
-    return [group for query in queries for group in query.groups if is_flat(group)]
+def zero_std_groups(queries: list[Query]) -> list[Group]:
+    return [group for query in queries for group in query.groups if has_zero_std(group)]
 
 
-def flat_share(queries: list[Query]) -> float:
+def frac_zero_std(queries: list[Query]) -> float:
     """Flat groups among the groups of all ranks, in [0, 1]."""
-    flat = gather_lists([is_flat(group) for query in queries for group in query.groups])
+    flat = gather_lists([has_zero_std(group) for query in queries for group in query.groups])
     return sum(flat) / len(flat)
 
 
-def resample_flat(
+def resample_zero_std(
     queries: list[Query],
     rounds: int,
     seed: int,
@@ -40,10 +40,10 @@ def resample_flat(
     `rounds` times or until no rank has a flat group; the rollouts they had are replaced.
     Returns, over all ranks, the flat share before and after, and how many groups were rolled out
     again."""
-    before, resampled = flat_share(queries), 0
+    before, resampled = frac_zero_std(queries), 0
     for number in range(1, rounds + 1):
         # All ranks or none: scoring gathers the archive's findings of all of them.
-        if not sum_ranks(len(flat_groups(queries))):
+        if not sum_ranks(len(zero_std_groups(queries))):
             break
         fresh = _clear(queries)
         roll_out(fresh, derive_seed(seed, "resample", number))
@@ -51,28 +51,28 @@ def resample_flat(
         resampled += _put_back(queries, fresh)
     return {
         "advantage/flat_share_before": before,
-        "advantage/flat_share_after": flat_share(queries),
+        "advantage/flat_share_after": frac_zero_std(queries),
         "rollout/resampled": float(sum(gather(resampled))),
     }
 
 
 def _clear(queries: list[Query]) -> list[Query]:
     """The flat groups of `queries`, without rollouts, as queries of their own."""
-    return _narrow(queries, lambda group: replace(group, rollouts=[]) if is_flat(group) else None)
+    return _narrow(queries, lambda group: replace(group, rollouts=[]) if has_zero_std(group) else None)
 
 
 def _put_back(queries: list[Query], fresh: list[Query]) -> int:
     """Gives each flat group of `queries` the rollouts of its fresh copy; returns how many."""
-    pairs = zip(flat_groups(queries), (group for query in fresh for group in query.groups), strict=True)
+    pairs = zip(zero_std_groups(queries), (group for query in fresh for group in query.groups), strict=True)
     found = list(pairs)
     for group, again in found:
         group.rollouts = again.rollouts
     return len(found)
 
 
-def without_flat(queries: list[Query]) -> list[Query]:
+def without_zero_std(queries: list[Query]) -> list[Query]:
     """`queries` without their flat groups, and without those that had no other."""
-    return _narrow(queries, lambda group: None if is_flat(group) else group)
+    return _narrow(queries, lambda group: None if has_zero_std(group) else group)
 
 
 def _narrow(queries: list[Query], choose: Callable[[Group], Group | None]) -> list[Query]:

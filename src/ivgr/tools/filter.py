@@ -18,7 +18,7 @@ from ivgr.core.errors import UserError
 from ivgr.core.printable import in_line
 from ivgr.core.prompts import SINGLE, Prompts
 from ivgr.core.query import Query, rollouts_of
-from ivgr.core.resumable_jsonl import Journal
+from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.core.sample import Sample, read_sample
 from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import (
@@ -32,11 +32,12 @@ from ivgr.core.settings import (
     checked,
 )
 from ivgr.data.encode import QueryEncoder
-from ivgr.data.shards import find_shards, read_shards, refuse_overlap, replace_shards, take_stock
+from ivgr.data.shards import find_shards, read_shards, refuse_overlap, replace_shards, validate_shards
 from ivgr.judge import Judge, RulesAlone
 from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.accuracy import prepare
-from ivgr.rewards.rewards import Rewards, ask_once, enter_verdicts
+from ivgr.rewards.rewards import Rewards
+from ivgr.rewards.scorer import Scorer
 from ivgr.rollout.transformers_engine import TransformersEngine
 
 Respond = Callable[[list[Sample], int], list[Query]]
@@ -88,7 +89,7 @@ def filter_shards(
         raise UserError(f"filter: --lowest is {lowest}, must be at most --highest, which is {highest}")
     refuse_overlap(shards, dst)
     paths = find_shards(shards)
-    total = take_stock(paths).total()
+    total = validate_shards(paths).total()
     settings = {
         "shards": paths, "policy": policy, "copies": copies, "stream": stream,
         "judge": judge and type(judge).__name__, "prompts": vars(prompts),
@@ -96,7 +97,7 @@ def filter_shards(
         "max_new_tokens": max_new_tokens, "dtype": dtype, "batch": batch, "seed": seed,
     }  # fmt: skip
     engine = TransformersEngine(copies, temperature, top_p, max_new_tokens, batch)
-    journal = Journal(dst, "pass_rates", settings)
+    journal = ResumableJsonl(dst, "pass_rates", settings)
     if len(journal.rows) < total:
         respond = make_respond(Pretrained(policy, dtype), engine, prompts, stream)
         measure_rates(paths, total, journal, respond, judge or RulesAlone(), batch, seed)
@@ -127,7 +128,13 @@ def make_respond(source: Pretrained, engine: TransformersEngine, prompts: Prompt
 
 
 def measure_rates(
-    shards: list[str], total: int, journal: Journal, respond: Respond, judge: Judge, batch: int, seed: int
+    shards: list[str],
+    total: int,
+    journal: ResumableJsonl,
+    respond: Respond,
+    judge: Judge,
+    batch: int,
+    seed: int,
 ) -> None:
     """Adds the rows that `journal` lacks of the `total` samples, by whole batches, each with a
     seed of its own: an interrupted measurement ends as an unbroken one."""
@@ -156,8 +163,7 @@ def _row(query: Query, rate: float) -> dict:
 def pass_rates(queries: list[Query], judge: Judge) -> list[float]:
     """The mean of R_format · R_acc over each query's rollouts; an answer without the judge's
     verdict counts as wrong."""
-    doubtful = Rewards().apply_rules(queries)
-    enter_verdicts(doubtful, ask_once(judge.agree, doubtful), "accuracy")
+    Scorer(Rewards(), judge).score_answers(queries)
     passed = [[r.terms["format"] * r.terms.get("accuracy", 0.0) for r in rollouts_of([q])] for q in queries]
     return [sum(own) / len(own) for own in passed]
 

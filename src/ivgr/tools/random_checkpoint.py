@@ -79,6 +79,9 @@ def draw_model(config: PreTrainedConfig, dtype: torch.dtype, seed: int) -> PreTr
             nn.init.normal_(weight, std=weight[0].numel() ** -0.5, generator=generator)
         else:
             nn.init.constant_(weight, 0.0 if name.endswith("bias") else 1.0)
+    for module in model.modules():
+        if list(module.buffers(recurse=False)):  # rotary frequencies, which no checkpoint holds
+            model._init_weights(module)
     text = config.text_config
     model.generation_config = GenerationConfig(
         bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id

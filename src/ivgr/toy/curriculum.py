@@ -23,6 +23,7 @@ from ivgr.data.encode import encode_batch
 from ivgr.data.sft_encode import Demonstration, encode_demonstrations
 from ivgr.data.shards import find_shards, read_shards
 from ivgr.data.validation_stream import HeldOut
+from ivgr.toy.place_accuracy import PlaceAccuracy
 from ivgr.toy.world import Objects, World, write_world
 
 
@@ -63,6 +64,8 @@ class Curriculum(L.LightningDataModule):
         val_batch: Queries decoded together in evaluation.
         world_seed: Seed of the drawing.
     """
+
+    validation_metrics = (PlaceAccuracy(),)
 
     def __init__(
         self,

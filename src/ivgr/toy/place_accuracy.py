@@ -1,6 +1,6 @@
 """Whether textual reasoning names the right places, which only the tiny world's sentences can show."""
 
-from ivgr.core.boxes import place_of
+from ivgr.core.boxes import grid_cell
 from ivgr.core.prompts import TEXTUAL
 from ivgr.core.query import Query, Rollout
 from ivgr.core.response import read_think
@@ -27,6 +27,6 @@ def names_places(query: Query, reasoning: str) -> bool:
         for label in query.sample.labels
     }
     return bool(stated) and all(
-        stated[label] == {place_of(box, width, height)}
+        stated[label] == {grid_cell(box, width, height)}
         for label, box in zip(query.sample.labels, query.boxes, strict=True)
     )

@@ -8,7 +8,7 @@ both read as the same claim, by the box's centre.
 
 import re
 
-from ivgr.core.boxes import COLUMNS, ROWS, parse_boxes, place_of
+from ivgr.core.boxes import COLUMNS, ROWS, grid_cell, parse_boxes
 from ivgr.toy.scene import ATTRIBUTES
 
 Claim = tuple[str, str, str]
@@ -37,7 +37,7 @@ def read_claims(text: str, width: float = 1000, height: float = 1000) -> set[Cla
     claims = set()
     for name, predicate in _SENTENCE.findall(text):
         if predicate.startswith("at "):
-            claims |= {(name, "place", place_of(box, width, height)) for box in parse_boxes(predicate)}
+            claims |= {(name, "place", grid_cell(box, width, height)) for box in parse_boxes(predicate)}
         elif predicate.startswith("in the "):
             row, column = predicate.removeprefix("in the ").split()
             if row in ROWS and column in COLUMNS:

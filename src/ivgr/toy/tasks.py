@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ivgr.core.boxes import place_of
+from ivgr.core.boxes import grid_cell
 from ivgr.toy.scene import GRID, Scene, Thing
 from ivgr.toy.statements import say_attribute, say_box, say_place
 
@@ -100,4 +100,4 @@ def _frame(scene: Scene, box: tuple[int, int, int, int]) -> tuple[int, ...]:
 
 
 def _place(scene: Scene, thing: Thing) -> str:
-    return place_of(scene.box(thing), scene.width, scene.height)
+    return grid_cell(scene.box(thing), scene.width, scene.height)

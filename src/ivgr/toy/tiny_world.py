@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ivgr.core.settings import PositiveInt, Seed, checked
 from ivgr.data.datamodule import ShardDataModule
+from ivgr.toy.place_accuracy import PlaceAccuracy
 from ivgr.toy.world import World, write_world
 
 
@@ -22,6 +23,7 @@ class TinyWorld(ShardDataModule):
         self, train_count: PositiveInt = 2000, val_count: PositiveInt = 640, world_seed: Seed = 0, **settings
     ) -> None:
         super().__init__(train="", val="", **settings)
+        self.validation_metrics = (PlaceAccuracy(), *self.validation_metrics)
         self.counts = {"train": train_count, "val": val_count}
         self.world_seed = world_seed
 

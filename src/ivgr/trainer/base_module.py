@@ -1,7 +1,7 @@
 """What reinforcement learning and the cold start share: a LightningModule that owns a policy in its
 training form, whole or split over ranks, and steps it by hand (manual optimisation)."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,20 +11,20 @@ from transformers import PreTrainedModel
 
 from ivgr.core.atomic_files import folder_to_write
 from ivgr.core.errors import UserError
-from ivgr.core.prompts import Prompts
-from ivgr.data.encode import QueryEncoder
+from ivgr.core.metric import ValidationMetric
+from ivgr.core.sharding import is_sharded
+from ivgr.data.encode import EncodingConfig, QueryEncoder
 from ivgr.models.lora import is_adapted, merge_adapters
 from ivgr.models.model_directory import write_directory
 from ivgr.models.pretrained import PolicySource, Pretrained
-from ivgr.models.trainable import TrainingForm
-from ivgr.trainer.dummy_packs import Level, Leveller
+from ivgr.models.trainable import TrainableConfig
+from ivgr.trainer.dummy_packs import DummyPackPadder, PadWithDummyPacks
 from ivgr.trainer.export import POLICY, describe_policy
-from ivgr.trainer.fsdp_strategy import FSDP2
-from ivgr.trainer.nonfinite_guard import Guard, StepGuard
-from ivgr.trainer.optimizer import Optimizer, Schedule
-from ivgr.trainer.optimizer_step import ModuleStepper
+from ivgr.trainer.nonfinite_guard import GuardConfig, NonFiniteGuard
+from ivgr.trainer.optimizer_step import LightningOptimizerStep
 from ivgr.trainer.reference import Reference
 from ivgr.trainer.resume import LAYOUT, admit, layout_of, moments_of
+from ivgr.trainer.update_config import StepConfig
 
 
 class PolicyModule(L.LightningModule):
@@ -44,22 +44,18 @@ class PolicyModule(L.LightningModule):
     def __init__(
         self,
         source: PolicySource | str,
-        form: TrainingForm,
-        prompts: Prompts,
-        max_prompt_tokens: int,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        clip_norm: float | None,
-        guard: Guard,
+        trainable: TrainableConfig,
+        encoding: EncodingConfig,
+        update: StepConfig,
+        guard: GuardConfig,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.source = Pretrained(source) if isinstance(source, str) else source
-        self.form = form
-        self.prompts, self.max_prompt_tokens = prompts, max_prompt_tokens
-        self.optimizer, self.schedule = optimizer, schedule
-        self.clip_norm = math.inf if clip_norm is None else clip_norm
-        self.guard = StepGuard(guard.patience)
+        self.trainable = trainable
+        self.encoding = encoding
+        self.update = update
+        self.guard = NonFiniteGuard(guard.patience)
         self.policy, self.reference, self._replica = None, None, None
 
     def setup(self, stage: str) -> None:
@@ -75,13 +71,17 @@ class PolicyModule(L.LightningModule):
         if self.policy is not None:
             return
         self.policy, self.processor = self.source.load()
-        self.form.shape(self.policy.eval())
+        self.trainable.apply(self.policy.eval())
         self.encoder = QueryEncoder.of(
-            self.policy.config, self.processor, self.prompts, self.max_prompt_tokens
+            self.policy.config, self.processor, self.encoding.prompts, self.encoding.max_prompt_tokens
         )
         self.reference = self.load_reference()
         if self._trainer:
             self._place()
+
+    def validation_metrics(self) -> Sequence[ValidationMetric]:
+        """What the data knows beside the figures that are always there."""
+        return getattr(self.trainer.datamodule, "validation_metrics", ())
 
     def load_reference(self) -> Reference | None:
         """The frozen reference of `self.policy`, where there is one."""
@@ -93,26 +93,26 @@ class PolicyModule(L.LightningModule):
         if precision not in ("32-true", None):
             raise UserError(
                 f"trainer.precision is {precision}: leave it out; model.policy.dtype bfloat16 with "
-                "model.optimizer.master, or fsdp2's param_dtype, compute in lower precision"
+                "model.update.optimizer.master, or fsdp2's param_dtype, compute in lower precision"
             )
-        if isinstance(self.trainer.strategy, FSDP2):
+        if is_sharded(self.trainer.strategy):
             self._replica = self.trainer.strategy.split(self.policy, self.reference)
 
     def rollout_policy(self) -> PreTrainedModel:
         """The policy with whole weights; where they are split, all ranks must call it."""
-        return self._replica.fill() if self._replica else self.policy
+        return self._replica.sync() if self._replica else self.policy
 
     @property
-    def level(self) -> Level | None:
+    def pad_with_dummy_packs(self) -> PadWithDummyPacks | None:
         """Fills up packs where weights are split."""
-        return Leveller(self.policy, self.encoder) if self._replica else None
+        return DummyPackPadder(self.policy, self.encoder) if self._replica else None
 
-    def create_stepper(self) -> ModuleStepper:
-        return ModuleStepper(self, self.guard, self._replica)
+    def create_optimizer_step(self) -> LightningOptimizerStep:
+        return LightningOptimizerStep(self, self.guard, self._replica)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer.create(self.policy)
-        self.scheduler = self.schedule.create(optimizer, self.total_updates)
+        optimizer = self.update.optimizer.create(self.policy)
+        self.scheduler = self.update.schedule.create(optimizer, self.total_updates)
         return optimizer
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
@@ -121,13 +121,13 @@ class PolicyModule(L.LightningModule):
 
     def made(self) -> dict:
         """Of which making the policy is."""
-        return describe_policy(self.source, self.form, self.processor)
+        return describe_policy(self.source, self.trainable, self.processor)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["ivgr"] = {
             "kind": self.kind,
             "policy": self.made(),
-            "optimizer": asdict(self.optimizer),
+            "optimizer": asdict(self.update.optimizer),
             "skipped": self.guard.skipped,
         }
         for state in checkpoint.get("optimizer_states", []):
@@ -146,7 +146,7 @@ class PolicyModule(L.LightningModule):
         may train any more."""
         policy, writes = self.policy, self.trainer.is_global_zero
         if self._replica:
-            policy = self._replica.take_home(writes)
+            policy = self._replica.gather_to_cpu(writes)
         if writes:
             if is_adapted(policy):
                 merge_adapters(policy)

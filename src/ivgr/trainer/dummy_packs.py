@@ -15,7 +15,7 @@ from ivgr.packing.prefix_tree import Pack, pack_queries
 
 
 @dataclass
-class Leveller:
+class DummyPackPadder:
     """Fills up packs of `model`."""
 
     model: PreTrainedModel
@@ -35,4 +35,4 @@ class Leveller:
         return filled
 
 
-Level = Callable[[list[Pack]], list[Pack]]
+PadWithDummyPacks = Callable[[list[Pack]], list[Pack]]

@@ -15,10 +15,10 @@ from ivgr.core.atomic_files import folder_to_write
 from ivgr.core.checkpoint_file import WEIGHTS, Either, read_checkpoint, refuse_misshapen, refuse_not_finite
 from ivgr.core.errors import UserError
 from ivgr.core.state_dict import find_mismatch, shapes_of
-from ivgr.models.lora import Adapter, Targets, is_adapted, merge_adapters
+from ivgr.models.lora import AdapterConfig, Targets, is_adapted, merge_adapters
 from ivgr.models.model_directory import write_directory
 from ivgr.models.pretrained import Pretrained
-from ivgr.models.trainable import TrainingForm
+from ivgr.models.trainable import TrainableConfig
 from ivgr.trainer.sharded_checkpoint import read_weights
 
 PREFIX = "policy."
@@ -32,7 +32,7 @@ POLICY = {
 }
 
 
-def describe_policy(source: object, form: TrainingForm, processor: ProcessorMixin) -> dict[str, Any]:
+def describe_policy(source: object, form: TrainableConfig, processor: ProcessorMixin) -> dict[str, Any]:
     """What a checkpoint keeps of its policy's making: path (None where `source` is no
     `Pretrained`), dtype, adapter (None or its settings), freeze, and size: how many pixels its
     images have, as the image processor has it."""
@@ -71,7 +71,7 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
     if made.get("size", size_of(processor)) != size_of(processor):
         processor.image_processor.size = made["size"]
     if made["adapter"] is not None:
-        Adapter(**made["adapter"]).inject(model)
+        AdapterConfig(**made["adapter"]).inject(model)
     load_policy(model, checkpoint["state_dict"], f"export: {ckpt} does not fit {path}")
     if is_adapted(model):
         merge_adapters(model)

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ivgr.core.checkpoint_file import find_checkpoint
 from ivgr.core.errors import UserError
 from ivgr.core.settings import Dtype, checked
+from ivgr.core.sharding import is_sharded
 from ivgr.distributed.fsdp import Replica, shard
 from ivgr.trainer.reference import Reference
 from ivgr.trainer.resume import admit
@@ -31,6 +31,8 @@ class FSDP2(ModelParallelStrategy):
         process_group_backend: "nccl", "gloo", …; null chooses by device.
     """
 
+    shards_weights = True
+
     def __init__(
         self,
         param_dtype: Dtype | None = None,
@@ -46,7 +48,7 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer) -> None:
-        if not any(isinstance(weight, DTensor) for weight in self.model.parameters()):
+        if not any(is_sharded(weight) for weight in self.model.parameters()):
             raise UserError("trainer.strategy fsdp2 is for ivgr.IVGR and ivgr.SFT; use ddp with other models")
         super().setup(trainer)
 
@@ -58,7 +60,7 @@ class FSDP2(ModelParallelStrategy):
         split = partial(shard, mesh=self.device_mesh["data_parallel"], precision=precision)
         split(policy)
         if reference is not None:
-            reference.split_own(split)
+            reference.shard(split)
         return replica
 
     def lightning_module_state_dict(self) -> dict:

@@ -16,34 +16,37 @@ from ivgr.core.settings import AboveOne, NonNegativeFloat, PositiveFloat, Share,
 from ivgr.kernels import LARGEST_EXPONENT
 
 
-@checked("model.loss.")
-@dataclass(frozen=True)
-class PolicyLoss:
-    """Settings of the loss.
-
-    Args:
-        clip_low: The ratio is clipped from below at 1 - clip_low.
-        clip_high: The ratio is clipped from above at 1 + clip_high.
-        dual_clip: A negative advantage costs at most dual_clip times itself.
-        kl_weight: β, the weight of the KL to the reference.
-        kl: "k1", "k2", "k3" or "exact".
-        log_ratio_limit: Clamp of the log-ratio to ± this (20 in the paper's code); null leaves it
-            alone up to 80, where float32 is near its end.
-        kl_limit: The KL estimate of a token counts at most this, without gradient beyond it (10 in
-            the paper's code); null leaves it alone.
-        importance_cap: Each token's loss, KL included, is multiplied by the probability that the
-            trainer gave it before the updates over the one that the rollout engine recorded, at
-            most this; null leaves it alone.
-    """
+@checked("model.update.loss.")
+@dataclass(frozen=True, kw_only=True)
+class PolicyLossConfig:
+    """Settings of the loss."""
 
     clip_low: Share = 0.2
+    """The ratio is clipped from below at 1 - clip_low."""
+
     clip_high: NonNegativeFloat = 0.28
+    """The ratio is clipped from above at 1 + clip_high."""
+
     dual_clip: AboveOne = 3.0
+    """A negative advantage costs at most dual_clip times itself."""
+
     kl_weight: NonNegativeFloat = 1e-2
+    """β, the weight of the KL to the reference."""
+
     kl: Literal["k1", "k2", "k3", "exact"] = "k3"
+    """Estimator of the KL."""
+
     log_ratio_limit: PositiveFloat | None = None
+    """Clamp of the log-ratio to ± this (20 in the paper's code); null leaves it alone up to 80, where float32
+    is near its end."""
+
     kl_limit: PositiveFloat | None = None
+    """The KL estimate of a token counts at most this, without gradient beyond it (10 in the paper's code);
+    null leaves it alone."""
+
     importance_cap: PositiveFloat | None = None
+    """Each token's loss, KL included, is multiplied by the probability that the trainer gave it before the
+    updates over the one that the rollout engine recorded, at most this; null leaves it alone."""
 
 
 class TokenLoss(NamedTuple):
@@ -64,7 +67,7 @@ def policy_loss(
     old_logp: torch.Tensor,
     advantage: torch.Tensor,
     kl: torch.Tensor,
-    settings: PolicyLoss,
+    settings: PolicyLossConfig,
     rollout_logp: torch.Tensor | None = None,
 ) -> TokenLoss:
     """Loss of each token; its mean over all valid tokens is what training minimises.

@@ -24,9 +24,11 @@ def find_class(name: str) -> type[Optimizer]:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("torchao"):
             raise
-        raise UserError(f"model.optimizer.name {name} needs torchao: pip install 'ivgr[lowbit]'") from error
+        raise UserError(
+            f"model.update.optimizer.name {name} needs torchao: pip install 'ivgr[lowbit]'"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
-        raise UserError(f"model.optimizer.name is {name!r}, but torchao.optim has no such optimizer")
+        raise UserError(f"model.update.optimizer.name is {name!r}, but torchao.optim has no such optimizer")
     return found
 
 

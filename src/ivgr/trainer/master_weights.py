@@ -9,21 +9,21 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ivgr.core.errors import UserError
+from ivgr.core.sharding import is_sharded
 
 KEY = "master"
 
 
-def keep_master(optimizer: Optimizer) -> Optimizer:
+def with_master_weights(optimizer: Optimizer) -> Optimizer:
     """Lets `optimizer` see fp32 parameters and gradients while it steps, and fp32 parameters
     while its state is loaded, which is cast to theirs. A step uses the gradients up. UserError if
     the parameters are split over ranks."""
-    if any(isinstance(parameter, DTensor) for parameter in _low_precision(optimizer)):
+    if any(is_sharded(parameter) for parameter in _low_precision(optimizer)):
         raise UserError(
-            "model.optimizer.master keeps copies of whole weights; with trainer.strategy fsdp2 load "
+            "model.update.optimizer.master keeps copies of whole weights; with trainer.strategy fsdp2 load "
             "model.policy in float32 and set the strategy's param_dtype to bfloat16, which is the same"
         )
     low: dict[nn.Parameter, torch.Tensor] = {}

@@ -47,7 +47,7 @@ def judge_metrics(judge: Judge, verdicts: list) -> dict[str, float]:
     reports = gather(judge.report() if hasattr(judge, "report") else {})
     return {
         "judge/missing_share": missing,
-        **{f"judge/{name}": value for name, value in add_up(reports).items()},
+        **{f"judge/{name}": value for name, value in sum_by_name(reports).items()},
     }
 
 
@@ -124,10 +124,10 @@ class UpdateMetrics:
         norm = {"optim/grad_norm": _mean(self.grad_norms)}
         parts = gather((dict(self.sums), dict(self.counts), self.ratio_max))
         sums, counts, ratios = zip(*parts, strict=True)
-        counted = add_up(counts)
+        counted = sum_by_name(counts)
         if not counted:
             return norm
-        means = {name: total / counted[name] for name, total in add_up(sums).items()}
+        means = {name: total / counted[name] for name, total in sum_by_name(sums).items()}
         return means | norm | {"policy/ratio_max": max(ratios)}
 
 
@@ -147,7 +147,7 @@ def _lengths(rollouts: Sequence[Rollout]) -> list[int]:
     return [len(rollout.tokens) for rollout in rollouts]
 
 
-def add_up(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+def sum_by_name(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     """The sums by name, where any part has it."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}

@@ -19,7 +19,7 @@ class Budgeted(Protocol):
 
     policy: PreTrainedModel
     token_budget: int
-    level: Callable | None
+    pad_with_dummy_packs: Callable | None
 
 
 def run_within_memory(owner: Budgeted, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
@@ -40,7 +40,7 @@ def run_within_memory(owner: Budgeted, packs: list[Pack], work: Callable[[Pack],
         if failed is None:
             return done
         del done
-        if owner.level is not None:
+        if owner.pad_with_dummy_packs is not None:
             raise _out_of_memory_together(failed)
         owner.policy.zero_grad()
         owner.token_budget = _halve_budget(owner.token_budget, failed)
@@ -54,8 +54,8 @@ def _halve_budget(budget: int, failed: Pack) -> int:
     if len(failed.queries) == 1:
         raise UserError(
             f"memory ran out in a pass over one query of {failed.ids.numel()} tokens, which cannot be "
-            "split: set model.gradient_checkpointing true, or lower model.engine.group_size, "
-            "model.engine.max_new_tokens or model.max_prompt_tokens"
+            "split: set model.trainable.gradient_checkpointing true, or lower model.engine.group_size, "
+            "model.engine.max_new_tokens or model.encoding.max_prompt_tokens"
         )
     return min(budget, failed.ids.numel()) // 2
 
@@ -64,8 +64,8 @@ def _out_of_memory_together(failed: Pack) -> UserError:
     """Of a pass that all ranks were making together, so that none can split its packs alone."""
     return UserError(
         f"memory ran out in a pass over {failed.ids.numel()} tokens, which with trainer.strategy fsdp2 one "
-        "rank cannot split alone: lower model.token_budget below that, or set "
-        "model.gradient_checkpointing true"
+        "rank cannot split alone: lower model.update.token_budget below that, or set "
+        "model.trainable.gradient_checkpointing true"
     )
 
 

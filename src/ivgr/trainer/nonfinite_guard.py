@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from ivgr.core.errors import UserError
 from ivgr.core.settings import PositiveFloat, PositiveInt, checked
+from ivgr.core.sharding import local_part
 from ivgr.kernels import TokenStatistics
 
 
 @checked("model.guard.")
 @dataclass(frozen=True)
-class Guard:
+class GuardConfig:
     """When a run that goes wrong is stopped.
 
     Args:
@@ -38,7 +38,7 @@ class Guard:
     judge_timeout: PositiveFloat | None = 1700.0
 
 
-class StepGuard:
+class NonFiniteGuard:
     """Skips updates whose loss or gradient is not finite, on all ranks alike.
 
     skipped counts those of the whole run; `patience` in a row raise UserError.
@@ -82,11 +82,10 @@ class StepGuard:
         return (
             f"{self.in_a_row} updates in a row were skipped: {fault} not finite; first such gradient: "
             f"{next(broken, 'none')}; learning rate {lr:.3g}; gradient norms before: {norms}. "
-            "Lower model.optimizer.lr, or use float32 weights"
+            "Lower model.update.optimizer.lr, or use float32 weights"
         )
 
 
 def _is_finite(gradient: torch.Tensor) -> bool:
     """Of a split gradient, this rank's part."""
-    own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-    return bool(own.isfinite().all())
+    return bool(local_part(gradient).isfinite().all())

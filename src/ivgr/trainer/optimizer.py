@@ -14,71 +14,71 @@ from torch import nn
 from ivgr.core.errors import UserError, refusals
 from ivgr.core.settings import NonNegativeFloat, Share, checked
 from ivgr.trainer.low_bit import PREFIX, create_low_bit, find_class
-from ivgr.trainer.master_weights import keep_master
+from ivgr.trainer.master_weights import with_master_weights
 
 
-@checked("model.optimizer.")
-@dataclass
-class Optimizer:
-    """Settings of `timm.optim.create_optimizer_v2`.
-
-    Args:
-        name: Any name of `timm.optim.list_optimizers()`; or one of torchao.optim, such as
-            "torchao.AdamW8bit".
-        lr: Peak learning rate.
-        weight_decay: Weight decay; biases and norms have none.
-        master: Keeps fp32 copies of weights that are of lower precision, and steps those.
-        options: Further arguments of that optimizer.
-    """
+@checked("model.update.optimizer.")
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Settings of `timm.optim.create_optimizer_v2`."""
 
     name: str = "adamw"
+    """Any name of `timm.optim.list_optimizers()`; or one of torchao.optim, such as "torchao.AdamW8bit"."""
+
     lr: NonNegativeFloat = 1e-6
+    """Peak learning rate."""
+
     weight_decay: NonNegativeFloat = 1e-2
+    """Weight decay; biases and norms have none."""
+
     master: bool = False
+    """Keep fp32 copies of weights that are of lower precision, and step those."""
+
     options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of that optimizer."""
 
     def __post_init__(self) -> None:
         if self.name.startswith(PREFIX):
             find_class(self.name)
         elif self.name not in list_optimizers():
-            raise UserError(f"model.optimizer.name is {self.name!r}, and timm has no such optimizer")
+            raise UserError(f"model.update.optimizer.name is {self.name!r}, and timm has no such optimizer")
 
     def create(self, model: nn.Module) -> torch.optim.Optimizer:
         """Over the parameters of `model` that are trained."""
-        with refusals("model.optimizer", "mend its options"):
+        with refusals("model.update.optimizer", "mend its options"):
             if self.name.startswith(PREFIX):
                 optimizer = create_low_bit(self.name, model, self.lr, self.weight_decay, self.options)
             else:
                 optimizer = create_optimizer_v2(
                     model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.options
                 )
-        return keep_master(optimizer) if self.master else optimizer
+        return with_master_weights(optimizer) if self.master else optimizer
 
 
-@checked("model.schedule.")
-@dataclass
-class Schedule:
-    """Settings of `timm.scheduler.create_scheduler_v2`, counted in optimizer updates.
-
-    Args:
-        name: As timm names them; the power of "poly" is its option decay_rate.
-        warmup: Share of all updates over which the rate rises linearly from 0.
-        final: Learning rate at the end, after the last update, as a share of the peak; "constant",
-            "step" and "multistep" do not go there.
-        options: Further arguments of that schedule.
-    """
+@checked("model.update.schedule.")
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Settings of `timm.scheduler.create_scheduler_v2`, counted in optimizer updates."""
 
     name: Literal["constant", "cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt"] = "constant"
+    """As timm names them; the power of "poly" is its option decay_rate."""
+
     warmup: Share = 0.02
+    """Share of all updates over which the rate rises linearly from 0."""
+
     final: Share = 0.0
+    """Learning rate after the last update, as a share of the peak; "constant", "step" and "multistep" do not
+    go there."""
+
     options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of that schedule."""
 
     def create(self, optimizer: torch.optim.Optimizer, updates: int) -> Scheduler:
         """A schedule over `updates` updates; `step(n)` sets the rate of update n, counted from 0."""
         warmup = round(self.warmup * updates)
         # Steps of factor 1, since timm has had a "constant" of its own only from 1.0.31 on.
         name, options = ("step", {"decay_rate": 1.0}) if self.name == "constant" else (self.name, {})
-        with refusals("model.schedule", "mend its options"):
+        with refusals("model.update.schedule", "mend its options"):
             scheduler, _ = create_scheduler_v2(
                 optimizer,
                 sched=name,
@@ -91,7 +91,7 @@ class Schedule:
             )
         if scheduler is None:
             raise UserError(
-                f"model.schedule.name is {self.name!r}, which timm {timm.__version__} does not have: "
+                f"model.update.schedule.name is {self.name!r}, which timm {timm.__version__} does not have: "
                 "pip install -U timm"
             )
         return scheduler

@@ -3,36 +3,37 @@
 In: a loss of this rank. Out: one step of all ranks together, or none.
 """
 
+import math
 from contextlib import nullcontext
 
 import lightning as L
 import torch
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ivgr.core.sharding import is_sharded
 from ivgr.distributed.fsdp import Replica
-from ivgr.trainer.nonfinite_guard import StepGuard
+from ivgr.trainer.nonfinite_guard import NonFiniteGuard
 from ivgr.trainer.optimizer import sum_gradients
-from ivgr.trainer.policy_update import Stepper
+from ivgr.trainer.policy_update import OptimizerStep
 
 
-class ModuleStepper(Stepper):
-    """The `Stepper` of an `ivgr.trainer.base_module.PolicyModule`.
+class LightningOptimizerStep(OptimizerStep):
+    """The `OptimizerStep` of an `ivgr.trainer.base_module.PolicyModule`.
 
     Args:
-        module: Has policy, scheduler, clip_norm and a trainer.
+        module: Has policy, scheduler, update (settings) and a trainer.
         guard: Decides whether to step.
         replica: What rolls out where weights are split over ranks; their gradients are summed on
             the way back already.
     """
 
-    def __init__(self, module: L.LightningModule, guard: StepGuard, replica: Replica | None) -> None:
+    def __init__(self, module: L.LightningModule, guard: NonFiniteGuard, replica: Replica | None) -> None:
         super().__init__(self._backward, self._step, self._sum_ranks)
         self.module, self.guard, self.replica = module, guard, replica
 
     def _backward(self, loss: torch.Tensor) -> None:
         if self.replica is not None:
-            self.replica.expire()
+            self.replica.invalidate()
         with getattr(self.module.trainer.strategy.model, "no_sync", nullcontext)():
             self.module.manual_backward(loss)
 
@@ -46,9 +47,9 @@ class ModuleStepper(Stepper):
         optimizer = module.optimizers()
         module.scheduler.step(module.trainer.global_step + self.guard.skipped)
         split_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = (split_norm.full_tensor() if isinstance(split_norm, DTensor) else split_norm).item()
+        norm = (split_norm.full_tensor() if is_sharded(split_norm) else split_norm).item()
         if self.guard.admits(norm, module.policy, optimizer.param_groups[0]["lr"], self._sum_ranks):
-            clip_grads_with_norm_(parameters, module.clip_norm, split_norm)
+            clip_grads_with_norm_(parameters, module.update.clip_norm or math.inf, split_norm)
             optimizer.step()
         optimizer.zero_grad()
         return norm

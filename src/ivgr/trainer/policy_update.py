@@ -12,22 +12,23 @@ import torch
 from transformers import PreTrainedModel
 
 from ivgr.core.finite import is_finite
-from ivgr.core.query import Query, places_of
+from ivgr.core.query import Query, global_indices
 from ivgr.distributed.collectives import gather_lists
-from ivgr.distributed.fsdp import letting_go, outlasting, run_pass
+from ivgr.distributed.fsdp import clone_if_sharded, reshard_after, run_pass
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.models.forward import not_finite
-from ivgr.packing.prefix_tree import Layout, Pack, pack_queries
-from ivgr.trainer.dummy_packs import Level
-from ivgr.trainer.loss import PolicyLoss, TokenLoss, policy_loss
+from ivgr.packing.prefix_tree import Pack, pack_queries
+from ivgr.trainer.dummy_packs import PadWithDummyPacks
+from ivgr.trainer.loss import TokenLoss, policy_loss
 from ivgr.trainer.metrics import UpdateMetrics
 from ivgr.trainer.micro_batches import run_within_memory
-from ivgr.trainer.nonfinite_guard import StepGuard
+from ivgr.trainer.nonfinite_guard import NonFiniteGuard
 from ivgr.trainer.reference import Reference
+from ivgr.trainer.update_config import UpdateConfig
 
 
 @dataclass
-class Stepper:
+class OptimizerStep:
     """How gradients become an update, in the trainer's hands: `backward` of a loss, `step`
     of the optimizer (returns the gradient norm), `sum_ranks` of a number over all ranks."""
 
@@ -37,56 +38,53 @@ class Stepper:
 
 
 @dataclass
-class Update:
+class PolicyUpdate:
     """How an iteration's rollouts become optimizer steps.
 
-    temperature is that of all log-probs; updates mini-batches an epoch, epochs passes over
-    the iteration's rollouts, token_budget padded tokens a micro-batch (halved whenever memory
-    runs out), layout "rows" shares no prefix, level fills up a mini-batch's packs where weights
-    are split over ranks.
+    temperature is that of all log-probs; token_budget, the config's, is halved whenever memory runs out;
+    pad_with_dummy_packs fills up a mini-batch's packs where weights are split over ranks.
     """
 
     policy: PreTrainedModel
     reference: Reference
-    loss: PolicyLoss
-    stepper: Stepper
+    config: UpdateConfig
+    stepper: OptimizerStep
     temperature: float
-    updates: int
-    epochs: int
-    token_budget: int
-    layout: Layout = "tree"
-    guard: StepGuard = field(default_factory=StepGuard)
-    level: Level | None = None
+    guard: NonFiniteGuard = field(default_factory=NonFiniteGuard)
+    pad_with_dummy_packs: PadWithDummyPacks | None = None
+
+    def __post_init__(self) -> None:
+        self.token_budget = self.config.token_budget
 
     def pack(self, queries: list[Query]) -> list[list[Pack]]:
         """The mini-batches, each in packs: the whole queries of all ranks dealt out in turn, so that
         sizes differ by at most one query."""
-        places = places_of(queries)
+        places = global_indices(queries)
         turns = {place: turn for turn, place in enumerate(sorted(gather_lists(places)))}
         placed = list(zip(places, queries, strict=True))
         dealt = [
-            [query for place, query in placed if turns[place] % self.updates == i]
-            for i in range(self.updates)
+            [query for place, query in placed if turns[place] % self.config.mini_batches == i]
+            for i in range(self.config.mini_batches)
         ]
-        packed = [pack_queries(self.policy, part, self.token_budget, self.layout) for part in dealt]
-        return packed if self.level is None else list(map(self.level, packed))
+        packed = [pack_queries(self.policy, part, self.token_budget, self.config.layout) for part in dealt]
+        return packed if self.pad_with_dummy_packs is None else list(map(self.pad_with_dummy_packs, packed))
 
     @torch.no_grad()
     def infer_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
         """The reference's log-probs of every token that are not there yet (exact KL has its own
         pass)."""
         missing = any(pack.ref_logp is None for packs in mini_batches for pack in packs)
-        if self.loss.kl == "exact" or not missing:
+        if self.config.loss.kl == "exact" or not missing:
             return
-        with self.reference.serving() as reference:
+        with self.reference.inference_model() as reference:
             self._infer(mini_batches, reference, "ref_logp")
 
     @torch.no_grad()
     def infer_policy(self, mini_batches: Sequence[list[Pack]]) -> None:
         """With several updates, the policy's log-probs before the first, where they are not there
         yet (with one update, they are its own, detached)."""
-        if len(mini_batches) * self.epochs > 1:
-            with letting_go(self.policy) as policy:
+        if len(mini_batches) * self.config.epochs > 1:
+            with reshard_after(self.policy) as policy:
                 self._infer(mini_batches, policy, "old_logp")
 
     def _infer(self, mini_batches: Sequence[list[Pack]], model: PreTrainedModel, name: str) -> None:
@@ -109,7 +107,7 @@ class Update:
         self.infer_policy(mini_batches)
         self._refuse_broken_reference(mini_batches)
         metrics = UpdateMetrics()
-        for epoch in range(self.epochs):
+        for epoch in range(self.config.epochs):
             for packs in mini_batches:
                 tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
                 if not tokens:
@@ -125,7 +123,7 @@ class Update:
 
     def _differentiate(self, tokens: float, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
         """Adds the gradients of the pack's share of the mean loss over `tokens`."""
-        reference = self._reference_hidden(pack) if self.loss.kl == "exact" else ()
+        reference = self._reference_hidden(pack) if self.config.loss.kl == "exact" else ()
         statistics, loss = run_pass(self.policy, lambda: self._policy_statistics(pack, *reference))
         self.stepper.backward(statistics.loss / tokens)
         return statistics._replace(loss=statistics.loss.detach()), loss
@@ -133,10 +131,13 @@ class Update:
     @torch.no_grad()
     def _reference_hidden(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
         """The reference's hidden states (R, H), and its head's weight (V, H), for exact KL."""
-        with self.reference.serving() as reference:
+        with self.reference.inference_model() as reference:
             return run_pass(
                 reference,
-                lambda: (pack.response_hidden(reference), outlasting(reference, reference.lm_head.weight)),
+                lambda: (
+                    pack.response_hidden(reference),
+                    clone_if_sharded(reference, reference.lm_head.weight),
+                ),
             )
 
     def _policy_statistics(
@@ -148,12 +149,12 @@ class Update:
 
         def token_loss(logp, ref_logp, kl, entropy, rows=slice(None)) -> TokenLoss:
             old = logp.detach() if pack.old_logp is None else pack.old_logp[rows]
-            return policy_loss(logp, old, advantage[rows], kl, self.loss, rollout_logp[rows])
+            return policy_loss(logp, old, advantage[rows], kl, self.config.loss, rollout_logp[rows])
 
         statistics = self._statistics(
             self.policy,
             pack,
-            kl=self.loss.kl,
+            kl=self.config.loss.kl,
             ref_hidden=ref_hidden,
             ref_weight=ref_weight,
             entropy=True,
@@ -181,6 +182,6 @@ class Update:
             ref_logp=pack.ref_logp,
             temperature=self.temperature,
             kl=kl,
-            logits_dtype=torch.float32 if self.loss.kl == "exact" else None,
+            logits_dtype=torch.float32 if self.config.loss.kl == "exact" else None,
             **options,
         )

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ivgr.core.errors import UserError
-from ivgr.distributed.fsdp import letting_go
+from ivgr.distributed.fsdp import reshard_after
 from ivgr.models.lora import adapters_off, is_adapted
 from ivgr.models.model_directory import read_config, read_model
 from ivgr.models.pretrained import TINY
@@ -22,11 +22,11 @@ SETTING = "model.reference.path"
 class Reference(Protocol):
     """The policy as it was before training, or another; never trained, never saved."""
 
-    def serving(self) -> AbstractContextManager[PreTrainedModel]:
+    def inference_model(self) -> AbstractContextManager[PreTrainedModel]:
         """Lends the reference, on the policy's device, for passes without gradient; none of the
         policy may run in the body. What a pass has gathered of split weights is let go at its end."""
 
-    def split_own(self, split: Callable[[PreTrainedModel], None]) -> None:
+    def shard(self, split: Callable[[PreTrainedModel], None]) -> None:
         """Splits over ranks, by `split`, the weights that are not the policy's; UserError if they
         cannot be."""
 
@@ -36,7 +36,7 @@ class FrozenReference:
 
     Args:
         path: Directory or hub id; null takes the policy as first loaded: a copy, or with
-            model.adapter the policy itself, its adapters switched off.
+            model.trainable.adapter the policy itself, its adapters switched off.
         device: "policy" keeps it beside the policy; "cpu" keeps it in main memory and brings it
             over once a scoring phase (with exact KL once a micro-batch).
     """
@@ -49,8 +49,8 @@ class FrozenReference:
         if self.path is None and is_adapted(policy):
             if self.device == "cpu":
                 raise UserError(
-                    "model.reference.device is cpu, but with model.adapter the reference is the policy "
-                    "itself and takes no memory; leave it out"
+                    "model.reference.device is cpu, but with model.trainable.adapter the reference is the "
+                    "policy itself and takes no memory; leave it out"
                 )
             return UnadaptedPolicy(policy)
         model = copy.deepcopy(policy) if self.path is None else self._read(policy)
@@ -79,11 +79,11 @@ class UnadaptedPolicy:
         self.policy = policy
 
     @contextmanager
-    def serving(self) -> Iterator[PreTrainedModel]:
-        with adapters_off(self.policy), letting_go(self.policy):
+    def inference_model(self) -> Iterator[PreTrainedModel]:
+        with adapters_off(self.policy), reshard_after(self.policy):
             yield self.policy
 
-    def split_own(self, split: Callable[[PreTrainedModel], None]) -> None:
+    def shard(self, split: Callable[[PreTrainedModel], None]) -> None:
         """It has none."""
 
 
@@ -93,14 +93,14 @@ class OwnModel:
     def __init__(self, model: PreTrainedModel, policy: PreTrainedModel, offload: bool = False) -> None:
         self.model, self.policy, self.offload = model, policy, offload
 
-    def serving(self) -> AbstractContextManager[PreTrainedModel]:
+    def inference_model(self) -> AbstractContextManager[PreTrainedModel]:
         if self.offload:
-            return visiting(self.model, self.policy.device)
+            return on_device(self.model, self.policy.device)
         if self.model.device != self.policy.device:
             self.model.to(self.policy.device)
-        return letting_go(self.model)
+        return reshard_after(self.model)
 
-    def split_own(self, split: Callable[[PreTrainedModel], None]) -> None:
+    def shard(self, split: Callable[[PreTrainedModel], None]) -> None:
         if self.offload:
             raise UserError(
                 "model.reference.device is cpu, but trainer.strategy fsdp2 splits the reference over the "
@@ -110,7 +110,7 @@ class OwnModel:
 
 
 @contextmanager
-def visiting(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
+def on_device(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
     """In the body copies of the model's weights lie on `device`; those at home never move."""
     home = [
         (tensors, name, tensor)

@@ -18,7 +18,7 @@ from ivgr.core.checkpoint_file import MEND, PLAIN, WEIGHTS, refuse_misshapen, re
 from ivgr.core.errors import UserError
 from ivgr.core.state_dict import refuse_other_policy, shapes_of
 from ivgr.trainer.master_weights import KEY
-from ivgr.trainer.optimizer import Optimizer
+from ivgr.trainer.optimizer import OptimizerConfig
 
 KINDS = {
     "rl": "reinforcement learning (ivgr.IVGR)",
@@ -37,16 +37,16 @@ def admit(module: L.LightningModule, checkpoint: dict[str, Any], path: Path | st
     data = _shape_of_data(module.trainer)
     refuse_misshapen(checkpoint, {f"{name}?": shape for name, shape in data.items()}, path)
     saved, made = checkpoint["ivgr"], module.made()
-    _refuse_other("model.adapter", saved["policy"]["adapter"], made["adapter"], path)
+    _refuse_other("model.trainable.adapter", saved["policy"]["adapter"], made["adapter"], path)
     if not sharded:
         refuse_misshapen(checkpoint, {"state_dict": WEIGHTS}, path)
         refuse_other_policy(shapes_of(module.state_dict()), shapes_of(checkpoint["state_dict"]), path)
         refuse_not_finite(checkpoint["state_dict"], path)
     if module.trainer.state.fn == TrainerFn.FITTING:
         freeze = saved["policy"].get("freeze", made["freeze"])
-        _refuse_other("model.freeze", sorted(freeze), sorted(made["freeze"]), path)
+        _refuse_other("model.trainable.freeze", sorted(freeze), sorted(made["freeze"]), path)
         _admit_progress(module.trainer, checkpoint, path)
-        refuse_other_optimizer(module.optimizer, saved.get("optimizer"), path)
+        refuse_other_optimizer(module.update.optimizer, saved.get("optimizer"), path)
         _admit_optimizer(module, checkpoint, path, sharded)
 
 
@@ -102,7 +102,7 @@ def _admit_progress(trainer: L.Trainer, checkpoint: dict[str, Any], path: Path |
         raise UserError(f"checkpoint {path}: its counts of iterations differ ({said}); {MEND}")
 
 
-def refuse_other_optimizer(own: Optimizer, saved: object, path: Path | str) -> None:
+def refuse_other_optimizer(own: OptimizerConfig, saved: object, path: Path | str) -> None:
     """UserError if the checkpoint's state is of no use to the optimizer of this run. Its numbers may
     differ: the new ones are in effect. `saved` is None in old checkpoints."""
     if saved is None:
@@ -111,11 +111,11 @@ def refuse_other_optimizer(own: Optimizer, saved: object, path: Path | str) -> N
     refuse_misshapen({"optimizer": saved}, {"optimizer": shape}, path)
     wanted = asdict(own)
     for name in ("name", "master"):
-        _refuse_other(f"model.optimizer.{name}", saved[name], wanted[name], path)
+        _refuse_other(f"model.update.optimizer.{name}", saved[name], wanted[name], path)
     before, now = saved["options"], wanted["options"]
     for name in sorted(before | now):
         if not (_is_number(before.get(name, 0)) and _is_number(now.get(name, 0))):
-            option = f"model.optimizer.options.{name}"
+            option = f"model.update.optimizer.options.{name}"
             _refuse_other(option, before.get(name), now.get(name), path)
 
 
@@ -131,11 +131,11 @@ def _admit_optimizer(
 ) -> None:
     """UserError unless the optimizer's state is that of the parameters which this run trains. Of a
     sharded checkpoint that shows when its tensors are read."""
-    own = module.optimizer.create(module.policy).state_dict()["param_groups"]
+    own = module.update.optimizer.create(module.policy).state_dict()["param_groups"]
     known = checkpoint["ivgr"].get("optimizer")
     if sharded:
         refuse_misshapen(checkpoint, {"optimizer": {"groups": (dict,) * len(own)}}, path)
-        take_settings(checkpoint["optimizer"]["groups"], own, module.optimizer, known, path)
+        take_settings(checkpoint["optimizer"]["groups"], own, module.update.optimizer, known, path)
         return
     states = ({"state": dict, "param_groups": [{"params": [int]}]},)
     refuse_misshapen(checkpoint, {"optimizer_states": states, f"{LAYOUT}?": str}, path)
@@ -143,13 +143,15 @@ def _admit_optimizer(
     if [group["params"] for group in state["param_groups"]] != [group["params"] for group in own]:
         raise UserError(
             f"checkpoint {path}: its optimizer trains other parameters than this run's; resume with the "
-            "model.freeze, model.adapter and model.optimizer.name it was made with"
+            "model.trainable.freeze, model.trainable.adapter and model.update.optimizer.name it was made with"
         )
-    take_settings(state["param_groups"], own, module.optimizer, known, path)
+    take_settings(state["param_groups"], own, module.update.optimizer, known, path)
     _admit_moments(state["state"], own, checkpoint.get(LAYOUT), path)
     if known is None:
         master = any(KEY in fields for fields in state["state"].values())
-        _refuse_other("model.optimizer.master", master, module.optimizer.master and master, path)
+        _refuse_other(
+            "model.update.optimizer.master", master, module.update.optimizer.master and master, path
+        )
 
 
 def _admit_moments(state: dict, own: Groups, layout: object, path: Path | str) -> None:
@@ -164,7 +166,7 @@ def _admit_moments(state: dict, own: Groups, layout: object, path: Path | str) -
 
 
 def take_settings(
-    groups: Groups, own: Groups, settings: Optimizer, saved: dict[str, Any] | None, path: Path | str
+    groups: Groups, own: Groups, settings: OptimizerConfig, saved: dict[str, Any] | None, path: Path | str
 ) -> None:
     """Puts the run's own settings into the checkpoint's parameter groups: learning rate, weight decay,
     options, switches, and what they lack. Other numbers an optimizer may have counted there."""
@@ -181,7 +183,7 @@ def take_settings(
         if other := sorted(map(str, group.keys() - fresh.keys() - {"initial_lr"})):
             raise UserError(
                 f"checkpoint {path}: it was made with another optimizer than {settings.name} (one with "
-                f"{other[0]}); resume with that model.optimizer.name or start a new run"
+                f"{other[0]}); resume with that model.update.optimizer.name or start a new run"
             )
         place = f"optimizer group {number}"
         refuse_misshapen({place: group}, {place: shape_of(own_values, float)}, path)

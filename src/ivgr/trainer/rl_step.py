@@ -11,32 +11,29 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ivgr.core.background import in_background
-from ivgr.core.errors import UserError, say
 from ivgr.core.query import Query
-from ivgr.distributed.collectives import gather, gather_queries
-from ivgr.judge.protocol import Judge
+from ivgr.distributed.collectives import gather_queries
 from ivgr.packing.prefix_tree import Pack
 from ivgr.rewards.accuracy import prepare
-from ivgr.rewards.archive import Archive
-from ivgr.rewards.rewards import Open, Rewards, ask_once, enter_verdicts
+from ivgr.rewards.scorer import Scorer
 from ivgr.rollout.transformers_engine import RolloutEngine
-from ivgr.rollout.zero_std import resample_flat, without_flat
+from ivgr.rollout.zero_std import resample_zero_std, without_zero_std
 from ivgr.trainer.advantage import group_advantages
 from ivgr.trainer.metrics import batch_metrics, judge_metrics
-from ivgr.trainer.policy_update import Update
+from ivgr.trainer.policy_update import PolicyUpdate
 
 
 @dataclass
-class Iteration:
+class RLStep:
     """The phases and what they need.
 
     Groups whose rewards are all equal are rolled out again up to resample times, and those
-    left leave the update with drop_flat. rollout_policy gives what rolls out, where that is not the
+    left leave the update with drop_zero_std. rollout_policy gives what rolls out, where that is not the
     policy itself. halt is called, on all ranks, before phases that may be
     given up, and raises to do so. While it runs, phase says what it is at. After `run`, everyone holds
     the queries of all ranks.
@@ -45,14 +42,12 @@ class Iteration:
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     engine: RolloutEngine
-    rewards: Rewards
-    judge: Judge
-    archive: Archive
-    update: Update
+    scorer: Scorer
+    update: PolicyUpdate
     resample: int = 0
-    drop_flat: bool = False
+    drop_zero_std: bool = False
     rollout_policy: Callable[[], PreTrainedModel] | None = None
-    halt: Callable[[], None] = lambda: None
+    check_preempted: Callable[[], None] = lambda: None
     phase: str = ""
     seconds: Counter = field(default_factory=Counter)
     verdicts: list = field(default_factory=list)
@@ -63,62 +58,50 @@ class Iteration:
         those of all ranks together, but for the times.
         UserError, on all ranks alike and before any update, if the judge gives it up."""
         self.seconds, self.verdicts = Counter(rollout=0.0, reward=0.0, judge_wait=0.0, update=0.0), []
-        settled = not (self.resample or self.drop_flat)
+        settled = not (self.resample or self.drop_zero_std)
         prepare(query.sample for query in queries)
         with self._timed("rollout"):
             self._roll_out(queries, seed)
-        self.halt()
+        self.check_preempted()
         with self._timed("update"):
             mini_batches = self.update.pack(queries if settled else [])
         with self._timed("reward"):
             self._score(queries, mini_batches)
-        with self._timed("resample"), self.archive.held():
+        with self._timed("resample"), self.scorer.rewards.archive.accumulate():
             resampled = self._resample_flat(queries, seed)
         assign_advantages(queries)
-        self.halt()
+        self.check_preempted()
         with self._timed("update"):
             if not settled:
-                mini_batches = self.update.pack(without_flat(queries) if self.drop_flat else queries)
+                mini_batches = self.update.pack(without_zero_std(queries) if self.drop_zero_std else queries)
             statistics = self.update.run(mini_batches)
         times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
         self.everyone = gather_queries(queries)
-        figures = batch_metrics(self.everyone, self.archive, self.seconds["rollout"])
-        return figures | judge_metrics(self.judge, self.verdicts) | resampled | statistics | times
+        figures = batch_metrics(self.everyone, self.scorer.rewards.archive, self.seconds["rollout"])
+        return figures | judge_metrics(self.scorer.judge, self.verdicts) | resampled | statistics | times
 
     def _roll_out(self, queries: list[Query], seed: int) -> None:
         policy = self.rollout_policy() if self.rollout_policy else self.policy
         self.engine.roll_out(policy, self.tokenizer, queries, seed)
 
     def _score(self, queries: list[Query], mini_batches: Sequence[list[Pack]] = ()) -> None:
-        """Rewards: rules, the judge on answers, the archive, the judge on reasoning, sums; the
-        passes over `mini_batches` beside it."""
-        doubtful = self.rewards.apply_rules(queries)
-        with self._asking(self.judge.agree, doubtful, "accuracy"), self._timed("update"):
-            self.update.infer_reference(mini_batches)
-        self.archive.admit(queries)
-        pairs = self.rewards.pair_reasoning(queries, self.archive)
-        with self._asking(self.judge.compare, pairs, "consistency"), self._timed("update"):
-            self.update.infer_policy(mini_batches)
-        self.rewards.add_up(queries)
+        """Rewards; the passes over `mini_batches` while the judge reads."""
+        infer_reference = self._during("update", self.update.infer_reference, mini_batches)
+        infer_policy = self._during("update", self.update.infer_policy, mini_batches)
+        self.verdicts += self.scorer.score(
+            queries, infer_reference, infer_policy, partial(self._timed, "judge_wait")
+        )
 
     def _resample_flat(self, queries: list[Query], seed: int) -> dict[str, float]:
         sum_ranks = self.update.stepper.sum_ranks
-        return resample_flat(queries, self.resample, seed, self._roll_out, self._score, sum_ranks)
+        return resample_zero_std(queries, self.resample, seed, self._roll_out, self._score, sum_ranks)
 
-    @contextmanager
-    def _asking(self, ask: Callable[[list], list], questions: list[Open], term: str) -> Iterator[None]:
-        """The judge reads in a background thread while the body runs in this one; then its
-        verdicts become `term`. An error of one rank's judge stops all ranks."""
-        asked = in_background(ask_once, ask, questions)
-        yield
-        with self._timed("judge_wait"):
-            failed = asked.exception()
-        failures = gather(None if failed is None else say(failed))
-        if any(failures):
-            rank = next(rank for rank, failure in enumerate(failures) if failure)
-            raise failed or UserError(f"the judge of rank {rank} gave no verdicts: {failures[rank]}")
-        enter_verdicts(questions, asked.result(), term)
-        self.verdicts += asked.result().values()
+    def _during(self, phase: str, work: Callable, *arguments) -> Callable[[], None]:
+        def timed_work() -> None:
+            with self._timed(phase):
+                work(*arguments)
+
+        return timed_work
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -11,12 +11,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, zeros
+from torch.distributed.tensor import Placement, Replicate, Shard, zeros
 from torch.optim import Optimizer
 
 from ivgr.core.checkpoint_file import MEND, META, read_checkpoint, refuse_misshapen
 from ivgr.core.errors import UserError
 from ivgr.core.finite import find_not_finite
+from ivgr.core.sharding import is_sharded
 from ivgr.core.state_dict import refuse_other_policy, shapes_of
 from ivgr.distributed.collectives import gather_lists
 from ivgr.trainer.resume import LAYOUT, layout_of, refuse_other_layout
@@ -35,13 +36,11 @@ def write_folder(path: Path, module: nn.Module, optimizer: Optimizer | None, res
         moments = _moments(module, optimizer)
         rest["optimizer"] = {
             "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
-            "small": {name: value for name, value in moments.items() if not isinstance(value, DTensor)},
-            "dims": {
-                name: _dims(value.placements) for name, value in moments.items() if isinstance(value, DTensor)
-            },
+            "small": {name: value for name, value in moments.items() if not is_sharded(value)},
+            "dims": {name: _dims(value.placements) for name, value in moments.items() if is_sharded(value)},
             LAYOUT: layout_of(moments.items()),
         }
-    tensors |= {name: value for name, value in moments.items() if isinstance(value, DTensor)}
+    tensors |= {name: value for name, value in moments.items() if is_sharded(value)}
     dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
     if rank == 0:
         torch.save(rest, path / META)
@@ -126,7 +125,7 @@ def _restore(
     if alien or lost:
         raise UserError(
             f"checkpoint {path}: its optimizer trains other parameters (first {alien or min(lost)}); resume "
-            "with the model.freeze, model.adapter and model.optimizer.name it was made with"
+            "with the model.trainable and model.update.optimizer.name it was made with"
         )
     room = {}
     optimizer.state.clear()

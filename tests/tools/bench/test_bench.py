@@ -17,7 +17,7 @@ from ivgr.tools.bench.bench_setting import Setting, build_model, build_queries
 from ivgr.tools.bench.data_speed import BATCH, data_contenders, draw_jpegs
 from ivgr.tools.bench.decode_speed import cache_bytes, decode_figures, token_bytes, weight_bytes
 from ivgr.tools.bench.efficiency import plan_setting, planned_bytes
-from ivgr.tools.bench.kernel_speed import Ceiling, Figure
+from ivgr.tools.bench.kernel_speed import Ceiling, KernelTiming
 from ivgr.tools.bench.measure import Contender, LiveBytes, Measurement, measure
 from ivgr.tools.bench.phases import rollout_contenders, update_contenders
 from ivgr.tools.bench.roofline import plot_roofline
@@ -201,7 +201,7 @@ def test_kernels_are_measured_on_the_cpu(tmp_path, capsys):
 def test_a_roofline_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     ceiling = Ceiling(copy=1e11, gemm=1e13)
-    plot_roofline(ceiling, [Figure("logits fwd", "ivgr", 1.0, 100, 10, 0.5, 0)], tmp_path / "roof.png")
+    plot_roofline(ceiling, [KernelTiming("logits fwd", "ivgr", 1.0, 100, 10, 0.5, 0)], tmp_path / "roof.png")
     assert (tmp_path / "roof.png").stat().st_size > 1000
 
 

@@ -49,7 +49,10 @@ def config(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("world")) | {"model.iterations": 3, "model.optimizer.lr": 0.0}
+    return write_world(tmp_path_factory.mktemp("world")) | {
+        "model.iterations": 3,
+        "model.update.optimizer.lr": 0.0,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,8 @@ def expected(data, tmp_path_factory):
     return shares
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_policy_that_learns_nothing_keeps_the_figures_of_evaluate(world, config, expected, tmp_path, ranks):
     """At the first and the third of three validations; there are figures before training, too."""
     root = fit(ranks, tmp_path / "run", world, "--config", str(config))

@@ -9,12 +9,12 @@ from support.samples import RecordingJudge, jpeg, make_sample
 
 from ivgr.core.prompts import Prompts
 from ivgr.core.rejection import RejectedSample
-from ivgr.core.resumable_jsonl import Journal
+from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.data.encode import QueryEncoder
 from ivgr.models.patch_embed import use_linear_patches
 from ivgr.models.pretrained import Pretrained
 from ivgr.rollout.transformers_engine import TransformersEngine
-from ivgr.tools.benchmarks.benchmark_runner import Examination, respond_to_each
+from ivgr.tools.benchmarks.benchmark_runner import BenchmarkRunner, respond_to_each
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS
 from ivgr.tools.benchmarks.fields import Row
 from ivgr.tools.benchmarks.tables import figures_of, notes_of
@@ -39,8 +39,8 @@ def examine(tmp_path, rows, answers, judge=None, name="vstar"):
         def read(self, numbers):
             return (row for number, row in enumerate(rows) if number in numbers)
 
-    journal = Journal(tmp_path, name, {})
-    Examination(BENCHMARKS[name], reply_with(answers), "Think.", judge, batch=2).fill(journal, File(), "")
+    journal = ResumableJsonl(tmp_path, name, {})
+    BenchmarkRunner(BENCHMARKS[name], reply_with(answers), "Think.", judge, batch=2).fill(journal, File(), "")
     return journal.rows
 
 
@@ -93,8 +93,8 @@ def test_a_rejected_row_stands_in_the_table(tmp_path):
         def read(self, numbers):
             return iter([ROW])
 
-    journal = Journal(tmp_path, "vstar", {})
-    Examination(BENCHMARKS["vstar"], refuse, "").fill(journal, File(), "")
+    journal = ResumableJsonl(tmp_path, "vstar", {})
+    BenchmarkRunner(BENCHMARKS["vstar"], refuse, "").fill(journal, File(), "")
     (row,) = journal.rows
     assert row["verdict"] is False and row["why"] == "rejected: sample 0: no image"
 

@@ -19,7 +19,7 @@ from support.samples import encode_image, jpeg, make_query, make_rollout, make_s
 
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
-from ivgr.data.shards import find_shards, take_stock, write_shards
+from ivgr.data.shards import find_shards, validate_shards, write_shards
 from ivgr.rewards.archive import Archive
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS
 from ivgr.tools.benchmarks.find_files import open_rows
@@ -93,7 +93,7 @@ def test_pack_takes_or_counts_every_row(capsys, form):
     assert len(kept) + len(left) == len(rows) + len(broken) and len(kept) > 100
     assert len({row["row"] for row in left}) == len(left)
     assert all(len(row["reason"]) <= 300 and harmless(row["reason"]) for row in left)
-    assert take_stock(find_shards("out")).total() == len(kept)
+    assert validate_shards(find_shards("out")).total() == len(kept)
     assert call(capsys, "inspect", "out", "--processor", "tiny")[0] == 0
     harmless(Path("sheet.html").read_text())
 

@@ -12,12 +12,12 @@ from support.samples import RELATIVE, make_sample
 
 from ivgr.cli.main import main
 from ivgr.core.boxes import ROWS
-from ivgr.core.resumable_jsonl import Journal
+from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.core.sample import read_sample
 from ivgr.data.sft_encode import write_response
 from ivgr.data.shards import find_shards, read_shards, write_shards
 from ivgr.tools.distill.collect import Candidate
-from ivgr.tools.distill.distill import Workshop
+from ivgr.tools.distill.distill import RewritePipeline
 from ivgr.toy import RuleJudge
 from ivgr.toy.rule_rewriter import RuleRewriter
 from ivgr.toy.world import World, draw_samples
@@ -161,13 +161,19 @@ class Failing(RuleRewriter):
 def test_an_interrupted_call_goes_on_where_it_stood(tmp_path):
     items = [Candidate(make_sample(f"s{i}"), f"{CROSS} {i}", "red", RELATIVE) for i in range(10)]
     whole, broken = Failing(10), Failing(7)
-    Workshop(whole, RuleJudge(), 3, 0.7, 0, 3).fill(Journal(tmp_path / "whole", "rewrites", {}), items)
+    RewritePipeline(whole, RuleJudge(), 3, 0.7, 0, 3).fill(
+        ResumableJsonl(tmp_path / "whole", "rewrites", {}), items
+    )
     with pytest.raises(ConnectionError):
-        Workshop(broken, RuleJudge(), 3, 0.7, 0, 3).fill(Journal(tmp_path / "broken", "rewrites", {}), items)
+        RewritePipeline(broken, RuleJudge(), 3, 0.7, 0, 3).fill(
+            ResumableJsonl(tmp_path / "broken", "rewrites", {}), items
+        )
     path = tmp_path / "broken" / "rewrites.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     rest = Failing(10)
-    Workshop(rest, RuleJudge(), 3, 0.7, 0, 3).fill(Journal(tmp_path / "broken", "rewrites", {}), items)
+    RewritePipeline(rest, RuleJudge(), 3, 0.7, 0, 3).fill(
+        ResumableJsonl(tmp_path / "broken", "rewrites", {}), items
+    )
     assert rest.asked == items[5:]
     assert path.read_bytes() == (tmp_path / "whole" / "rewrites.jsonl").read_bytes()
 

@@ -21,7 +21,7 @@ from ivgr.rollout.sampling import Sampling
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.inference.crops import Cropping
 from ivgr.tools.inference.modes import encode_png, respond
-from ivgr.tools.inference.streaming import Voice
+from ivgr.tools.inference.streaming import TokenPrinter
 from ivgr.toy.world import World, draw_samples
 
 GOLD = (120, 60, 300, 190)
@@ -180,7 +180,7 @@ def test_the_engine_tells_every_token_as_it_is_chosen(tiny, encoder):
 def test_text_is_spoken_in_whole_characters(tiny, monkeypatch):
     tokenizer, out = tiny[1].tokenizer, []
     monkeypatch.setattr(sys, "stdout", type("Out", (), {"write": out.append, "flush": lambda: None}))
-    voice, text = Voice(tokenizer), "The red circle – 漢字, naïve 🙂."
+    voice, text = TokenPrinter(tokenizer), "The red circle – 漢字, naïve 🙂."
     for token in tokenizer.encode(text):
         voice(torch.tensor([0]), torch.tensor([token]))
     monkeypatch.undo()

@@ -22,7 +22,7 @@ from support.samples import encode_image, jpeg
 from ivgr.core.sample import read_sample
 from ivgr.data.shard_index import read_sizes
 from ivgr.data.shards import find_shards, read_shards
-from ivgr.tools.packing_data.pack_state import Journal
+from ivgr.tools.packing_data.pack_state import PackState
 from ivgr.tools.packing_data.source_rows import read_rows
 
 
@@ -149,7 +149,7 @@ def test_two_packs_do_not_share_a_folder(published, packed, tmp_path, capsys):
 
 def test_a_second_pack_at_the_same_time_is_refused(published, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    with closing(Journal(tmp_path / "out", {})):
+    with closing(PackState(tmp_path / "out", {})):
         assert pack(published[0] / "rows.parquet", tmp_path / "out") == 2
     assert "another pack" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ivgr.models.pretrained import Pretrained
 from ivgr.models.registry import find_family
 from ivgr.packing.prefix_tree import pack_queries, tree_length
-from ivgr.rollout.prefix_kv_cache import ROOM, TreeCache
+from ivgr.rollout.prefix_kv_cache import GROWTH, TreeCache
 from ivgr.tools.bench.bench_setting import Setting, build_model, build_queries
 from ivgr.tools.bench.measure import LiveBytes
 from ivgr.tools.bench.phases import build_iteration
@@ -23,23 +23,25 @@ from ivgr.tools.plan.plan_memory import (
     around_bytes,
     block_bytes,
     layer_bytes,
-    standing,
+    resident,
     stem_bytes,
     suffix_bytes,
     tree_tokens,
     update,
 )
-from ivgr.tools.plan.run_spec import Run, Typical, measure_states, read_run
+from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, measure_states, read_run
 from ivgr.tools.random_checkpoint import configure, draw_model
 from ivgr.toy.tokenizer import build_tokenizer
-from ivgr.trainer.optimizer import Optimizer
+from ivgr.trainer.optimizer import OptimizerConfig
 
 SETTING = Setting(image_tokens=256, response=32, group_size=3)
 
 
-def run_of(setting: Setting, **changes) -> Run:
+def run_of(setting: Setting, **changes) -> RunSpec:
     """The plan of an update on the bench's queries, whose images have two marks each."""
-    typical = Typical(setting.image_tokens, setting.question + 2, setting.instruction, setting.response)
+    typical = AssumedLengths(
+        setting.image_tokens, setting.question + 2, setting.instruction, setting.response
+    )
     run = read_run(CONFIGS / "tiny.yaml", 1, typical)
     fields = {"paired": setting.queries, "single": 0, "group": setting.group_size, "updates": 1}
     fields |= {"typical": typical, "token_budget": 1 << 40, "batch_queries": setting.queries}
@@ -54,14 +56,14 @@ def tiny_model(family: str, dtype: torch.dtype):
 
 def test_weights_gradients_states_and_reference_are_exact():
     run, model = run_of(SETTING), Pretrained("tiny").load()[0]
-    held = {item.name: item.bytes for item in standing(run)}
+    held = {item.name: item.bytes for item in resident(run)}
     nbytes = sum(weight.nbytes for weight in model.parameters())
     assert held == {"weights": nbytes, "gradients": nbytes, "optimizer": 2 * nbytes, "reference": nbytes}
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("adamw", 2), ("sgd", 1), ("lion", 1)])
 def test_optimizer_state_is_what_a_step_leaves(name, numbers):
-    assert measure_states(Optimizer(name)) == numbers
+    assert measure_states(OptimizerConfig(name=name)) == numbers
 
 
 def test_keys_and_values_are_exact():
@@ -73,14 +75,14 @@ def test_keys_and_values_are_exact():
     run = run_of(SETTING)
     assert stem_bytes(run, sum(map(tree_length, queries))) == sum(p.nbytes for s in cache.stems for p in s)
     owner, sees = pack.fork_row.repeat_interleave(3), pack.fork_sees.repeat_interleave(3, 0)
-    for response in (ROOM - 5, ROOM + 40):
-        cache.fork(owner, sees, limit := ROOM + 50)
+    for response in (GROWTH - 5, GROWTH + 40):
+        cache.fork(owner, sees, limit := GROWTH + 50)
         with LiveBytes() as live:
             for step in range(response):
                 cache.begin_step(step)
         held = sum(part.nbytes for pair in cache.suffixes for part in pair)
         planned = suffix_bytes(run_of(replace(SETTING, response=response), max_new_tokens=limit), len(owner))
-        old = held * ROOM // limit if response > ROOM else 0
+        old = held * GROWTH // limit if response > GROWTH else 0
         assert planned == held + old <= live.peak + 1
 
 
@@ -179,4 +181,4 @@ def test_adapters_are_those_of_peft():
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     run = run_of(SETTING, rank=4)
     assert run.trained == trained
-    assert next(item.bytes for item in standing(run) if item.name == "reference") == 0
+    assert next(item.bytes for item in resident(run) if item.name == "reference") == 0

@@ -9,8 +9,8 @@ from support.command_line import CONFIGS, SHIPPED, TINY, fails
 
 from ivgr.cli.main import main
 from ivgr.tools.plan.plan import find_misfit, parse_memory, peak_bytes
-from ivgr.tools.plan.plan_memory import rollout, standing, update
-from ivgr.tools.plan.run_spec import Typical, read_run
+from ivgr.tools.plan.plan_memory import resident, rollout, update
+from ivgr.tools.plan.run_spec import AssumedLengths, read_run
 
 
 def stated_memory(name: str) -> str:
@@ -41,7 +41,7 @@ def plan_fails(capsys, *args) -> str:
 
 def test_the_first_thing_that_does_not_fit_and_its_mend(capsys):
     config = str(CONFIGS / "qwen2vl_7b.yaml")
-    assert "model.adapter" in plan_fails(capsys, config, "--gpus", "1")
+    assert "model.trainable.adapter" in plan_fails(capsys, config, "--gpus", "1")
     long = plan_fails(capsys, config, "--response", "4096")
     assert "KV cache" in long and "model.engine.batch_queries" in long
     large = plan_fails(capsys, str(CONFIGS / "qwen3vl_32b.yaml"))
@@ -52,11 +52,11 @@ def test_the_first_thing_that_does_not_fit_and_its_mend(capsys):
     ("changes", "mend"),
     [
         ({"sharded": False}, "trainer.strategy fsdp2"),
-        ({"checkpointing": False}, "model.gradient_checkpointing to true"),
+        ({"checkpointing": False}, "model.trainable.gradient_checkpointing to true"),
     ],
 )
 def test_what_the_recipes_need_is_what_is_advised_without_it(changes, mend):
-    run = replace(read_run(CONFIGS / "qwen2vl_7b.yaml", None, Typical()), **changes)
+    run = replace(read_run(CONFIGS / "qwen2vl_7b.yaml", None, AssumedLengths()), **changes)
     assert mend in find_misfit(run, 80e9)
 
 
@@ -64,7 +64,7 @@ def test_what_the_recipes_need_is_what_is_advised_without_it(changes, mend):
 def test_following_the_advice_leads_to_a_run_that_fits(changes):
     """From any limit above the bare weights: each mend removes its complaint or the next comes."""
     run = replace(
-        read_run(CONFIGS / "qwen2vl_2b_lora.yaml", 1, Typical()), **{"checkpointing": False} | changes
+        read_run(CONFIGS / "qwen2vl_2b_lora.yaml", 1, AssumedLengths()), **{"checkpointing": False} | changes
     )
     limit, seen = 20e9, []
     while complaint := find_misfit(run, limit):
@@ -75,7 +75,7 @@ def test_following_the_advice_leads_to_a_run_that_fits(changes):
             continue
         key, number = re.search(r"model\.(?:engine\.)?(\w+) to (\d+)$", complaint).groups()
         run = replace(run, **{key: int(number)})
-    assert peak_bytes(standing(run) + rollout(run) + update(run)) <= limit
+    assert peak_bytes(resident(run) + rollout(run) + update(run)) <= limit
 
 
 @pytest.mark.parametrize(
@@ -106,5 +106,5 @@ def test_an_unknown_policy_lists_the_shipped_sizes(capsys, tmp_path):
 
 
 def test_no_response_is_longer_than_the_engine_lets_it_be():
-    run = read_run(CONFIGS / "tiny.yaml", 1, Typical(response=300))
+    run = read_run(CONFIGS / "tiny.yaml", 1, AssumedLengths(response=300))
     assert run.typical.response == run.max_new_tokens == 72

@@ -143,7 +143,7 @@ def test_only_the_reasoning_names_objects(policy):
         assert says(policy[1], sample, text).mentions == ()
 
 
-class Spread(nn.Module):
+class RankAssignment(nn.Module):
     """A decoder layer that adds the image's mean token to every token."""
 
     def __init__(self, first: int, count: int) -> None:
@@ -168,7 +168,7 @@ def test_hidden_states_that_hold_the_box_are_read_and_noise_is_not(point):
     samples = world_samples(40, lesson="describe", fewest=1, most=1)
     readings = [says(encoder, sample) for sample in samples]
     first = int((readings[0].query.prefix == model.config.image_token_id).nonzero()[0])
-    model.model.language_model.layers = nn.ModuleList([Spread(first, 4)])
+    model.model.language_model.layers = nn.ModuleList([RankAssignment(first, 4)])
     named = list_named(readings, point)
     generator = torch.Generator().manual_seed(0)
     written = torch.randn(4, width, generator=generator)

@@ -8,7 +8,7 @@ from support.families import FAMILIES, make_tree, tiny_family
 
 from ivgr.core.errors import UserError
 from ivgr.models.registry import find_family
-from ivgr.tools.probes.annotated_response import Mention, Reading
+from ivgr.tools.probes.annotated_response import AnnotatedResponse, Mention
 from ivgr.tools.probes.token_grid import image_columns
 from ivgr.tools.probes.trace import choose_layers, trace_readings
 
@@ -25,7 +25,7 @@ def readings_of(model, count=3):
     generator = torch.Generator().manual_seed(1)
     shapes = [[(2, 3), (2, 2)], [(3, 1)], [(2, 2)]][:count]
     trees = [make_tree(model, generator, images, 1, [[LENGTH]]) for images in shapes]
-    return [Reading(tree, THINK, MENTIONS) for tree in trees]
+    return [AnnotatedResponse(tree, THINK, MENTIONS) for tree in trees]
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def test_a_pass_that_is_looked_into_leaves_nothing_behind(model):
 def test_silence_is_no_look():
     model = tiny_family("qwen2_vl")
     (reading,) = readings_of(model, 1)
-    (one,) = trace_readings(model, [Reading(reading.query, (), ())])
+    (one,) = trace_readings(model, [AnnotatedResponse(reading.query, (), ())])
     assert one.think.isnan().all() and one.looks.shape[0] == one.states.shape[0] == 0
 
 

@@ -21,11 +21,11 @@ from ivgr.evaluation.held_out import HeldOutFigures
 from ivgr.launch.lightning_cli import ParseOnly, run_lightning
 from ivgr.models.pretrained import Pretrained
 from ivgr.rollout.transformers_engine import TransformersEngine
-from ivgr.tools.study.policy_report import Examination, examine, read_enough
+from ivgr.tools.study.policy_report import ReportSettings, read_enough, report_on
 from ivgr.tools.study.process_pool import Pool, Task
 from ivgr.tools.study.study_figure import draw
 from ivgr.tools.study.study_report import Outcome, compare_arms, estimate_arms, write_results
-from ivgr.tools.study.study_runs import Run, Training, claim, flatten, plan_runs
+from ivgr.tools.study.study_runs import Run, Training, check_same_settings, flatten, plan_runs
 from ivgr.tools.study.variants import ARMS, LOCALIZATION, MEASURES, PAIRS
 from ivgr.toy import PlaceAccuracy, RuleJudge
 from ivgr.toy.world import World, write_world
@@ -66,12 +66,12 @@ def test_runs_come_seed_by_seed_and_the_tested_arms_have_all(tmp_path):
 
 
 def test_a_changed_setting_is_refused_and_named(tmp_path):
-    claim(tmp_path, {"iterations": 2, "lr": 0.1})
-    claim(tmp_path, {"iterations": 2, "lr": 0.1})
+    check_same_settings(tmp_path, {"iterations": 2, "lr": 0.1})
+    check_same_settings(tmp_path, {"iterations": 2, "lr": 0.1})
     with pytest.raises(UserError, match=r"study\.json: begun with lr 0\.1, now it is 0\.2"):
-        claim(tmp_path, {"iterations": 2, "lr": 0.2})
+        check_same_settings(tmp_path, {"iterations": 2, "lr": 0.2})
     with pytest.raises(UserError, match="begun with clip None"):
-        claim(tmp_path, {"iterations": 2, "lr": 0.1, "clip": 1})
+        check_same_settings(tmp_path, {"iterations": 2, "lr": 0.1, "clip": 1})
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_misuse_is_one_line(capsys, tmp_path, words, named):
 
 def test_an_examination_finds_what_evaluation_while_training_finds(tmp_path):
     write_world(tmp_path / "val", World("val", 40))
-    wanted = Examination("tiny", str(tmp_path / "val"), 24, 4, 72, {})
-    figures = examine(wanted)["figures"]
+    wanted = ReportSettings("tiny", str(tmp_path / "val"), 24, 4, 72, {})
+    figures = report_on(wanted)["figures"]
     policy, processor = Pretrained("tiny").load()
     encoder = QueryEncoder(processor, policy.config.model_type, Prompts())
     samples = read_enough(wanted.shards, 24)

@@ -11,10 +11,10 @@ from ivgr.core.errors import UserError
 from ivgr.core.prompts import GROUNDED, TEXTUAL
 from ivgr.core.query import Group, Query, Rollout
 from ivgr.core.settings import AtLeastTwo, Device, Dtype, NonNegativeInt, PositiveInt, checked
-from ivgr.models.lora import Adapter
+from ivgr.models.lora import AdapterConfig
 from ivgr.models.pretrained import TINY, Pretrained
 from ivgr.models.qwen2_vl import QWEN2_VL
-from ivgr.models.trainable import TrainingForm
+from ivgr.models.trainable import TrainableConfig
 from ivgr.models.tree_attention import use_tree_attention
 
 SHAPES = [size for size in QWEN2_VL.sizes if size != "tiny"]
@@ -76,8 +76,8 @@ def build_model(setting: Setting) -> PreTrainedModel:
     else:
         model = _random_model(setting)
         use_tree_attention(model)
-    adapter = Adapter(setting.adapter) if setting.adapter else None
-    TrainingForm(adapter, gradient_checkpointing=setting.checkpointing).shape(model.eval())
+    adapter = AdapterConfig(rank=setting.adapter) if setting.adapter else None
+    TrainableConfig(adapter=adapter, gradient_checkpointing=setting.checkpointing).apply(model.eval())
     return model
 
 

@@ -27,7 +27,7 @@ from ivgr.core.settings import NonNegativeInt, PositiveInt, checked
 from ivgr.data.dataloader import make_loader
 from ivgr.data.encode import QueryEncoder, encode_batch
 from ivgr.data.shards import write_shards
-from ivgr.data.stream import Feed, Mix, SampleStream
+from ivgr.data.stream import BatchComposition, SampleStream, WeightedSource
 from ivgr.models.pretrained import Pretrained
 
 PAIRED, SINGLE = 9, 2  # queries of 20 prompts at data.paired_ratio 0.9
@@ -98,7 +98,9 @@ def data_contenders(folder: Path, jpegs: list[bytes], workers: int) -> dict[str,
     """Endless batches of each."""
     model, processor = Pretrained("tiny").load()
     shards = write_shards(folder, "train", _samples(jpegs), -(-len(jpegs) // max(workers, 1)))
-    stream = SampleStream([Feed(list(map(str, shards)))], Mix(PAIRED, SINGLE), 0, SHUFFLE)
+    stream = SampleStream(
+        [WeightedSource(list(map(str, shards)))], BatchComposition(PAIRED, SINGLE), 0, SHUFFLE
+    )
     encode = partial(encode_batch, encoder=QueryEncoder.of(model.config, processor, Prompts()))
     paths = [folder / f"{index}.jpg" for index in range(len(jpegs))]
     for path, jpeg in zip(paths, jpegs, strict=True):

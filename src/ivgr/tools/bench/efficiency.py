@@ -12,9 +12,9 @@ from ivgr.tools.bench.hardware_limits import gemm_rate
 from ivgr.tools.bench.measure import Measurement
 from ivgr.tools.plan.flops import estimate_work
 from ivgr.tools.plan.model_shape import read_shape
-from ivgr.tools.plan.plan_memory import rollout, standing, update
-from ivgr.tools.plan.run_spec import Run, Typical, measure_states
-from ivgr.trainer.optimizer import Optimizer
+from ivgr.tools.plan.plan_memory import resident, rollout, update
+from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, measure_states
+from ivgr.trainer.optimizer import OptimizerConfig
 
 GEMM = {"cuda": 8192, "cpu": 1024}
 
@@ -57,24 +57,24 @@ def efficiency_of(setting: Setting, tree: Measurement, rows: int) -> Efficiency:
     )
 
 
-def plan_setting(setting: Setting, tree: int, rows: int) -> Run:
+def plan_setting(setting: Setting, tree: int, rows: int) -> RunSpec:
     """The setting as `ivgr plan` would read it from a config; tree, rows: tokens of all queries as
     trees and as separate rows, from which the lengths of questions and instructions follow."""
     responses = 2 * setting.group_size
     prompt = rows // (responses * setting.queries) - setting.response
     instruction = tree // setting.queries - responses * setting.response - prompt
     question = prompt - instruction - setting.image_tokens
-    typical = Typical(setting.image_tokens, question, instruction, setting.response)
+    typical = AssumedLengths(setting.image_tokens, question, instruction, setting.response)
     weight = getattr(torch, setting.dtype).itemsize
     trees = setting.micro_batch or setting.queries
-    return Run(
+    return RunSpec(
         shape=read_shape(describe_shape(setting)),
         typical=typical,
         cold_start=False,
         gpus=1,
         weight=weight,
         compute=weight,
-        states=measure_states(Optimizer(setting.optimizer)) * weight,
+        states=measure_states(OptimizerConfig(name=setting.optimizer)) * weight,
         sharded=False,
         checkpointing=setting.checkpointing,
         rank=setting.adapter,
@@ -92,9 +92,9 @@ def plan_setting(setting: Setting, tree: int, rows: int) -> Run:
     )
 
 
-def planned_bytes(run: Run) -> float:
+def planned_bytes(run: RunSpec) -> float:
     """The peak above what is there before the first iteration."""
-    made = sum(item.bytes for item in standing(run) if item.name in ("gradients", "optimizer"))
+    made = sum(item.bytes for item in resident(run) if item.name in ("gradients", "optimizer"))
     return made + max(sum(item.bytes for item in phase(run)) for phase in (rollout, update))
 
 

@@ -54,7 +54,7 @@ class Inputs:
         """The reference's logits, or hidden states and head."""
         return [self.ref_hidden, self.ref_weight] if self.logits is None else [self.ref_logits[:-1]]
 
-    def leaves(self, road: "Road") -> list[torch.Tensor]:
+    def leaves(self, road: "Implementation") -> list[torch.Tensor]:
         """What a road differentiates, fresh."""
         if self.logits is None:
             wanted = [self.hidden, self.weight]
@@ -64,7 +64,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Road:
+class Implementation:
     """`loss(inputs, leaves, kl)` gives losses to be summed. needs: the package it comes from;
     gpu_only; exact: it offers the exact KL; padded: it wants the row more; recomputes: the
     backward pass makes the logits again; forward: it has a forward pass of its own."""
@@ -78,7 +78,7 @@ class Road:
     forward: bool = True
 
 
-def available(road: Road, device: torch.device, kl: str) -> bool:
+def available(road: Implementation, device: torch.device, kl: str) -> bool:
     installed = road.needs is None or find_spec(road.needs) is not None
     return installed and (device.type == "cuda" or not road.gpu_only) and (road.exact or kl == "k3")
 
@@ -185,17 +185,19 @@ def _ours_known(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Te
 
 
 LOGITS = {
-    "eager": Road(_plain),
-    "torch.compile": Road(_compile, gpu_only=True),
-    "liger-kernel": Road(_liger, needs="liger_kernel", gpu_only=True, exact=False, padded=True),
-    "TRL": Road(_trl, needs="trl", exact=False),
-    "ivgr": Road(_ours),
+    "eager": Implementation(_plain),
+    "torch.compile": Implementation(_compile, gpu_only=True),
+    "liger-kernel": Implementation(_liger, needs="liger_kernel", gpu_only=True, exact=False, padded=True),
+    "TRL": Implementation(_trl, needs="trl", exact=False),
+    "ivgr": Implementation(_ours),
 }
 LINEAR = {
-    "eager": Road(_plain),
-    "torch.compile": Road(_compile, gpu_only=True),
-    "liger-kernel": Road(_liger_linear, needs="liger_kernel", gpu_only=True, exact=False, forward=False),
-    "TRL": Road(_trl_linear, needs="trl", exact=False, recomputes=True),
-    "ivgr": Road(_ours_linear, recomputes=True),
-    "ivgr, token_loss": Road(_ours_known, forward=False),
+    "eager": Implementation(_plain),
+    "torch.compile": Implementation(_compile, gpu_only=True),
+    "liger-kernel": Implementation(
+        _liger_linear, needs="liger_kernel", gpu_only=True, exact=False, forward=False
+    ),
+    "TRL": Implementation(_trl_linear, needs="trl", exact=False, recomputes=True),
+    "ivgr": Implementation(_ours_linear, recomputes=True),
+    "ivgr, token_loss": Implementation(_ours_known, forward=False),
 }

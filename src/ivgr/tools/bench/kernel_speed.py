@@ -1,7 +1,7 @@
 """`ivgr bench kernels`: log-prob and KL by several roads on the same tensors, and how near
 each comes to what this machine can copy and multiply.
 
-In: a `KernelSetting`. Out: a `Ceiling` and a `Figure` for every case and contender.
+In: a `KernelSetting`. Out: a `Ceiling` and a `KernelTiming` for every case and contender.
 """
 
 import statistics
@@ -16,7 +16,7 @@ import torch
 from ivgr.core.errors import UserError
 from ivgr.core.settings import Device, Dtype, PositiveInt, checked
 from ivgr.tools.bench.hardware_limits import copy_bandwidth, gemm_rate, run_seconds
-from ivgr.tools.bench.implementations import LINEAR, LOGITS, Inputs, Road, available
+from ivgr.tools.bench.implementations import LINEAR, LOGITS, Implementation, Inputs, available
 from ivgr.tools.bench.measure import live_bytes
 
 # A logit's scale, maximum, subtract, exp and sum; its scale, subtract, exp and two products back.
@@ -49,7 +49,7 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
-class Figure:
+class KernelTiming:
     """seconds: median; floor: seconds at the ceiling for the least work of this road, `bytes`
     through memory or `flops` of GEMM; extra_bytes: the most that tensors held above the start,
     less the gradients of inputs and weights (also where these came after the peak)."""
@@ -63,7 +63,7 @@ class Figure:
     extra_bytes: int
 
 
-def kernel_figures(setting: KernelSetting, repeats: int) -> tuple[Ceiling, list[Figure]]:
+def kernel_figures(setting: KernelSetting, repeats: int) -> tuple[Ceiling, list[KernelTiming]]:
     """Every case by every road that this machine has, turn about, after a run for memory."""
     device = torch.device(setting.device)
     ceiling = _ceiling(setting, repeats)
@@ -101,12 +101,12 @@ def missing_roads(setting: KernelSetting) -> Iterator[str]:
 def _case(
     setting: KernelSetting,
     form: str,
-    roads: dict[str, Road],
+    roads: dict[str, Implementation],
     inputs: Inputs,
     backward: bool,
     repeats: int,
     ceiling: Ceiling,
-) -> Iterator[Figure]:
+) -> Iterator[KernelTiming]:
     device = torch.device(setting.device)
     runs = {name: partial(_run, road, inputs, setting.kl, backward) for name, road in roads.items()}
     extra = {name: _extra_bytes(run, device) for name, run in runs.items()}
@@ -116,10 +116,10 @@ def _case(
         moved, flops = _work(setting, form, road, backward)
         floor = moved / ceiling.copy if form == "logits" else flops / ceiling.gemm
         case = f"{form} fwd{'+bwd' if backward else ''}"
-        yield Figure(case, name, seconds, moved, flops, floor, extra[name])
+        yield KernelTiming(case, name, seconds, moved, flops, floor, extra[name])
 
 
-def _run(road: Road, inputs: Inputs, kl: str, backward: bool) -> int:
+def _run(road: Implementation, inputs: Inputs, kl: str, backward: bool) -> int:
     """One run; returns the bytes of the gradients it left."""
     leaves = inputs.leaves(road)
     with torch.set_grad_enabled(backward):
@@ -147,7 +147,7 @@ def _ceiling(setting: KernelSetting, repeats: int) -> Ceiling:
     return Ceiling(copy_bandwidth(logits, repeats + 2), gemm_rate(hidden, weight.T, repeats + 2))
 
 
-def _work(setting: KernelSetting, form: str, road: Road, backward: bool) -> tuple[int, int]:
+def _work(setting: KernelSetting, form: str, road: Implementation, backward: bool) -> tuple[int, int]:
     """The least bytes through memory and FLOP that a road can do with."""
     itemsize = getattr(torch, setting.dtype).itemsize
     count = setting.tokens * setting.vocabulary

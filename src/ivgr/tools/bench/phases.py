@@ -3,7 +3,6 @@
 In: a `Setting`. Out: contenders for `ivgr.tools.bench.measure`.
 """
 
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -14,17 +13,18 @@ from ivgr.core.settings import MOST
 from ivgr.models.forward import banned_ids
 from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import Layout, tree_length
-from ivgr.rewards.archive import Archive
 from ivgr.rewards.rewards import Rewards
+from ivgr.rewards.scorer import Scorer
 from ivgr.rollout.sampling import Sampling
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.bench.bench_setting import OPTIMIZERS, Setting, build_model, build_queries
 from ivgr.tools.bench.measure import Contender
 from ivgr.toy import RuleJudge
-from ivgr.trainer.loss import PolicyLoss
-from ivgr.trainer.policy_update import Stepper, Update
+from ivgr.trainer.loss import PolicyLossConfig
+from ivgr.trainer.policy_update import OptimizerStep, PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
-from ivgr.trainer.rl_step import Iteration
+from ivgr.trainer.rl_step import RLStep
+from ivgr.trainer.update_config import UpdateConfig
 
 LAYOUTS = ("rows", "tree")
 
@@ -62,7 +62,7 @@ def rollout_contenders(setting: Setting) -> dict[str, Contender]:
     }
 
 
-def build_iteration(setting: Setting) -> Iteration:
+def build_iteration(setting: Setting) -> RLStep:
     """An iteration of one update on a model of the setting."""
     policy = build_model(setting)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -75,23 +75,18 @@ def build_iteration(setting: Setting) -> Iteration:
         return norm
 
     engine = _engine(setting, setting.response)
-    update = Update(
+    update = PolicyUpdate(
         policy=policy,
         reference=FrozenReference().load(policy),
-        loss=PolicyLoss(),
-        stepper=Stepper(torch.Tensor.backward, step, lambda value: value),
+        config=UpdateConfig(loss=PolicyLossConfig(), mini_batches=1, token_budget=MOST),
+        stepper=OptimizerStep(torch.Tensor.backward, step, lambda value: value),
         temperature=engine.temperature,
-        updates=1,
-        epochs=1,
-        token_budget=sys.maxsize,
     )
-    return Iteration(
+    return RLStep(
         policy=policy,
         tokenizer=Pretrained("tiny").load()[1].tokenizer,
         engine=engine,
-        rewards=Rewards(),
-        judge=RuleJudge(),
-        archive=Archive(),
+        scorer=Scorer(Rewards(), RuleJudge()),
         update=update,
     )
 
@@ -112,17 +107,17 @@ def _engine(setting: Setting, limit: int) -> TransformersEngine:
     )
 
 
-def with_layout(update: Update, setting: Setting, queries: list[Query], layout: Layout) -> Update:
+def with_layout(update: PolicyUpdate, setting: Setting, queries: list[Query], layout: Layout) -> PolicyUpdate:
     """`update` in `layout`, with micro-batches of `setting.micro_batch` of `queries`."""
     tokens = count_tokens(queries[: setting.micro_batch], layout)
-    return replace(update, layout=layout, token_budget=tokens or sys.maxsize)
+    return replace(update, config=replace(update.config, layout=layout, token_budget=tokens or MOST))
 
 
-def _update(update: Update, queries: list[Query]) -> None:
+def _update(update: PolicyUpdate, queries: list[Query]) -> None:
     update.run(update.pack(queries))
 
 
-def _roll_out(iteration: Iteration, setting: Setting, layout: str) -> None:
+def _roll_out(iteration: RLStep, setting: Setting, layout: str) -> None:
     policy, copies = iteration.policy, setting.group_size
     prompts = build_queries(setting, policy, rollouts=False)
     if layout == "rows":

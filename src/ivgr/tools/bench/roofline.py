@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ivgr.tools.bench.kernel_speed import Ceiling, Figure
+from ivgr.tools.bench.kernel_speed import Ceiling, KernelTiming
 
 
-def print_kernels(ceiling: Ceiling, figures: list[Figure]) -> None:
+def print_kernels(ceiling: Ceiling, figures: list[KernelTiming]) -> None:
     """One row a case and road; the share is that of the ceiling which binds the case."""
     print(f"measured ceilings: copy {ceiling.copy / 1e9:.1f} GB/s, GEMM {ceiling.gemm / 1e12:.3f} TFLOP/s")
     table = Table("case", "road", "ms", "rate", "× floor", "share", "MiB", box=None, padding=(0, 1))
@@ -28,7 +28,7 @@ def print_kernels(ceiling: Ceiling, figures: list[Figure]) -> None:
     Console().print(table)
 
 
-def plot_roofline(ceiling: Ceiling, figures: list[Figure], path: Path) -> None:
+def plot_roofline(ceiling: Ceiling, figures: list[KernelTiming], path: Path) -> None:
     """FLOP/s over FLOP a byte, both of the least work, under the measured roof."""
     from matplotlib.figure import Figure as Canvas
 

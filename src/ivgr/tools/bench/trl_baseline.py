@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from ivgr.core.response import format_reward
 from ivgr.models.forward import banned_ids
-from ivgr.models.lora import Adapter
+from ivgr.models.lora import AdapterConfig
 from ivgr.tools.bench.bench_setting import OPTIMIZERS, Setting
 from ivgr.tools.bench.measure import Clock
 
@@ -100,7 +100,7 @@ def _adapter(setting: Setting):
         return None
     from peft import LoraConfig
 
-    ours = Adapter(setting.adapter)
+    ours = AdapterConfig(rank=setting.adapter)
     return LoraConfig(r=ours.rank, lora_alpha=ours.alpha, target_modules=r".*language_model.*_proj")
 
 

@@ -13,7 +13,7 @@ from ivgr.core.resampling import interval, mean_of_groups, resample
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS
 from ivgr.tools.benchmarks.compare import compare_rows, tabulate
 from ivgr.tools.benchmarks.tables import EACH, read_rows
-from ivgr.tools.inference.modes import MODES
+from ivgr.tools.inference.mode_names import MODES
 
 EDGES = (0.25, 0.5, 0.75, 1.0)
 BUCKETS = ("0", "(0, 0.25]", "(0.25, 0.5]", "(0.5, 0.75]", "(0.75, 1]")

@@ -9,7 +9,7 @@ from copy import deepcopy
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ivgr.core.memory import free_bytes
-from ivgr.tools.inference.modes import Mode
+from ivgr.tools.inference.mode_names import Mode
 from ivgr.tools.plan.model_shape import Shape, read_shape
 
 MOST = 64

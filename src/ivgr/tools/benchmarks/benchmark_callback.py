@@ -19,13 +19,14 @@ from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import PositiveInt, Seed, checked
 from ivgr.distributed.collectives import gather_lists
 from ivgr.judge import Judge
-from ivgr.tools.benchmarks.benchmark_runner import Examination
+from ivgr.tools.benchmarks.benchmark_runner import BenchmarkRunner
 from ivgr.tools.benchmarks.benchmarks import Benchmark, find_benchmark
 from ivgr.tools.benchmarks.find_files import find_files, open_rows
 from ivgr.tools.benchmarks.rows import RowFile
 from ivgr.tools.benchmarks.tables import score_of
 from ivgr.tools.inference.crops import Cropping
-from ivgr.tools.inference.modes import LAST, Mode, respond
+from ivgr.tools.inference.mode_names import LAST, Mode
+from ivgr.tools.inference.modes import respond
 
 
 @checked("Benchmarks: ")
@@ -108,10 +109,10 @@ class Benchmarks(L.Callback):
     ) -> list[dict]:
         """The journal lines of the rows `numbers`."""
         policy = module.rollout_policy()
-        examination = Examination(
+        examination = BenchmarkRunner(
             benchmark,
             partial(respond, policy, module.encoder, module.engine, mode=mode, cropping=self.cropping),
-            module.prompts.instruction(LAST[mode]),
+            module.encoding.prompts.instruction(LAST[mode]),
             self.judge,
             self.batch,
             self.openly,

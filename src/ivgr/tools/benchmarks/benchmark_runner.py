@@ -14,23 +14,22 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ivgr.core.printable import printable
 from ivgr.core.rejection import RejectedSample
-from ivgr.core.resumable_jsonl import Journal
+from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.core.sample import Sample
 from ivgr.judge import Agreement, Judge
 from ivgr.judge.protocol import take_verdicts
 from ivgr.tools.benchmarks.benchmarks import Benchmark
 from ivgr.tools.benchmarks.fields import Row
 from ivgr.tools.benchmarks.rows import RowFile
-from ivgr.tools.benchmarks.scoring import GIVEN_UP, RULES, Verdict, mean_best_iou
+from ivgr.tools.benchmarks.scoring import GIVEN_UP, REJECTED, RULES, Verdict, mean_best_iou
 from ivgr.tools.inference.modes import Reply
 
 Respond = Callable[[list[Sample]], list[Reply]]
-REJECTED = "rejected"
 NOTHING = Reply("", "", "")
 
 
 @dataclass(frozen=True)
-class Examination:
+class BenchmarkRunner:
     """A benchmark in one mode: how its rows are asked and scored, `batch` at a time; openly:
     without their options."""
 
@@ -41,7 +40,7 @@ class Examination:
     batch: int = 64
     openly: bool = False
 
-    def fill(self, journal: Journal, rows: RowFile, label: str) -> float:
+    def fill(self, journal: ResumableJsonl, rows: RowFile, label: str) -> float:
         """Adds the rows that `journal` lacks; returns the seconds that took."""
         start = time.perf_counter()
         if len(journal.rows) < rows.total:

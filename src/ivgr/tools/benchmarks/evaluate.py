@@ -17,7 +17,7 @@ from ivgr.core.errors import UserError
 from ivgr.core.printable import printable
 from ivgr.core.prompts import Prompts
 from ivgr.core.readers import read_json
-from ivgr.core.resumable_jsonl import Journal
+from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.core.sample import Sample
 from ivgr.core.settings import Dtype, PositiveInt, checked
 from ivgr.data.encode import QueryEncoder
@@ -25,14 +25,14 @@ from ivgr.judge import Judge
 from ivgr.models.patch_embed import use_linear_patches
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.benchmarks.batch_size import MOST, choose_batch
-from ivgr.tools.benchmarks.benchmark_runner import Examination
+from ivgr.tools.benchmarks.benchmark_runner import BenchmarkRunner
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS, find_benchmark
 from ivgr.tools.benchmarks.export_predictions import check_form, export_rows, name_file
 from ivgr.tools.benchmarks.find_files import find_files, open_rows
 from ivgr.tools.benchmarks.rows import RowFile
 from ivgr.tools.benchmarks.tables import (
+    BenchmarkFigure,
     Column,
-    Figure,
     figures_of,
     lines_of,
     notes_of,
@@ -41,7 +41,8 @@ from ivgr.tools.benchmarks.tables import (
 )
 from ivgr.tools.inference.crops import Cropping
 from ivgr.tools.inference.load_policy import load_policy, saved_dtype
-from ivgr.tools.inference.modes import LAST, MODES, Mode, Reply, respond
+from ivgr.tools.inference.mode_names import LAST, MODES, Mode
+from ivgr.tools.inference.modes import Reply, respond
 
 SCORES = ".scores.json"
 RESCORE = "remove it and let `ivgr evaluate` write it again"
@@ -130,7 +131,7 @@ def evaluate(
             for name, file in rows.items():
                 folder = out / label / one
                 saved = {"model": source, "data": list(map(str, files[name])), "rows": file.total}
-                journal = Journal(folder, name, saved | own.saved(one))
+                journal = ResumableJsonl(folder, name, saved | own.saved(one))
                 examine(policy, one, name, file, journal)
                 summarise(journal, folder, name)
                 if export:
@@ -189,14 +190,14 @@ class Policy:
         return choose_batch(model, encoder.processor, mode, *limits)
 
 
-def examine(policy: Policy, mode: Mode, name: str, file: RowFile, journal: Journal) -> None:
+def examine(policy: Policy, mode: Mode, name: str, file: RowFile, journal: ResumableJsonl) -> None:
     """Fills `journal` and says how fast."""
     settings, before = policy.settings, len(journal.rows)
     label = f"{BENCHMARKS[name].title} · {Path(policy.source).name} · {mode}"
     if before == file.total:
         print(f"{printable(label)}: was done before")
         return
-    examination = Examination(
+    examination = BenchmarkRunner(
         BENCHMARKS[name],
         partial(policy, mode=mode),
         settings.prompts.instruction(LAST[mode]),
@@ -209,7 +210,7 @@ def examine(policy: Policy, mode: Mode, name: str, file: RowFile, journal: Journ
     print(f"{printable(label)}: {done} rows in {seconds:.1f} s, {examination.batch} together")
 
 
-def summarise(journal: Journal, folder: Path, name: str) -> None:
+def summarise(journal: ResumableJsonl, folder: Path, name: str) -> None:
     """Writes BENCHMARK.scores.json."""
     figures = [asdict(figure) for figure in figures_of(journal.rows, name, folder.name != "text")]
     report = {"notes": notes_of(journal.rows, folder.name), "figures": figures}
@@ -231,8 +232,8 @@ def read_columns(out: Path) -> list[Column]:
     return columns
 
 
-def _read_report(report: dict) -> tuple[list[Figure], dict]:
-    return [Figure(**figure) for figure in report["figures"]], dict(report["notes"])
+def _read_report(report: dict) -> tuple[list[BenchmarkFigure], dict]:
+    return [BenchmarkFigure(**figure) for figure in report["figures"]], dict(report["notes"])
 
 
 def print_columns(columns: list[Column], out: Path) -> None:

@@ -37,6 +37,7 @@ _FULL_STOP = re.compile(r"(?<!\d)\.(?!\d)")
 _FULL_STOPS = 32  # that VLMEvalKit takes out of a text: its flag stands in the place of a count
 TOLERANCE = 0.05
 GIVEN_UP = "mathematics given up"
+REJECTED = "rejected"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Journals become scores: a table a benchmark and category, side by side over modes and models,
 with intervals and an average row; as CSV (one figure a line) and Markdown.
 
-In: finished runs, OUT/MODEL/MODE/BENCHMARK.jsonl. Out: `Figure`s, scores.csv, scores.md.
+In: finished runs, OUT/MODEL/MODE/BENCHMARK.jsonl. Out: `BenchmarkFigure`s, scores.csv, scores.md.
 """
 
 import csv
@@ -17,11 +17,10 @@ from ivgr.core.atomic_files import write_atomically
 from ivgr.core.printable import as_markdown, as_sheet, print_table
 from ivgr.core.readers import read_json_lines
 from ivgr.core.resampling import Statistic, interval, mean_of_groups, resample
-from ivgr.tools.benchmarks.benchmark_runner import REJECTED
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS, Benchmark
 from ivgr.tools.benchmarks.compare import YES_FIGURES, statistic_of, tabulate
-from ivgr.tools.benchmarks.scoring import GIVEN_UP
-from ivgr.tools.inference.modes import Mode
+from ivgr.tools.benchmarks.scoring import GIVEN_UP, REJECTED
+from ivgr.tools.inference.mode_names import Mode
 from ivgr.tools.inference.parse_reply import BLOCK
 
 AVERAGE = "Average"
@@ -31,7 +30,7 @@ LINE = ("index", "question", "options", "gold", "groups", "verdict", "tokens", "
 
 
 @dataclass(frozen=True)
-class Figure:
+class BenchmarkFigure:
     """One score in percent with its 95 % interval; part is "" for the benchmark as a whole, a
     category, or the name of another figure; rows it is of."""
 
@@ -49,7 +48,7 @@ class Column:
 
     model: str
     mode: str
-    figures: list[Figure]
+    figures: list[BenchmarkFigure]
     notes: dict[str, dict]
 
     @property
@@ -62,7 +61,7 @@ def read_rows(path: Path) -> list[dict]:
     return read_json_lines(path, "let `ivgr evaluate` write it again", LINE)
 
 
-def figures_of(rows: Sequence[dict], name: str, boxes: bool = True) -> list[Figure]:
+def figures_of(rows: Sequence[dict], name: str, boxes: bool = True) -> list[BenchmarkFigure]:
     """The score of benchmark `name`, of each of its categories, and its further figures: mIoU only
     where there are gold boxes and `boxes` were asked for."""
     benchmark, title = BENCHMARKS[name], BENCHMARKS[name].title
@@ -107,16 +106,16 @@ def _only(rows: Sequence[dict], column: str, part: str, benchmark: Benchmark) ->
     return [row | {"groups": row["groups"] | {column: part}} for row in own]
 
 
-def _score(rows: Sequence[dict], benchmark: Benchmark, title: str, part: str) -> Figure:
+def _score(rows: Sequence[dict], benchmark: Benchmark, title: str, part: str) -> BenchmarkFigure:
     verdicts = _verdicts(rows)
     judged = sum(verdict is not None for verdict in verdicts)
     return _figure(tabulate(rows, benchmark, verdicts), statistic_of(benchmark), title, part, judged)
 
 
-def _figure(units: np.ndarray, statistic: Statistic, title: str, part: str, rows: int) -> Figure:
+def _figure(units: np.ndarray, statistic: Statistic, title: str, part: str, rows: int) -> BenchmarkFigure:
     value = float(statistic(units.sum(0)))
     low, high = interval(statistic(resample(units)))
-    return Figure(title, part, 100 * value, 100 * low, 100 * high, rows)
+    return BenchmarkFigure(title, part, 100 * value, 100 * low, 100 * high, rows)
 
 
 def notes_of(rows: Sequence[dict], mode: Mode) -> dict:
@@ -158,7 +157,7 @@ def _order(key: tuple[str, str], known: list[dict]) -> tuple:
     return titles.index(key[0]), min(list(own).index(key) for own in known if key in own), key[1]
 
 
-def _cell(figure: Figure | None) -> str:
+def _cell(figure: BenchmarkFigure | None) -> str:
     if figure is None:
         return "-"
     return f"{_number(figure.value)} [{_number(figure.low)}, {_number(figure.high)}]"

@@ -55,7 +55,7 @@ def _shuffle(texts: Texts, seed: int) -> Texts:
     return [pair for *_, pair in sorted(keyed)]
 
 
-def draw_up(plan: Plan, shards: list[str]) -> Iterator[Sample]:
+def attach_reasoning(plan: Plan, shards: list[str]) -> Iterator[Sample]:
     """The planned entries in the order of `shards`; each sample once, one at a time."""
     waiting = dict(plan)
     for entry in read_shards(shards):

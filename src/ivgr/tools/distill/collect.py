@@ -32,7 +32,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Qualified:
+class QualifiedRollout:
     """A rollout whose sample is still to be found."""
 
     id: str
@@ -42,12 +42,12 @@ class Qualified:
 
 
 @dataclass
-class Census:
+class RolloutSummary:
     """Grounded rollouts read, those that qualify, and the best of each query among them."""
 
     read: int
     qualified: int
-    best: list[Qualified]
+    best: list[QualifiedRollout]
 
 
 def read_rollouts(run: Path) -> Iterator[tuple[dict, str]]:
@@ -66,10 +66,10 @@ def read_rollouts(run: Path) -> Iterator[tuple[dict, str]]:
             yield row, f"{path}: line {number}"
 
 
-def take_census(run: Path, threshold: float, most: int) -> Census:
+def take_census(run: Path, threshold: float, most: int) -> RolloutSummary:
     """The rollouts of `run` with R_format = 1, R_acc = 1 and R_box > `threshold`; of each
     query up to `most` with different reasoning, of the largest R_box, the earlier first."""
-    census, best = Census(0, 0, []), {}
+    census, best = RolloutSummary(0, 0, []), {}
     for row, where in read_rollouts(run):
         if (found := _read_grounded(row, where)) is None:
             continue
@@ -82,13 +82,13 @@ def take_census(run: Path, threshold: float, most: int) -> Census:
     return census
 
 
-def _read_grounded(row: dict, where: str) -> tuple[Qualified, bool] | None:
+def _read_grounded(row: dict, where: str) -> tuple[QualifiedRollout, bool] | None:
     """A row's rollout and whether it is well formed and right; None of another stream."""
     try:
         if row["stream"] != GROUNDED:
             return None
         terms = row["terms"]
-        rollout = Qualified(row["id"], row["text"], Frame(*row["frame"]), terms["box"])
+        rollout = QualifiedRollout(row["id"], row["text"], Frame(*row["frame"]), terms["box"])
         return rollout, terms["format"] == 1 and terms.get("accuracy") == 1
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -96,13 +96,13 @@ def _read_grounded(row: dict, where: str) -> tuple[Qualified, bool] | None:
         ) from error
 
 
-def _best(rollouts: list[Qualified], most: int) -> list[Qualified]:
+def _best(rollouts: list[QualifiedRollout], most: int) -> list[QualifiedRollout]:
     different = {read_think(rollout.text): rollout for rollout in reversed(rollouts)}
     kept = [rollout for rollout in rollouts if different[read_think(rollout.text)] is rollout]
     return sorted(kept, key=lambda rollout: -rollout.box_reward)[:most]
 
 
-def find_candidates(rollouts: list[Qualified], shards: str) -> list[Candidate]:
+def find_candidates(rollouts: list[QualifiedRollout], shards: str) -> list[Candidate]:
     """`rollouts` with their samples; UserError names an id that `shards` do not hold, or
     hold for two different samples."""
     wanted = {rollout.id for rollout in rollouts}

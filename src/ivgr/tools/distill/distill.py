@@ -13,14 +13,14 @@ from ivgr.core.errors import UserError
 from ivgr.core.frame import RELATIVE
 from ivgr.core.prompts import GROUNDED, TEXTUAL
 from ivgr.core.response import read_think
-from ivgr.core.resumable_jsonl import Journal
+from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.core.settings import NonNegativeFloat, PositiveInt, Seed, Share, checked
 from ivgr.data.sft_encode import move_boxes
 from ivgr.data.shards import find_shards, refuse_overlap, replace_shards
 from ivgr.judge import Judge
 from ivgr.rewards.accuracy import prepare
-from ivgr.tools.distill.balance import draw_up, parse_ratio, plan_demonstrations
-from ivgr.tools.distill.collect import Candidate, Census, find_candidates, take_census
+from ivgr.tools.distill.balance import attach_reasoning, parse_ratio, plan_demonstrations
+from ivgr.tools.distill.collect import Candidate, RolloutSummary, find_candidates, take_census
 from ivgr.tools.distill.keep import KEPT, REASONS, judge_rewrites
 from ivgr.tools.distill.rewrite import ChatRewriter, Rewriter
 from ivgr.toy import RuleJudge
@@ -74,7 +74,7 @@ def distill(
     shares = parse_ratio(ratio)
     writer = _make_rewriter(rewriter, base_url, model, temperature, max_tokens)
     judge = _choose_judge(rewriter, judge)
-    workshop = Workshop(writer, judge, k, consistency, seed, batch)
+    workshop = RewritePipeline(writer, judge, k, consistency, seed, batch)
     refuse_overlap(shards, dst)
     census = take_census(run, threshold, best)
     candidates = find_candidates(census.best, shards)
@@ -83,12 +83,12 @@ def distill(
         "temperature": temperature, "judge": type(judge).__name__, "k": k, "threshold": threshold,
         "best": best, "consistency": consistency, "seed": seed,
     }  # fmt: skip
-    journal = Journal(dst, "rewrites", settings)
+    journal = ResumableJsonl(dst, "rewrites", settings)
     workshop.fill(journal, candidates)
     _print_census(census, journal, k)
     grounded = [(c.sample.id, move_boxes(c.think, c.frame, RELATIVE)) for c in candidates]
     plan = plan_demonstrations(grounded, _kept(journal), shares, seed)
-    replace_shards(dst, draw_up(plan, find_shards(shards)), per_shard)
+    replace_shards(dst, attach_reasoning(plan, find_shards(shards)), per_shard)
     written = Counter(stream for texts in plan.values() for reasoning in texts for stream in reasoning)
     print(f"{written[GROUNDED]} grounded and {written[TEXTUAL]} textual demonstrations in {dst}")
 
@@ -118,7 +118,7 @@ def _choose_judge(rewriter: str, judge: Judge | None) -> Judge:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class RewritePipeline:
     """Rewrites and judges candidates, `batch` at a time."""
 
     rewriter: Rewriter
@@ -128,7 +128,7 @@ class Workshop:
     seed: int
     batch: int
 
-    def fill(self, journal: Journal, candidates: list[Candidate]) -> None:
+    def fill(self, journal: ResumableJsonl, candidates: list[Candidate]) -> None:
         """Adds the rows that `journal` lacks: for each candidate its rewrites with a verdict each."""
         console = Console()
         starts = range(len(journal.rows), len(candidates), self.batch)
@@ -146,7 +146,7 @@ class Workshop:
         ]
 
 
-def _kept(journal: Journal) -> list[tuple[str, str]]:
+def _kept(journal: ResumableJsonl) -> list[tuple[str, str]]:
     """(id, reasoning) of every rewrite that was kept, each reasoning of a query once."""
     kept = (
         (row["id"], read_think(text))
@@ -157,7 +157,7 @@ def _kept(journal: Journal) -> list[tuple[str, str]]:
     return list(dict.fromkeys(kept))
 
 
-def _print_census(census: Census, journal: Journal, k: int) -> None:
+def _print_census(census: RolloutSummary, journal: ResumableJsonl, k: int) -> None:
     verdicts = Counter(verdict for row in journal.rows for _, verdict in row["rewrites"])
     table = Table("", "count", title="from rollouts to demonstrations")
     rows = {

@@ -17,8 +17,9 @@ from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.inference.crops import Cropping
 from ivgr.tools.inference.draw_reply import draw_reply, lay_out, name_crops
 from ivgr.tools.inference.load_policy import load_policy
-from ivgr.tools.inference.modes import Mode, Reply, respond
-from ivgr.tools.inference.streaming import Speaker
+from ivgr.tools.inference.mode_names import Mode
+from ivgr.tools.inference.modes import Reply, respond
+from ivgr.tools.inference.streaming import StreamingEngine
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 USAGE = 'ivgr ask IMAGE... "QUESTION"'
@@ -65,15 +66,17 @@ def ask(
         _prepare(save, paths)
     sample = read_question(paths, question)
     policy, encoder = load_policy("ask", model, dtype, prompts, max_prompt_tokens, max_pixels)
-    aloud = not json and sys.stdout.isatty()
-    engine = Speaker(TransformersEngine(max_new_tokens=max_new_tokens), temperature, top_p, seed, aloud)
+    stream_reply = not json and sys.stdout.isatty()
+    engine = StreamingEngine(
+        TransformersEngine(max_new_tokens=max_new_tokens), temperature, top_p, seed, stream_reply
+    )
     start = time.perf_counter()
     (reply,) = respond(policy, encoder, engine, [sample], mode, cropping)
     seconds = round(time.perf_counter() - start, 3)
     if json:
         print(to_json(reply, mode, model, seconds))
     else:
-        print_reply(reply, aloud)
+        print_reply(reply, stream_reply)
         print(f"{reply.tokens} tokens in {seconds:.1f} s")
     if save is not None:
         _save(save, sample, reply, mode)

@@ -9,7 +9,7 @@ tool      a grounded pass; its boxes cut out of the first image, and the smalles
 import io
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,12 +21,8 @@ from ivgr.core.rejection import RejectedSample
 from ivgr.core.sample import Sample
 from ivgr.data.encode import QueryEncoder
 from ivgr.tools.inference.crops import Cropping, Rectangle
+from ivgr.tools.inference.mode_names import FIRST, Mode
 from ivgr.tools.inference.parse_reply import NOTES, WHOLE, read_parts
-
-Mode = Literal["text", "grounded", "tool"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-FIRST = {"text": TEXTUAL, "grounded": GROUNDED, "tool": GROUNDED}
-LAST = {"text": TEXTUAL, "grounded": GROUNDED, "tool": TEXTUAL}
 
 
 class Answerer(Protocol):

@@ -14,7 +14,7 @@ from ivgr.rollout.transformers_engine import TransformersEngine
 
 
 @dataclass
-class Speaker:
+class StreamingEngine:
     """Answers at `temperature` (0: greedy); aloud, it writes the text to stdout meanwhile, each
     answer under the name of its stream, from what the prompt has opened of it on."""
 
@@ -22,24 +22,24 @@ class Speaker:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    aloud: bool = False
+    stream_reply: bool = False
 
     def answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]
     ) -> None:
         """Appends one rollout to each group; aloud, there must be one group in all."""
         sampling = Sampling(self.temperature, self.top_p, tuple(banned_ids(model)))
-        if not self.aloud:
+        if not self.stream_reply:
             self.engine.respond(model, tokenizer, queries, sampling, 1, self.seed)
             return
         ((group,),) = (query.groups for query in queries)
         print(f"[{group.stream}]\n{printable(group.opened)}", end="", flush=True)
-        self.engine.respond(model, tokenizer, queries, sampling, 1, self.seed, Voice(tokenizer))
+        self.engine.respond(model, tokenizer, queries, sampling, 1, self.seed, TokenPrinter(tokenizer))
         print()
 
 
 @dataclass
-class Voice:
+class TokenPrinter:
     """Writes the one branch that is being decoded, character by whole character."""
 
     tokenizer: PreTrainedTokenizerBase

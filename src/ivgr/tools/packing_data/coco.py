@@ -9,7 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ivgr.core.boxes import is_coordinate, place_of
+from ivgr.core.boxes import grid_cell, is_coordinate
 from ivgr.core.printable import brief
 from ivgr.core.seeding import derive_seed
 
@@ -130,7 +130,7 @@ def _place(box: list[float], image: dict) -> str:
         return ""
     centre = ((box[0] + box[2]) / 2 / sides[0], (box[1] + box[3]) / 2 / sides[1])
     near = any(abs(c - border) < MARGIN for c in centre for border in (1 / 3, 2 / 3))
-    return "" if near else place_of(box, *sides)
+    return "" if near else grid_cell(box, *sides)
 
 
 def _side(a: list[float], b: list[float]) -> str:

@@ -4,15 +4,16 @@ In: samples, and their queries if a processor is given. Then an image is drawn a
 processor gives it, and boxes where the query's frame says: what the model is trained on.
 """
 
+from collections.abc import Callable
+
 from PIL import Image
 
 from ivgr.core.query import Query
 from ivgr.core.sample import Sample
-from ivgr.data.encode import QueryEncoder
 from ivgr.plotting.pictures import TILE, Tile, draw_boxes, shrink
 
 
-def make_tile(sample: Sample, encoder: QueryEncoder | None) -> Tile:
+def make_tile(sample: Sample, encoder: Callable[[Sample], Query] | None) -> Tile:
     """`sample` drawn; UserError names it if an image is broken or it cannot be encoded."""
     images = sample.open_images()
     query = encoder(sample) if encoder else None

@@ -1,18 +1,17 @@
 """`ivgr inspect`: tables in the terminal and a contact sheet."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from ivgr.core.errors import UserError
 from ivgr.core.prompts import Prompts
+from ivgr.core.query import Query
+from ivgr.core.sample import Sample
 from ivgr.core.settings import PositiveInt, checked
-from ivgr.data.encode import QueryEncoder
 from ivgr.data.shards import find_shards
-from ivgr.models.model_directory import read_config
-from ivgr.models.pretrained import TINY
-from ivgr.models.processor import read_processor
 from ivgr.plotting.pictures import WRITERS, write_sheet
 from ivgr.tools.packing_data.contact_sheet import make_tile
 from ivgr.tools.packing_data.survey import TOKENS, Histogram, survey_shards
@@ -47,14 +46,20 @@ def inspect(
     print(f"{min(count, len(survey.chosen))} samples drawn on {out}")
 
 
-def _load_encoder(path: str) -> QueryEncoder:
+def _load_encoder(path: str) -> Callable[[Sample], Query]:
     """As training encodes, but for prompts of any length."""
+    # Libraries of models take seconds to load, and without a processor nothing here needs them.
+    from ivgr.data.encode import QueryEncoder
+    from ivgr.models.model_directory import read_config
+    from ivgr.models.pretrained import TINY
+    from ivgr.models.processor import read_processor
+
     place, setting = TINY if path == "tiny" else path, "inspect --processor"
     config = read_config(place, setting)
     return QueryEncoder.of(config, read_processor(place, config, setting), Prompts(), sys.maxsize)
 
 
-def _prompt_lengths(samples: list, encoder: QueryEncoder) -> Histogram:
+def _prompt_lengths(samples: list, encoder: Callable[[Sample], Query]) -> Histogram:
     """Tokens of each sample's longest prompt."""
     lengths = Histogram(f"tokens of the prompt, {len(samples)} samples", TOKENS)
     for sample in samples:

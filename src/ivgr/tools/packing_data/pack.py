@@ -25,7 +25,7 @@ from ivgr.data.shard_index import NAME as SIZES
 from ivgr.tools.packing_data.admit import admit_row
 from ivgr.tools.packing_data.convert import kind_of
 from ivgr.tools.packing_data.pack_state import NAME as JOURNAL
-from ivgr.tools.packing_data.pack_state import Journal
+from ivgr.tools.packing_data.pack_state import PackState
 from ivgr.tools.packing_data.source_images import MOST_PIXELS
 from ivgr.tools.packing_data.source_rows import count_kinds, find_sources, mix_kinds
 from ivgr.tools.packing_data.unpack import image_folder
@@ -68,7 +68,7 @@ def pack(
     try:
         _prepare(shards, overwrite)
         folder = image_folder(image_dir, source, target)
-        with closing(Journal(target, _setting(sources, image_dir, shards, most_pixels))) as journal:
+        with closing(PackState(target, _setting(sources, image_dir, shards, most_pixels))) as journal:
             _pack(sources, journal, shards, folder, most_pixels, workers)
             rejected = _summarise(journal, target)
     except (OSError, sqlite3.Error) as error:
@@ -78,7 +78,7 @@ def pack(
 
 
 def _pack(
-    sources: list[Path], journal: Journal, target: Target, folder: Path, most_pixels: int, workers: int
+    sources: list[Path], journal: PackState, target: Target, folder: Path, most_pixels: int, workers: int
 ) -> None:
     counts = count_kinds(sources, kind_of)
     if not counts:
@@ -132,7 +132,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda rows: bar.update(task, completed=rows)
 
 
-def _summarise(journal: Journal, target: Path) -> int:
+def _summarise(journal: PackState, target: Path) -> int:
     """Prints what became of the rows; returns how many were rejected."""
     shards = journal.shards
     paired, single = sum(shard.paired for shard in shards), sum(shard.single for shard in shards)

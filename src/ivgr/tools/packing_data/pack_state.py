@@ -24,7 +24,7 @@ _TABLES = (
 )
 
 
-class Journal:
+class PackState:
     """The journal in `folder`; UserError if it is of another setting (JSON-able) than `setting`."""
 
     def __init__(self, folder: Path, setting: dict) -> None:

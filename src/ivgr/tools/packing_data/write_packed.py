@@ -21,7 +21,7 @@ from ivgr.data.shard_index import NAME as SIZES
 from ivgr.data.shard_index import ShardSize, write_sizes
 from ivgr.data.shards import shard_path, write_shard
 from ivgr.tools.packing_data.admit import Verdict
-from ivgr.tools.packing_data.pack_state import Journal
+from ivgr.tools.packing_data.pack_state import PackState
 from ivgr.tools.packing_data.source_rows import Row
 
 REPORT = "rejected.jsonl"
@@ -53,7 +53,7 @@ class Packer:
     """
 
     target: Target
-    journal: Journal
+    journal: PackState
     admit: Callable[[Row], Verdict]
     workers: int
     moved: Callable[[int], None] = lambda rows: None

@@ -1,10 +1,10 @@
 """How much a run computes, and for how long: tokens and floating-point operations an iteration,
-and a range of seconds on a GPU of a given speed. In: a `Run`. Out: `Work`."""
+and a range of seconds on a GPU of a given speed. In: a `RunSpec`. Out: `Work`."""
 
 from dataclasses import dataclass
 
 from ivgr.tools.plan.plan_memory import stem_bytes
-from ivgr.tools.plan.run_spec import Run
+from ivgr.tools.plan.run_spec import RunSpec
 
 # Shares of a GPU's peak that training and decoding usually reach: at best, at worst.
 TRAINING = (0.5, 0.2)
@@ -26,7 +26,7 @@ class Work:
     seconds: tuple[float, float]
 
 
-def estimate_work(run: Run, tflops: float, bandwidth: float) -> Work:
+def estimate_work(run: RunSpec, tflops: float, bandwidth: float) -> Work:
     """On GPUs of so many TFLOP/s in half precision and so many GB/s."""
     typical, kinds = run.typical, ((run.paired, 2), (run.single, 1))
     tokens = sum(count * typical.tree(streams, run.group) for count, streams in kinds)
@@ -45,7 +45,7 @@ def estimate_work(run: Run, tflops: float, bandwidth: float) -> Work:
     return Work(tokens * run.gpus, rows * run.gpus, rollout * run.gpus, update * run.gpus, (best, worst))
 
 
-def update_passes(run: Run) -> float:
+def update_passes(run: RunSpec) -> float:
     """Forward passes that an update is worth: the gradient costs two more, recomputing one more;
     the reference's scores one, the policy's before several updates another."""
     training = (2 if run.rank else 3) + run.checkpointing
@@ -54,7 +54,7 @@ def update_passes(run: Run) -> float:
     return training * run.epochs + 1 + (run.updates * run.epochs > 1)
 
 
-def matrix_flops(run: Run, tokens: int, responses: int, queries: int) -> float:
+def matrix_flops(run: RunSpec, tokens: int, responses: int, queries: int) -> float:
     """Two operations a weight: of the layers for every token, of the head for every response's,
     of the vision tower for every patch (of its merger for every few)."""
     shape, patches = run.shape, queries * run.typical.image_tokens * run.shape.merge
@@ -62,7 +62,7 @@ def matrix_flops(run: Run, tokens: int, responses: int, queries: int) -> float:
     return 2 * (shape.layers * tokens + shape.hidden * shape.vocabulary * responses + tower)
 
 
-def attention_flops(run: Run, tokens: int, queries: int) -> float:
+def attention_flops(run: RunSpec, tokens: int, queries: int) -> float:
     """Two products over what a token sees, half its way on average; over an image's patches, or
     a window's where the tower has windows."""
     shape, typical = run.shape, run.typical
@@ -73,7 +73,7 @@ def attention_flops(run: Run, tokens: int, queries: int) -> float:
     return 4 * (shape.layers_count * shape.queries * seen * tokens + tower)
 
 
-def decoding_bytes(run: Run, queries: int) -> float:
+def decoding_bytes(run: RunSpec, queries: int) -> float:
     """Read in decoding: each step of a batch reads the layers and the head once, every stem and
     every half-grown response."""
     typical, batches = run.typical, -(-queries // run.batch_queries)

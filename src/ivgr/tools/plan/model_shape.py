@@ -58,7 +58,8 @@ def read_shape(config: PreTrainedConfig) -> Shape:
     text, vision = config.text_config, config.vision_config
     decoder, tower = family.decoder_layers(model), family.vision_tower(model)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    first, block = decoder[0], tower.blocks[0]
+    blocks = family.vision_blocks(model)
+    first, block = decoder[0], blocks[0]
     linear = [part for part in decoder.modules() if isinstance(part, nn.Linear)]
     feed = next(m.out_features for m in block.mlp.modules() if isinstance(m, nn.Linear))
     return Shape(
@@ -72,7 +73,7 @@ def read_shape(config: PreTrainedConfig) -> Shape:
         vocabulary=model.lm_head.out_features,
         tower_width=block.attn.proj.out_features,
         tower_feed=feed,
-        tower_depth=len(tower.blocks),
+        tower_depth=len(blocks),
         tower_act=_kept_by_mlp(block, vision.hidden_act),
         tower_rms=not isinstance(block.norm1, nn.LayerNorm),
         tower_window=(getattr(vision, "window_size", 0) // vision.patch_size) ** 2,

@@ -10,8 +10,8 @@ from rich.table import Table
 from ivgr.core.errors import UserError
 from ivgr.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, checked
 from ivgr.tools.plan.flops import Work, estimate_work
-from ivgr.tools.plan.plan_memory import Item, rollout, standing, trees_at_once, update
-from ivgr.tools.plan.run_spec import Run, Typical, read_run
+from ivgr.tools.plan.plan_memory import MemoryItem, resident, rollout, trees_at_once, update
+from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, read_run
 
 # Left to the driver, the allocator's gaps and communication.
 HEADROOM = 0.08
@@ -43,7 +43,7 @@ def plan(
         tflops: Of one GPU in half precision; 312 is an A100's.
         bandwidth: Of one GPU's memory in GB/s; 2000 is an A100's.
     """
-    typical = Typical(image_tokens, prompt, instruction, response)
+    typical = AssumedLengths(image_tokens, prompt, instruction, response)
     run = read_run(config, gpus, typical)
     if not _judge(run, parse_memory(memory), estimate_work(run, tflops, bandwidth)):
         raise SystemExit(1)
@@ -57,7 +57,7 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * UNITS[(match[2] or "GB").upper()]
 
 
-def peak_bytes(items: list[Item]) -> float:
+def peak_bytes(items: list[MemoryItem]) -> float:
     """What stands throughout and the larger of rollout and update."""
     sums = {
         phase: sum(item.bytes for item in items if item.phase == phase)
@@ -66,10 +66,10 @@ def peak_bytes(items: list[Item]) -> float:
     return sums["throughout"] + max(sums["rollout"], sums["update"])
 
 
-def find_misfit(run: Run, limit: float) -> str | None:
+def find_misfit(run: RunSpec, limit: float) -> str | None:
     """The first thing that does not fit and the setting that mends it; None if all fits."""
     room = limit * (1 - HEADROOM)
-    for item in standing(run):
+    for item in resident(run):
         room -= item.bytes
         if room < 0:
             return f"does not fit: {item.name} ({item.bytes / 1e9:.1f} GB a GPU); {_mend_standing(run)}"
@@ -82,15 +82,15 @@ def find_misfit(run: Run, limit: float) -> str | None:
     return None
 
 
-def _mend_standing(run: Run) -> str:
+def _mend_standing(run: RunSpec) -> str:
     if run.gpus > 1 and not run.sharded:
         return "spread it with trainer.strategy fsdp2"
     if not run.rank:
-        return "train low-rank adapters (model.adapter), or shard over more GPUs"
+        return "train low-rank adapters (model.trainable.adapter), or shard over more GPUs"
     return "take a smaller model.policy, or shard over more GPUs"
 
 
-def _mend_rollout(run: Run, room: float) -> str:
+def _mend_rollout(run: RunSpec, room: float) -> str:
     if rollout(run)[0].bytes > room:
         return "take GPUs of more memory, or a smaller model.policy"
     for queries in range(run.batch_queries - 1, 0, -1):
@@ -99,26 +99,26 @@ def _mend_rollout(run: Run, room: float) -> str:
     return "lower model.policy.max_pixels or model.engine.max_new_tokens, or shard over more GPUs"
 
 
-def _mend_update(run: Run, room: float) -> str:
+def _mend_update(run: RunSpec, room: float) -> str:
     if not run.checkpointing:
-        return "set model.gradient_checkpointing to true"
+        return "set model.trainable.gradient_checkpointing to true"
     for trees in range(trees_at_once(run) - 1, 0, -1):
         budget = run.token_budget * trees // trees_at_once(run)
         if sum(item.bytes for item in update(replace(run, token_budget=budget))) <= room:
-            return f"set model.token_budget to {budget}"
+            return f"set model.update.token_budget to {budget}"
     return "lower model.policy.max_pixels or model.engine.group_size, or shard over more GPUs"
 
 
-def _judge(run: Run, limit: float, work: Work) -> bool:
+def _judge(run: RunSpec, limit: float, work: Work) -> bool:
     """Prints all there is to know; whether the run fits."""
-    items = standing(run) + rollout(run) + update(run)
+    items = resident(run) + rollout(run) + update(run)
     _print(run, items, limit, work)
     complaint = find_misfit(run, limit)
     print(complaint or f"fits: {peak_bytes(items) / 1e9:.1f} of {limit / 1e9:.1f} GB a GPU at the most")
     return complaint is None
 
 
-def _print(run: Run, items: list[Item], limit: float, work: Work) -> None:
+def _print(run: RunSpec, items: list[MemoryItem], limit: float, work: Work) -> None:
     console, shape = Console(), run.shape
     trained = f"{run.trained / 1e9:.3f}"
     print(f"{shape.total / 1e9:.3f} billion parameters, {trained} trained, on {run.gpus} GPU(s)")

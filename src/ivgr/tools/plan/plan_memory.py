@@ -1,20 +1,20 @@
 """Memory of one GPU by phase, in bytes: a formula each, with its derivation in a line.
 
-In: a `Run`. Out: `Item`s. What stands throughout, and what the rollout and the update add,
+In: a `RunSpec`. Out: `MemoryItem`s. What stands throughout, and what the rollout and the update add,
 of which the larger counts.
 """
 
 from dataclasses import dataclass
 
-from ivgr.rollout.prefix_kv_cache import ROOM
-from ivgr.tools.plan.run_spec import Run
+from ivgr.rollout.prefix_kv_cache import GROWTH
+from ivgr.tools.plan.run_spec import RunSpec
 
 FP32 = 4
 CHUNK = 320 << 20  # logits of a chunk of the head, on a GPU
 
 
 @dataclass(frozen=True)
-class Item:
+class MemoryItem:
     """phase: "throughout", "rollout" or "update"; key: the settings that make it smaller."""
 
     name: str
@@ -22,7 +22,7 @@ class Item:
     bytes: float
 
 
-def standing(run: Run) -> list[Item]:
+def resident(run: RunSpec) -> list[MemoryItem]:
     """What is there from beginning to end."""
     shape, weights = run.shape, run.shape.total * run.weight
     # Trained adapters stand beside the frozen weights.
@@ -34,14 +34,14 @@ def standing(run: Run) -> list[Item]:
     # With adapters the reference is the policy without them.
     reference = 0 if run.rank or run.cold_start else weights
     return [
-        Item("weights", "throughout", (weights + adapters) / run.shards + gathered),
-        Item("gradients", "throughout", copies * run.trained * run.weight / run.shards),
-        Item("optimizer", "throughout", run.trained * run.states / run.shards),
-        Item("reference", "throughout", reference / run.shards),
+        MemoryItem("weights", "throughout", (weights + adapters) / run.shards + gathered),
+        MemoryItem("gradients", "throughout", copies * run.trained * run.weight / run.shards),
+        MemoryItem("optimizer", "throughout", run.trained * run.states / run.shards),
+        MemoryItem("reference", "throughout", reference / run.shards),
     ]
 
 
-def rollout(run: Run) -> list[Item]:
+def rollout(run: RunSpec) -> list[MemoryItem]:
     """What decoding one batch of queries adds; a cold start decodes one answer a stream."""
     shape, typical = run.shape, run.typical
     queries = min(run.batch_queries, run.paired + run.single) if not run.cold_start else run.batch_queries
@@ -53,38 +53,38 @@ def rollout(run: Run) -> list[Item]:
     # Split weights are gathered once for all rollouts.
     copy = shape.total * run.compute if run.shards > 1 else 0
     return [
-        Item("copy of the policy", "rollout", copy),
-        Item("KV cache", "rollout", stem_bytes(run, queries * stem) + suffix_bytes(run, branches)),
-        Item("prefill", "rollout", _passing(run, queries * stem, patches)),
-        Item("sampling", "rollout", sampling),
+        MemoryItem("copy of the policy", "rollout", copy),
+        MemoryItem("KV cache", "rollout", stem_bytes(run, queries * stem) + suffix_bytes(run, branches)),
+        MemoryItem("prefill", "rollout", _passing(run, queries * stem, patches)),
+        MemoryItem("sampling", "rollout", sampling),
     ]
 
 
-def stem_bytes(run: Run, tokens: int) -> int:
+def stem_bytes(run: RunSpec, tokens: int) -> int:
     """A key and a value a token and layer."""
     return 2 * run.shape.layers_count * run.shape.keys * run.compute * tokens
 
 
-def suffix_bytes(run: Run, branches: int) -> int:
-    """Responses grow by ROOM tokens; while they do, the old tensors stand beside the new."""
-    growths = -(-run.typical.response // ROOM)
-    grown = min(growths * ROOM, run.max_new_tokens)
-    return stem_bytes(run, branches * (grown + (growths - 1) * ROOM))
+def suffix_bytes(run: RunSpec, branches: int) -> int:
+    """Responses grow by GROWTH tokens; while they do, the old tensors stand beside the new."""
+    growths = -(-run.typical.response // GROWTH)
+    grown = min(growths * GROWTH, run.max_new_tokens)
+    return stem_bytes(run, branches * (grown + (growths - 1) * GROWTH))
 
 
-def update(run: Run) -> list[Item]:
+def update(run: RunSpec) -> list[MemoryItem]:
     """What the largest micro-batch adds."""
     shape, trees = run.shape, trees_at_once(run)
     tokens, responses = trees * tree_tokens(run), trees * _responses(run)
     patches = trees * run.typical.image_tokens * shape.merge
     return [
-        Item("packs", "update", pack_bytes(run, patches)),
-        Item("activations", "update", activation_bytes(run, tokens, patches)),
-        Item("head", "update", head_bytes(run, responses)),
+        MemoryItem("packs", "update", pack_bytes(run, patches)),
+        MemoryItem("activations", "update", activation_bytes(run, tokens, patches)),
+        MemoryItem("head", "update", head_bytes(run, responses)),
     ]
 
 
-def tree_tokens(run: Run) -> int:
+def tree_tokens(run: RunSpec) -> int:
     """Tokens of the largest tree (or of one row, where nothing is shared)."""
     streams = 2 if run.paired else 1
     if run.layout == "rows":
@@ -92,26 +92,26 @@ def tree_tokens(run: Run) -> int:
     return run.typical.tree(streams, run.group)
 
 
-def trees_at_once(run: Run) -> int:
+def trees_at_once(run: RunSpec) -> int:
     """Trees in a micro-batch: what the budget holds, one at least."""
     queries = run.paired + run.single
     here = -(-queries // run.updates) * (2 * run.group if run.layout == "rows" else 1)
     return max(1, min(run.token_budget // tree_tokens(run), here))
 
 
-def _responses(run: Run) -> int:
+def _responses(run: RunSpec) -> int:
     """Response tokens of one tree."""
     streams = 1 if run.layout == "rows" or not run.paired else 2
     group = 1 if run.layout == "rows" else run.group
     return streams * group * run.typical.response
 
 
-def pack_bytes(run: Run, patches: int) -> int:
+def pack_bytes(run: RunSpec, patches: int) -> int:
     """Pixels of one micro-batch in fp32; ids, three positions and reach of all, of 8 bytes."""
     return patches * run.shape.features * FP32 + (run.paired + run.single) * 40 * tree_tokens(run)
 
 
-def layer_bytes(run: Run, tokens: int) -> int:
+def layer_bytes(run: RunSpec, tokens: int) -> int:
     """What one decoder layer keeps for its backward pass.
 
     Two norms: their input in fp32, their normalised input, their output. Attention: queries,
@@ -127,7 +127,7 @@ def layer_bytes(run: Run, tokens: int) -> int:
     return tokens * kept
 
 
-def activation_bytes(run: Run, tokens: int, patches: int) -> int:
+def activation_bytes(run: RunSpec, tokens: int, patches: int) -> int:
     """What is kept for the backward pass: every layer's and block's; with checkpointing their
     inputs, and the one at work. Then what stands around the layers."""
     shape = run.shape
@@ -140,7 +140,7 @@ def activation_bytes(run: Run, tokens: int, patches: int) -> int:
     return inputs * run.compute + max(layer, block) + around
 
 
-def around_bytes(run: Run, tokens: int, patches: int) -> int:
+def around_bytes(run: RunSpec, tokens: int, patches: int) -> int:
     """Embeddings before the layers and the norm behind them; each merger's norm, matrix and
     activation, and its result."""
     shape, size = run.shape, run.compute
@@ -149,7 +149,7 @@ def around_bytes(run: Run, tokens: int, patches: int) -> int:
     return language + shape.mergers * merger
 
 
-def block_bytes(run: Run, patches: int) -> int:
+def block_bytes(run: RunSpec, patches: int) -> int:
     """What one vision block keeps: two norms' inputs and outputs (as the language model's, where
     they are RMS norms), queries and keys turned, the projection they come from, output, MLP."""
     shape, size = run.shape, run.compute
@@ -157,14 +157,14 @@ def block_bytes(run: Run, patches: int) -> int:
     return patches * (shape.tower_width * (norms + 6 * size) + shape.tower_act * shape.tower_feed * size)
 
 
-def head_bytes(run: Run, responses: int) -> int:
+def head_bytes(run: RunSpec, responses: int) -> int:
     """A chunk of logits and, where the head is trained, its gradient summed in fp32."""
     shape, logits = run.shape, responses * run.shape.vocabulary * run.compute
     gradient = 0 if run.rank else shape.vocabulary * shape.hidden * FP32
     return min(CHUNK, logits) + gradient + responses * shape.hidden * run.compute
 
 
-def _passing(run: Run, tokens: int, patches: int) -> int:
+def _passing(run: RunSpec, tokens: int, patches: int) -> int:
     """A forward pass without gradients: the MLP's input, residual and norm, and three of its
     feed-forward tensors; of the language model or the tower, whichever is larger."""
     shape = run.shape

@@ -1,6 +1,6 @@
 """A run as its config describes it, read by the parser of `ivgr fit`; nothing is instantiated.
 
-In: a config file, and what to suppose of the data. Out: a `Run`.
+In: a config file, and what to suppose of the data. Out: a `RunSpec`.
 """
 
 from dataclasses import dataclass, replace
@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse._util import import_object
 from torch import nn
 
 from ivgr.core.errors import UserError
-from ivgr.core.prompts import PAIRED
-from ivgr.data.stream import Mix
+from ivgr.data.stream import BatchComposition
 from ivgr.launch.lightning_cli import parse_fit
 from ivgr.tools.plan.model_shape import Shape, find_config, read_shape
 from ivgr.toy.tiny_model import TinyScratch
-from ivgr.trainer.optimizer import Optimizer
+from ivgr.trainer.optimizer import OptimizerConfig
+from ivgr.trainer.sft_module import SFT
 
 SHARDING = ("fsdp", "deepspeed", "modelparallel", "shard")
 
 
 @dataclass(frozen=True)
-class Typical:
+class AssumedLengths:
     """What to suppose of the data, in tokens: a query's images after the merge of patches, its
     question and all else before the instruction, a stream's instruction, a response."""
 
@@ -45,13 +46,13 @@ class Typical:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSpec:
     """weight, compute: bytes of a weight and of an activation; states: bytes of optimizer state
     a trained weight; rank: of low-rank adapters, 0 for none; paired, single: queries an
     iteration on each GPU (of a cold start: demonstrations a step, all single, group 1)."""
 
     shape: Shape
-    typical: Typical
+    typical: AssumedLengths
     cold_start: bool
     gpus: int
     weight: int
@@ -88,41 +89,41 @@ class Run:
         return self.gpus if self.sharded else 1
 
 
-def read_run(config: Path, gpus: int | None, typical: Typical) -> Run:
+def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec:
     """The run of `config` on `gpus` (default: its own devices x nodes). UserError as the parser's,
     and for an unknown policy."""
     fit = parse_fit(config)
     model, data = fit["model"]["init_args"], fit["data"]["init_args"]
-    cold_start = fit["model"]["class_path"].endswith("SFT")
+    cold_start = import_object(fit["model"]["class_path"]).kind == SFT.kind
     gpus = gpus or _devices(fit["trainer"])
-    engine = _arguments(model, "engine")
-    longest = engine.get("max_new_tokens", 1024)
+    engine, update = model["engine"]["init_args"], model["update"]
+    longest = engine["max_new_tokens"]
     described, dtype = _policy(model["policy"])
     weight = getattr(torch, dtype).itemsize
-    mix = Mix(0, data["batch"] // gpus) if cold_start else _mix(data, gpus)
-    return Run(
+    mix = BatchComposition(0, data["batch"] // gpus) if cold_start else _mix(data, gpus)
+    return RunSpec(
         shape=read_shape(described),
         typical=typical if cold_start else replace(typical, response=min(typical.response, longest)),
         cold_start=cold_start,
         gpus=gpus,
         weight=weight,
         compute=_compute(fit["trainer"]["strategy"], weight),
-        states=measure_states(Optimizer(**model["optimizer"])) * weight,
+        states=measure_states(OptimizerConfig(**update["optimizer"])) * weight,
         paired=mix.paired,
         single=mix.single,
-        group=1 if cold_start else engine.get("group_size", 5),
-        updates=model.get("updates", 1),
-        epochs=model.get("epochs", 1),
-        iterations=model.get("iterations", 1),
-        batch_queries=engine.get("batch_queries", 64),
+        group=1 if cold_start else engine["group_size"],
+        updates=1 if cold_start else update["mini_batches"],
+        epochs=1 if cold_start else update["epochs"],
+        iterations=1 if cold_start else model["iterations"],
+        batch_queries=engine["batch_queries"],
         max_new_tokens=longest,
-        token_budget=model["token_budget"],
-        layout=model.get("layout", "tree"),
-        **_thrift(fit["trainer"], model),
+        token_budget=update["token_budget"],
+        layout="tree" if cold_start else update["layout"],
+        **_thrift(fit["trainer"], model["trainable"]),
     )
 
 
-def measure_states(optimizer: Optimizer) -> float:
+def measure_states(optimizer: OptimizerConfig) -> float:
     """Numbers of optimizer state a trained weight: one step on a matrix tells."""
     matrix = nn.Linear(128, 128, bias=False)
     steps = optimizer.create(matrix)
@@ -133,13 +134,13 @@ def measure_states(optimizer: Optimizer) -> float:
     return held / matrix.weight.numel()
 
 
-def _thrift(trainer: dict, model: dict) -> dict[str, Any]:
+def _thrift(trainer: dict, trainable: dict) -> dict[str, Any]:
     """What the config does to need less memory."""
     return {
         "sharded": any(word in str(trainer["strategy"]).casefold() for word in SHARDING),
-        "checkpointing": bool(model.get("gradient_checkpointing")),
-        "rank": _rank(model.get("adapter")),
-        "frozen_tower": "vision" in (model.get("freeze") or ()),
+        "checkpointing": trainable["gradient_checkpointing"],
+        "rank": (trainable["adapter"] or {"rank": 0})["rank"],
+        "frozen_tower": "vision" in trainable["freeze"],
     }
 
 
@@ -168,24 +169,9 @@ def _devices(trainer: dict) -> int:
     return trainer["num_nodes"] * (int(each) if str(each).isdecimal() else 1)
 
 
-def _mix(data: dict, gpus: int) -> Mix:
+def _mix(data: dict, gpus: int) -> BatchComposition:
     if data["prompts"] % gpus:
         raise UserError(f"data.prompts is {data['prompts']}, must be a multiple of the {gpus} GPUs")
-    if len(data.get("streams", PAIRED)) == 1:  # every query is then of one stream, as single ones are
-        return Mix(0, data["prompts"] // gpus)
-    return Mix.of(data["prompts"] // gpus, data["paired_ratio"])
-
-
-def _arguments(model: dict, name: str) -> dict:
-    return (model.get(name) or {}).get("init_args") or {}
-
-
-def _rank(adapter: Any) -> int:
-    """Rank of `model.adapter`, 0 without one."""
-    if not adapter:
-        return 0
-    arguments = adapter.get("init_args", adapter)
-    rank = arguments.get("rank") or arguments.get("r")
-    if not rank:
-        raise UserError("plan: model.adapter has no rank")
-    return rank
+    if len(data["streams"]) == 1:  # every query is then of one stream, as single ones are
+        return BatchComposition(0, data["prompts"] // gpus)
+    return BatchComposition.of(data["prompts"] // gpus, data["paired_ratio"])

@@ -5,7 +5,7 @@ attention.py, localization.py; causal.py; encoders.py (a baseline); heat.py (pic
 measures.py (the light ones in one call).
 """
 
-from ivgr.tools.probes.annotated_response import Mention, Reading, read_response, respond
+from ivgr.tools.probes.annotated_response import AnnotatedResponse, Mention, read_response, respond
 from ivgr.tools.probes.attention_probe import Attention, probe_attention
 from ivgr.tools.probes.causal import Causal, Drop, probe_causal
 from ivgr.tools.probes.encoders import Encoder, encode_named
@@ -25,7 +25,7 @@ __all__ = [
     "Mention",
     "Named",
     "ReadOut",
-    "Reading",
+    "AnnotatedResponse",
     "Traced",
     "draw_heat",
     "draw_readings",

@@ -1,6 +1,6 @@
 """What a policy said, token by token: where its reasoning stands and where it names an object.
 
-In: rolled-out queries. Out: `Reading`s, queries of one stream and one response, whose tokens are
+In: rolled-out queries. Out: `AnnotatedResponse`s, queries of one stream and one response, whose tokens are
 those of the response's text, so that a place in the text is a place among the tokens.
 """
 
@@ -38,7 +38,7 @@ class Mention:
 
 
 @dataclass(frozen=True)
-class Reading:
+class AnnotatedResponse:
     """A query of one group with one rollout; think: the reasoning's tokens, counted within the
     response; mentions: the gold objects it names."""
 
@@ -59,14 +59,14 @@ class Reading:
 
 def respond(
     policy: PreTrainedModel, encoder: QueryEncoder, engine: RolloutEngine, samples: list[Sample], stream: str
-) -> list[Reading]:
+) -> list[AnnotatedResponse]:
     """The policy's greedy responses in one stream. RejectedSample if a sample cannot be encoded."""
     queries = [encoder(sample, (stream,)) for sample in samples]
     engine.answer(policy, encoder.processor.tokenizer, queries)
     return [read_response(query, encoder.processor.tokenizer) for query in queries]
 
 
-def read_response(query: Query, tokenizer: PreTrainedTokenizerBase) -> Reading:
+def read_response(query: Query, tokenizer: PreTrainedTokenizerBase) -> AnnotatedResponse:
     """`query` must have one group, and that one rollout."""
     ((rollout,),) = (group.rollouts for group in query.groups)
     ids, spans = spell(rollout.text, tokenizer, len(query.groups[0].opened))
@@ -75,7 +75,9 @@ def read_response(query: Query, tokenizer: PreTrainedTokenizerBase) -> Reading:
     think = read_think(rollout.text)
     found = [_mention(box, label, think, begin, spans) for box, label in enumerate(query.sample.labels)]
     mentions = tuple(mention for mention in found if mention is not None)
-    return Reading(spoken, tokens_within(spans, begin, begin + len(think)) if think else (), mentions)
+    return AnnotatedResponse(
+        spoken, tokens_within(spans, begin, begin + len(think)) if think else (), mentions
+    )
 
 
 def _mention(box: int, label: str, think: str, begin: int, spans: list[tuple[int, int]]) -> Mention | None:

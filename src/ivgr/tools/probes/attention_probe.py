@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ivgr.core.frame import Frame
-from ivgr.tools.probes.annotated_response import Reading
+from ivgr.tools.probes.annotated_response import AnnotatedResponse
 from ivgr.tools.probes.probe_interval import Interval, mean_interval, mean_intervals
 from ivgr.tools.probes.token_grid import coverage, grid_shape
 from ivgr.tools.probes.trace import BUDGET, Traced, trace_readings
@@ -50,28 +50,28 @@ class Attention:
 
 def probe_attention(
     model: PreTrainedModel,
-    readings: list[Reading],
+    readings: list[AnnotatedResponse],
     looks: Sequence[Look] = LOOKS,
     layers: Sequence[int] | None = None,
     budget: int = BUDGET,
 ) -> dict[Look, Attention]:
     """How readings' responses look at their pictures, each reading an image of its own. UserError for
     a layer that is not there; NaN over 0 images where nothing can be looked at."""
-    glances = {look: Glances(model, readings, look) for look in looks}
+    glances = {look: AttentionStats(model, readings, look) for look in looks}
     for index, traced in enumerate(trace_readings(model, readings, layers, budget=budget)):
         for found in glances.values():
             found.add(index, traced)
     return {look: found.compute() for look, found in glances.items()}
 
 
-class Glances:
+class AttentionStats:
     """Gathers figures of traced readings, whose maps it does not keep.
 
     look "think" is the average over the reasoning's tokens, with all gold boxes; "noun" and "place"
     are those points of each mention, with the box of the object it names.
     """
 
-    def __init__(self, model: PreTrainedModel, readings: list[Reading], look: Look) -> None:
+    def __init__(self, model: PreTrainedModel, readings: list[AnnotatedResponse], look: Look) -> None:
         self.model, self.look = model, look
         self.boxes = [[_to_unit(box, r.query.frame) for box in r.query.boxes] for r in readings]
         self.images: list[int] = []

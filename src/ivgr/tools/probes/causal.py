@@ -18,7 +18,7 @@ from ivgr.core.response import read_think
 from ivgr.core.seeding import derive_seed
 from ivgr.models.registry import find_family
 from ivgr.packing.prefix_tree import Pack, pack_queries
-from ivgr.tools.probes.annotated_response import Reading, spell, tokens_within, with_responses
+from ivgr.tools.probes.annotated_response import AnnotatedResponse, spell, tokens_within, with_responses
 from ivgr.tools.probes.probe_interval import Interval, mean_interval
 from ivgr.tools.probes.token_grid import coverage, grid_shape
 from ivgr.tools.probes.trace import BUDGET
@@ -62,7 +62,10 @@ class Trial:
 
 @torch.no_grad()
 def probe_causal(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, readings: list[Reading], budget: int = BUDGET
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    readings: list[AnnotatedResponse],
+    budget: int = BUDGET,
 ) -> Causal:
     """Every reading is one image; the tokens outside are drawn by the sample's id."""
     trials = [(n, trial) for n, r in enumerate(readings) if (trial := _set_up(model, tokenizer, r))]
@@ -79,7 +82,9 @@ def probe_causal(
     return Causal(*drops, len(readings) - len(trials))
 
 
-def _set_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reading: Reading) -> Trial | None:
+def _set_up(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reading: AnnotatedResponse
+) -> Trial | None:
     query = reading.query
     shape, text = grid_shape(model, query), query.groups[0].rollouts[0].text
     if not shape[0] or not query.boxes or not reading.think:

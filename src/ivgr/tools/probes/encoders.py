@@ -18,7 +18,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from ivgr.core.errors import UserError
 from ivgr.core.seeding import derive_seed
-from ivgr.tools.probes.annotated_response import Reading
+from ivgr.tools.probes.annotated_response import AnnotatedResponse
 from ivgr.tools.probes.localization import Named
 
 CELLS, COMPONENTS, BATCH = 4, 64, 32
@@ -50,7 +50,7 @@ class Encoder:
         return model.eval().requires_grad_(False)
 
 
-def encode_named(encoder: Encoder, readings: list[Reading], named: Named) -> np.ndarray:
+def encode_named(encoder: Encoder, readings: list[AnnotatedResponse], named: Named) -> np.ndarray:
     """Features (n, F) of the named objects, fp64; each picture is encoded once, whole (squeezed into
     the encoder's shape, so that a place in it is a place in the map)."""
     wanted, picture = np.unique(named.images, return_inverse=True)

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
 from ivgr.plotting.pictures import GOLD, TILE, draw_boxes, shrink
-from ivgr.tools.probes.annotated_response import Reading
+from ivgr.tools.probes.annotated_response import AnnotatedResponse
 from ivgr.tools.probes.attention_probe import Look
 from ivgr.tools.probes.token_grid import grid_shape
 from ivgr.tools.probes.trace import Traced, trace_readings
@@ -42,7 +42,7 @@ def draw_heat(
 
 
 def draw_readings(
-    model: PreTrainedModel, readings: list[Reading], look: Look, layer: int, side: int = TILE
+    model: PreTrainedModel, readings: list[AnnotatedResponse], look: Look, layer: int, side: int = TILE
 ) -> np.ndarray:
     """The readings' first images under the attention of `layer`, all heads, with gold boxes, side by
     side: (side, n · side, 3) uint8. Every reading must have an image."""

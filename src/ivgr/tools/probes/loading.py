@@ -9,7 +9,7 @@ from transformers.utils.logging import disable_progress_bar
 from ivgr.core.prompts import Prompts
 from ivgr.core.sample import Sample
 from ivgr.data.encode import QueryEncoder
-from ivgr.data.shards import Located, find_shards, read_samples
+from ivgr.data.shards import ShardedSample, find_shards, read_samples
 from ivgr.models.pretrained import Pretrained
 from ivgr.toy.world import World, draw_samples
 
@@ -31,4 +31,4 @@ def draw_questions(count: int, seed: int = 0) -> list[Sample]:
 def read_questions(shards: str, count: int) -> list[Sample]:
     """The first paired samples of shards; UserError if there are no shards."""
     found = read_samples(find_shards(shards), ("paired",))
-    return [item.sample for item in islice((i for i in found if isinstance(i, Located)), count)]
+    return [item.sample for item in islice((i for i in found if isinstance(i, ShardedSample)), count)]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
-from ivgr.core.boxes import COLUMNS, ROWS, iou, place_of
+from ivgr.core.boxes import COLUMNS, ROWS, grid_cell, iou
 from ivgr.core.errors import UserError
 from ivgr.core.frame import Frame
-from ivgr.tools.probes.annotated_response import Point, Reading
+from ivgr.tools.probes.annotated_response import AnnotatedResponse, Point
 from ivgr.tools.probes.linear_probe import logistic, ridge
 from ivgr.tools.probes.probe_interval import Interval, mean_interval, ratio_intervals
 from ivgr.tools.probes.trace import BUDGET, Traced, choose_layers, trace_readings
@@ -56,7 +56,7 @@ class ReadOut:
     objects: int
 
 
-def list_named(readings: list[Reading], point: Point) -> Named:
+def list_named(readings: list[AnnotatedResponse], point: Point) -> Named:
     """The objects that the readings' reasoning names, in order; those that have a `point`."""
     found = [(n, reading, box) for n, reading in enumerate(readings) for box, _ in reading.points(point)]
     boxes = [_centre(reading.query.boxes[box], reading.query.frame) for _, reading, box in found]
@@ -67,7 +67,7 @@ def list_named(readings: list[Reading], point: Point) -> Named:
 
 def probe_localization(
     model: PreTrainedModel,
-    readings: list[Reading],
+    readings: list[AnnotatedResponse],
     point: Point = "place",
     layers: Sequence[int] | None = None,
     budget: int = BUDGET,
@@ -100,7 +100,7 @@ def read_out(
     wrong, spread = (predicted - targets) ** 2, (means - targets) ** 2
     centre, size = (_r2(wrong[:, part], spread[:, part], named.images) for part in (slice(2), slice(2, 4)))
     overlap = [iou(_corners(a), _corners(b)) for a, b in zip(predicted[:, :4], named.boxes, strict=True)]
-    places = np.array([PLACES.index(place_of(_corners(box), 1, 1)) for box in named.boxes])
+    places = np.array([PLACES.index(grid_cell(_corners(box), 1, 1)) for box in named.boxes])
     told, commonest = logistic(features, places, named.images, folds, seed)
     return ReadOut(
         centre,

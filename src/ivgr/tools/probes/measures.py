@@ -13,8 +13,8 @@ from ivgr.core.sample import Sample
 from ivgr.data.encode import QueryEncoder
 from ivgr.models.registry import find_family
 from ivgr.rollout.transformers_engine import RolloutEngine
-from ivgr.tools.probes.annotated_response import Point, Reading, respond
-from ivgr.tools.probes.attention_probe import Attention, Glances
+from ivgr.tools.probes.annotated_response import AnnotatedResponse, Point, respond
+from ivgr.tools.probes.attention_probe import Attention, AttentionStats
 from ivgr.tools.probes.causal import Causal, probe_causal
 from ivgr.tools.probes.localization import FEWEST, ReadOut, gather_states, list_named, read_out
 from ivgr.tools.probes.probe_interval import Interval
@@ -89,7 +89,7 @@ def measure(
 def measure_readings(
     policy: PreTrainedModel,
     encoder: QueryEncoder,
-    readings: list[Reading],
+    readings: list[AnnotatedResponse],
     stream: str,
     layer: int | None = None,
     budget: int = BUDGET,
@@ -97,7 +97,7 @@ def measure_readings(
     """The same on responses that are there already."""
     count = len(find_family(policy.config.model_type).decoder_layers(policy))
     layer = count * 3 // 4 if layer is None else layer % count
-    think, place = (Glances(policy, readings, look) for look in ("think", "place"))
+    think, place = (AttentionStats(policy, readings, look) for look in ("think", "place"))
     seen: list[Traced] = []
     for index, traced in enumerate(trace_readings(policy, readings, budget=budget)):
         think.add(index, traced)
@@ -108,7 +108,7 @@ def measure_readings(
     return Measures(stream, layer, think.compute(), place.compute(), outs["noun"], outs["place"], drops)
 
 
-def _read_out(readings: list[Reading], seen: list[Traced], point: Point) -> ReadOut | None:
+def _read_out(readings: list[AnnotatedResponse], seen: list[Traced], point: Point) -> ReadOut | None:
     named = list_named(readings, point)
     if len(np.unique(named.images)) < FEWEST:
         return None

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ivgr.core.printable import as_label
 from ivgr.core.prompts import GROUNDED, TEXTUAL
 from ivgr.plotting.pictures import TILE
-from ivgr.tools.probes.annotated_response import Reading
+from ivgr.tools.probes.annotated_response import AnnotatedResponse
 from ivgr.tools.probes.attention_probe import Attention, Look
 from ivgr.tools.probes.causal import Causal
 from ivgr.tools.probes.heatmap import draw_heat, heat_of
@@ -31,7 +31,7 @@ POINTS = {"noun": "at the noun", "place": "before the place"}
 
 def show_maps(
     policy: PreTrainedModel,
-    readings: Mapping[str, Sequence[Reading]],
+    readings: Mapping[str, Sequence[AnnotatedResponse]],
     look: Look = "place",
     layer: int = -1,
     head: int | None = None,

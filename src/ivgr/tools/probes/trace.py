@@ -1,6 +1,6 @@
 """A forward pass that is looked into: rows of attention, hidden states.
 
-In: `Reading`s. Out: for chosen layers, where chosen response tokens look in the image, and what
+In: `AnnotatedResponse`s. Out: for chosen layers, where chosen response tokens look in the image, and what
 they hold. No attention matrix of N x N is made (the mask off a GPU is one), and nothing but what was
 asked for is kept.
 """
@@ -17,7 +17,7 @@ from ivgr.core.errors import UserError
 from ivgr.models.registry import find_family
 from ivgr.models.tree_attention import attend_mask
 from ivgr.packing.prefix_tree import pack_queries
-from ivgr.tools.probes.annotated_response import Point, Reading
+from ivgr.tools.probes.annotated_response import AnnotatedResponse, Point
 from ivgr.tools.probes.token_grid import image_columns
 
 BUDGET = 8192  # padded tokens a pass
@@ -43,7 +43,7 @@ class Traced:
     heads, image tokens), that of the reasoning's tokens, averaged, NaN if there are none.
     """
 
-    reading: Reading
+    reading: AnnotatedResponse
     states: torch.Tensor
     looks: torch.Tensor | None = None
     think: torch.Tensor | None = None
@@ -57,7 +57,7 @@ class Traced:
 @torch.no_grad()
 def trace_readings(
     model: PreTrainedModel,
-    readings: list[Reading],
+    readings: list[AnnotatedResponse],
     layers: Sequence[int] | None = None,
     attention: bool = True,
     budget: int = BUDGET,
@@ -68,7 +68,7 @@ def trace_readings(
     left = iter(readings)
     for pack in pack_queries(model, [reading.query for reading in readings], budget, join=False):
         rows = [next(left) for _ in pack.queries]
-        eye = Eye(model, rows, pack.reach, layers)
+        eye = AttentionRecorder(model, rows, pack.reach, layers)
         with _behind_layers(model, layers, rows) as states:
             pack.hidden(model, **{"tree_cache": eye} if attention else {})
         for row, reading in enumerate(rows):
@@ -76,7 +76,7 @@ def trace_readings(
             yield Traced(reading, torch.stack(states[row], 1), *seen)
 
 
-class Eye:
+class AttentionRecorder:
     """In the place of a rollout's cache (`ivgr.models.tree_attention.LayerCache`) it sees every layer's
     queries and keys, rotary positions included, in all families alike.
 
@@ -85,7 +85,11 @@ class Eye:
     """
 
     def __init__(
-        self, model: PreTrainedModel, readings: list[Reading], reach: torch.Tensor, layers: tuple[int, ...]
+        self,
+        model: PreTrainedModel,
+        readings: list[AnnotatedResponse],
+        reach: torch.Tensor,
+        layers: tuple[int, ...],
     ) -> None:
         self.reach, self.layers = reach, layers
         self.images = [image_columns(model, reading.query).to(reach.device) for reading in readings]
@@ -120,7 +124,7 @@ class Eye:
         return weights[:, :, self.images[row]].transpose(0, 1)
 
 
-def _points_of(reading: Reading) -> list[int]:
+def _points_of(reading: AnnotatedResponse) -> list[int]:
     """The tokens that are looked into, counted within prompt and response."""
     return [reading.start + token for _, token in reading.points("noun") + reading.points("place")]
 
@@ -131,7 +135,7 @@ def _chunks(tokens: list[int]) -> list[list[int]]:
 
 @contextmanager
 def _behind_layers(
-    model: PreTrainedModel, layers: tuple[int, ...], readings: list[Reading]
+    model: PreTrainedModel, layers: tuple[int, ...], readings: list[AnnotatedResponse]
 ) -> Iterator[list[list[torch.Tensor]]]:
     """In the body, hidden states (points, H) of each row gather behind every one of `layers`."""
     points = [_points_of(reading) for reading in readings]

@@ -22,7 +22,8 @@ from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.box_terms import box_reward
 from ivgr.rollout.transformers_engine import TransformersEngine
-from ivgr.tools.inference.modes import MODES, Mode, Reply, respond
+from ivgr.tools.inference.mode_names import MODES, Mode
+from ivgr.tools.inference.modes import Reply, respond
 from ivgr.tools.probes import measure
 from ivgr.tools.probes.loading import read_questions
 from ivgr.tools.study.variants import LOCALIZATION
@@ -32,7 +33,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Examination:
+class ReportSettings:
     """policy is a HF directory or "tiny"; shards hold the held-out questions, of which the first
     `questions` paired ones are asked and the first `probed` of these probed; prompts are the
     instructions that differ from the usual."""
@@ -46,7 +47,7 @@ class Examination:
 
 
 @torch.no_grad()
-def examine(examination: Examination) -> dict:
+def report_on(examination: ReportSettings) -> dict:
     """{"examination": its settings, "figures": by name, "seconds": it took}; greedy."""
     since = time.perf_counter()
     policy, processor = Pretrained(examination.policy, "float32").load()

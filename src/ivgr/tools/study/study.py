@@ -13,12 +13,21 @@ from ivgr.core.errors import UserError
 from ivgr.core.readers import read_json
 from ivgr.core.settings import PositiveInt, checked
 from ivgr.launch.config import read_config
-from ivgr.tools.study.policy_report import Examination
+from ivgr.tools.study.policy_report import ReportSettings
 from ivgr.tools.study.process_pool import Pool, Task
 from ivgr.tools.study.significance import MOST
 from ivgr.tools.study.study_figure import draw
 from ivgr.tools.study.study_report import Outcome, compare_arms, estimate_arms, write_results
-from ivgr.tools.study.study_runs import AGAIN, EXAMINED, POLICY, TRAINED, Run, Training, claim, plan_runs
+from ivgr.tools.study.study_runs import (
+    AGAIN,
+    EXAMINED,
+    POLICY,
+    TRAINED,
+    Run,
+    Training,
+    check_same_settings,
+    plan_runs,
+)
 from ivgr.tools.study.variants import ARMS, MEASURES
 
 
@@ -63,7 +72,7 @@ def study(
         raise UserError(f"study: --probed is {probed}, must be at most --questions, which is {questions}")
     training = Training(base, iterations, scenes, questions, threads)
     settings = training.saved()
-    claim(folder, settings)
+    check_same_settings(folder, settings)
     training.draw_world(folder / "world")
     asked = plan_examination(training, folder / "world", probed)
     runs, pool = plan_runs(folder, arms, seeds, others), Pool(parallel, threads)
@@ -108,10 +117,10 @@ def train_all(runs: list[Run], training: Training, world: Path, pool: Pool) -> N
     pool.run(tasks, Progress("trained", len(tasks)))
 
 
-def plan_examination(training: Training, world: Path, probed: int) -> Examination:
+def plan_examination(training: Training, world: Path, probed: int) -> ReportSettings:
     """Of the policy that all runs start from, with the config's prompts and length of responses."""
     model = read_config(training.base).get("model", {}).get("init_args", {})
-    return Examination(
+    return ReportSettings(
         policy=name_policy(model),
         shards=str(world / "val"),
         questions=training.questions,
@@ -130,7 +139,7 @@ def name_policy(model: dict) -> str:
     return str(path)
 
 
-def examine_all(examinations: dict[Run, Examination], pool: Pool, anew: bool) -> None:
+def examine_all(examinations: dict[Run, ReportSettings], pool: Pool, anew: bool) -> None:
     """Those that were not examined so before."""
     tasks = [
         Task(
@@ -144,7 +153,7 @@ def examine_all(examinations: dict[Run, Examination], pool: Pool, anew: bool) ->
     pool.run(tasks, Progress("examined", len(tasks)))
 
 
-def was_examined(run: Run, wanted: Examination) -> bool:
+def was_examined(run: Run, wanted: ReportSettings) -> bool:
     """With these settings, and for every measure that there is now."""
     path = run.folder / EXAMINED
     if not path.exists():

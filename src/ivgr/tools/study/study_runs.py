@@ -95,7 +95,7 @@ def plan_runs(folder: Path, arms: list[str], seeds: int, others: int) -> list[Ru
     return [Run(name, None, folder / name) for name, arm in chosen.items() if not arm.trained] + trained
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> None:
+def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Writes FOLDER/study.json; UserError if a study with other settings was begun there."""
     path, settings = folder / "study.json", json.loads(json.dumps(settings))
     saved = read_json(path, AGAIN, dict) if path.exists() else settings

@@ -25,7 +25,7 @@ ARMS = {
     "textual": Arm("textual only", {"data.streams": ["textual"], **APART}),
     "grounded": Arm("grounded only", {"data.streams": ["grounded"], **APART}),
     "both": Arm("both streams", APART, tested=True),
-    "consistency": Arm("with consistency", {"model.archive.persistent": False}, tested=True),
+    "consistency": Arm("with consistency", {"model.rewards.archive.persistent": False}, tested=True),
     "archive": Arm("with archive (iVGR)"),
 }
 

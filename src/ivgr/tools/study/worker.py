@@ -19,7 +19,7 @@ from ivgr.core.checkpoint_file import read_checkpoint
 from ivgr.launch.config import compose_words
 from ivgr.launch.error_lines import error_lines
 from ivgr.launch.lightning_cli import run_lightning
-from ivgr.tools.study.policy_report import Examination, examine
+from ivgr.tools.study.policy_report import ReportSettings, report_on
 from ivgr.tools.study.study_runs import EXAMINED, POLICY, TRAINED
 from ivgr.trainer.export import export
 
@@ -56,7 +56,7 @@ def work(task: dict) -> None:
         if task["do"] == "train":
             train(folder, task["iterations"], task["words"])
         else:
-            write_json(folder / EXAMINED, examine(Examination(**task["examination"])))
+            write_json(folder / EXAMINED, report_on(ReportSettings(**task["examination"])))
 
 
 if __name__ == "__main__":
