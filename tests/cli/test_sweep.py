@@ -36,7 +36,9 @@ from ivgr.cli.main import main
 # Classes that the commands make themselves, of what a config says elsewhere.
 RUN = "is made by the run itself, for every config"
 INTERNAL = {
-    "ivgr.callbacks.tensorboard.Board": RUN,
+    "ivgr.callbacks.board.Board": RUN,
+    "ivgr.callbacks.board.StepScalars": RUN,
+    "ivgr.callbacks.subset_validation.SubsetValidation": "is made of the settings that begin with held_out_",
     "ivgr.callbacks.tensorboard.Logger": RUN,
     "ivgr.callbacks.validation_summary.BeforeAfter": RUN,
     "ivgr.callbacks.checkpoints.Checkpoints": "is made of the settings that begin with checkpoint_",

@@ -82,11 +82,11 @@ def test_training_goes_on_and_counts_every_reason(tmp_path, outcome):
     expected["shard: truncated"] = 1
     expected["prompt: too long"] = sum("characters" in x.name or "megabyte" in x.name for x in HOSTILE)
     logged = scalars(root)
-    prefix = "data/rejected/"
+    prefix = "samples/rejected/"
     counted = {tag.removeprefix(prefix): values for tag, values in logged.items() if tag.startswith(prefix)}
     assert counted == {reason: [count, 2 * count] for reason, count in expected.items()}
     share = expected.total() / draws
-    assert logged["data/rejected_share"] == pytest.approx([share, share])
+    assert logged["samples/rejected_share"] == pytest.approx([share, share])
     assert all(0 < seconds < 60 for seconds in logged["time/data_wait"])
     rows = list(map(json.loads, (root / "quarantine.jsonl").read_text().splitlines()))
     assert Counter(row["reason"] for row in rows) == expected  # each once, though seen twice
@@ -112,7 +112,7 @@ def test_too_large_a_share_stops_in_one_line_and_a_higher_limit_goes_on(tmp_path
     assert "12 of 132 samples rejected (image: truncated 12)" in line and "data.max_rejected" in line
     assert len(list((tmp_path / "rollouts").iterdir())) == 2
     fit(tmp_path, spoilt, *options, "--data.max_rejected", "0.1", "--ckpt_path", "last")
-    assert scalars(tmp_path)["data/rejected/image: truncated"] == [4, 8, 12, 16]
+    assert scalars(tmp_path)["samples/rejected/image: truncated"] == [4, 8, 12, 16]
     assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 4
 
 
@@ -136,7 +136,7 @@ def test_an_iteration_without_a_usable_sample_takes_no_step(tmp_path):
     rows = [len(gzip.decompress(path.read_bytes())) for path in sorted((tmp_path / "rollouts").iterdir())]
     assert len(rows) == 4 and sum(map(bool, rows)) == 1
     logged = scalars(tmp_path)
-    assert len(logged["optim/lr"]) == 4 and len(logged["optim/grad_norm"]) == 1
+    assert len(logged["update/lr"]) == 4 and len(logged["update/grad_norm"]) == 1
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 1 and checkpoint["ivgr"]["iteration"] >= rows.index(max(rows)) + 1
 

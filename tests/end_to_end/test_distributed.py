@@ -27,7 +27,7 @@ from ivgr.trainer.sharded_checkpoint import read_weights
 
 pytestmark = pytest.mark.multiprocess
 
-FIGURES = ("optim/loss", "optim/grad_norm", "policy/entropy", "policy/kl", "policy/ratio_max")
+FIGURES = ("update/loss", "update/grad_norm", "rollout/entropy", "rollout/kl", "update/ratio_max")
 FSDP2 = {"trainer.strategy": "fsdp2"}
 costs = st.lists(st.integers(0, 5000), max_size=40)
 
@@ -114,13 +114,13 @@ def test_the_same_sample_twice_is_rolled_out_apart(tiny):
 
 
 def test_figures_are_held_to_what_rounded_log_probs_explain():
-    same_figures([0.0012763294], [0.0012763432], "policy/kl")  # seen on two machines
-    same_figures([0.010001], [0.01], "optim/loss")
+    same_figures([0.0012763294], [0.0012763432], "rollout/kl")  # seen on two machines
+    same_figures([0.010001], [0.01], "update/loss")
     for name, found, expected in (
-        ("policy/kl", 0.001277, 0.0012763),
-        ("optim/loss", 0.0101, 0.01),
-        ("policy/entropy", 1.0001, 1.0),
-        ("policy/kl", math.nan, 0.001),
+        ("rollout/kl", 0.001277, 0.0012763),
+        ("update/loss", 0.0101, 0.01),
+        ("rollout/entropy", 1.0001, 1.0),
+        ("rollout/kl", math.nan, 0.001),
     ):
         with pytest.raises(AssertionError):
             same_figures([found], [expected], name)
@@ -215,7 +215,7 @@ def test_exact_kl_reads_the_references_head_while_it_is_gathered(world, tmp_path
     settings = world | {"model.update.loss.kl": "exact", "model.iterations": 2}
     whole = fit(1, tmp_path / "whole", settings)
     split = fit(2, tmp_path / "split", settings | FSDP2)
-    for name in ("optim/loss", "policy/kl", "optim/grad_norm"):
+    for name in ("update/loss", "rollout/kl", "update/grad_norm"):
         same_figures(scalars(split, name), scalars(whole, name), name)
 
 

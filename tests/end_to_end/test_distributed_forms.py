@@ -49,7 +49,7 @@ def test_a_form_of_training_is_the_same_with_split_weights(world, tmp_path, form
     settings = world | FORMS[form] | {"model.iterations": 3}
     whole = fit(1, tmp_path / "whole", settings)
     split = fit(2, tmp_path / "split", settings | FSDP2)
-    for name in ("optim/loss", "policy/kl", "policy/entropy", "optim/grad_norm"):
+    for name in ("update/loss", "rollout/kl", "rollout/entropy", "update/grad_norm"):
         found, expected = scalars(split, name), scalars(whole, name)
         same_figures(found, expected, name)
         assert len(set(expected)) == 3
@@ -69,7 +69,7 @@ def test_passes_in_bfloat16_keep_weights_in_float32(world, tmp_path):
     assert all(weight.dtype == torch.float32 for weight in trained.values())
     moved = [(trained[name] - weight).abs().max().item() for name, weight in begun.items()]
     assert 0 < max(moved) < 1e-4 and sum(change > 0 for change in moved) > 60
-    assert all(0 < norm < 100 for norm in scalars(run, "optim/grad_norm"))
+    assert all(0 < norm < 100 for norm in scalars(run, "update/grad_norm"))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def cold_start(lessons, tmp_path_factory):
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_a_cold_start_on_two_processes_is_the_same(lessons, cold_start, tmp_path, strategy):
     several = fit(2, tmp_path, lessons | {"trainer.strategy": strategy}, config=SFT)
-    for name in ("optim/loss", "optim/grad_norm"):
+    for name in ("update/loss", "update/grad_norm"):
         same_figures(scalars(several, name), scalars(cold_start, name), name)
-    assert len(scalars(cold_start, "optim/loss")) == 4
+    assert len(scalars(cold_start, "update/loss")) == 4
     same(weights_of(several / "model"), weights_of(cold_start / "model"))

@@ -100,15 +100,14 @@ def test_without_another_attempt_the_lost_leave_their_groups(tmp_path):
 def check_board(root, requests: int) -> None:
     board = EventAccumulator(str(root))
     board.Reload()
-    names = {
-        "judge/missing_share", "judge/requests", "judge/retries", "judge/cache_hits", "judge/failures/reply",
-        "judge/failures/busy", "advantage/groups_without", "time/judge_wait", "time/reward",
-    }  # fmt: skip
+    judged = ("missing_share", "requests", "retries", "cache_hits", "failures/reply", "failures/busy")
+    names = {"zero_std/groups_without", "time/judge_wait", "time/reward"}
+    names |= {f"reward_judge/{name}" for name in judged}
     assert names <= set(board.Tags()["scalars"])
     values = {name: [event.value for event in board.Scalars(name)] for name in names}
-    assert 0 < sum(values["judge/requests"]) <= requests and sum(values["judge/retries"]) == 0
-    assert 0 < sum(values["judge/failures/reply"]) < sum(values["judge/requests"])
-    assert all(0 < share < 0.6 for share in values["judge/missing_share"])
+    assert 0 < sum(values["reward_judge/requests"]) <= requests and sum(values["reward_judge/retries"]) == 0
+    assert 0 < sum(values["reward_judge/failures/reply"]) < sum(values["reward_judge/requests"])
+    assert all(0 < share < 0.6 for share in values["reward_judge/missing_share"])
 
 
 def test_a_second_run_is_served_from_the_cache_without_one_request(tmp_path, unbroken):
@@ -203,6 +202,6 @@ def test_a_run_whose_rewards_ask_nobody_needs_no_judge(tmp_path, capsys):
         )
     board = EventAccumulator(str(tmp_path))
     board.Reload()
-    assert not [name for name in board.Tags()["scalars"] if name.startswith("judge/")]
+    assert not [name for name in board.Tags()["scalars"] if name.startswith("reward_judge/")]
     after = json.loads((tmp_path / "summary.json").read_text())["after"]
     assert after["textual"].keys() == {"accuracy", "format", "place_accuracy", "length"}

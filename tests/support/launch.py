@@ -11,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ivgr.cli.main import main
+from ivgr.core.prompts import STREAMS
 from ivgr.core.sample import Sample
 from ivgr.data.shards import write_shards
 from ivgr.toy.world import World, draw_samples
@@ -101,10 +102,11 @@ def rollouts(root: Path) -> list[bytes]:
 
 
 def scalars(root: Path, name: str) -> list[float]:
-    """A figure of all iterations."""
-    events = EventAccumulator(str(root))
-    events.Reload()
-    return [event.value for event in events.Scalars(name)]
+    """A figure of all iterations, TAG or STREAM/TAG."""
+    stream, _, tag = name.partition("/")
+    folder, tag = (root / stream, tag) if stream in STREAMS else (root, name)
+    events = EventAccumulator(str(folder)).Reload()
+    return [event.value for event in events.Scalars(tag)]
 
 
 def same_figures(found: list[float], expected: list[float], name: str) -> None:
@@ -112,5 +114,5 @@ def same_figures(found: list[float], expected: list[float], name: str) -> None:
     by E|1 - e^(-x)|·δ, about √(2·k3)·δ; the loss by E|advantage|·δ, at most δ; others by rounding."""
     error = 2e-6
     for one, other in zip(found, expected, strict=True):
-        explained = {"policy/kl": math.sqrt(2 * abs(other)) * error, "optim/loss": error}.get(name, 0.0)
+        explained = {"rollout/kl": math.sqrt(2 * abs(other)) * error, "update/loss": error}.get(name, 0.0)
         assert abs(one - other) <= max(explained, 1e-5 * abs(other), 1e-8), (name, one, other)

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import ImageColor
 from support.one_iteration import Run
 
+from ivgr.callbacks.board import completions_table, draw_query
 from ivgr.callbacks.rollout_log import rollout_rows
-from ivgr.callbacks.tensorboard import completions_table, draw_queries
 from ivgr.core.query import rollouts_of
+from ivgr.plotting.boxed_picture import GOLD
 from ivgr.trainer.loss import PolicyLossConfig
 from ivgr.trainer.reference import FrozenReference
 
@@ -162,10 +164,11 @@ def test_completions_table_escapes_what_the_model_wrote(run):
 
 
 def test_drawn_boxes_show_the_gold_box(run):
-    queries = [query for query in run.queries if len(query.groups) == 2]
-    picture = draw_queries(queries[:2])
-    assert picture.shape == (280, 560, 3)
-    assert (picture == (20, 160, 60)).all(-1).any()
+    query = next(query for query in run.queries if len(query.groups) == 2)
+    picture, caption = draw_query(query)
+    assert picture.shape[1] == 640 and picture.shape[2] == 3
+    assert (picture == ImageColor.getrgb(GOLD.color)).all(-1).any()
+    assert caption.startswith("grounded, IoU ") and query.sample.question in caption
 
 
 def test_rollouts_know_their_reward(run):

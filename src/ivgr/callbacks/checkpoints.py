@@ -12,10 +12,17 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ivgr.callbacks.tensorboard import writer_of
+from ivgr.callbacks.writer import writer_of
 from ivgr.core.atomic_files import PART, part_of, publish, remove
 from ivgr.core.errors import UserError
 from ivgr.core.finite import find_not_finite
+from ivgr.core.lightning_private import (
+    dump_checkpoint,
+    finished_iterations,
+    is_last_iteration,
+    validate_now,
+    validation_follows,
+)
 from ivgr.core.sharding import is_sharded
 from ivgr.distributed.collectives import gather
 
@@ -59,11 +66,11 @@ class Checkpoints(Checkpoint):
             self._link_best(trainer.ckpt_path)
         self.sets_record = False
         if self.unvalidated:
-            validate(trainer)
+            validate_now(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_) -> None:
         self.unvalidated = validation_follows(trainer)
-        over = trainer.should_stop or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        over = trainer.should_stop or is_last_iteration(trainer)
         if over or trainer.global_step // self.every > self.saved // self.every:
             self.save(trainer)
 
@@ -86,8 +93,8 @@ class Checkpoints(Checkpoint):
         odd = next(filter(None, gather(_find_broken(trainer))), None)
         if odd is not None:
             raise UserError(
-                f"the policy's weights are not finite after iteration {done(trainer)} (first in {odd}) and "
-                "not saved; lower model.update.optimizer.lr, or use float32 weights"
+                f"the policy's weights are not finite after iteration {finished_iterations(trainer)} "
+                f"(first in {odd}) and not saved; lower model.update.optimizer.lr, or use float32 weights"
             )
         if trainer.is_global_zero:
             remove(part_of(self._path(trainer)))  # of a killed run, perhaps of more ranks
@@ -111,11 +118,10 @@ class Checkpoints(Checkpoint):
 
     def _write(self, trainer: L.Trainer) -> tuple[Path, Path]:
         """The checkpoint, aside; returns where it lies and where it belongs."""
-        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        state = dump_checkpoint(trainer)
         path = self._path(trainer)
         part = part_of(path)
-        if (writer := writer_of(trainer)) is not None:
-            writer.flush()
+        writer_of(trainer).flush()
         if is_sharded(trainer.strategy):
             trainer.strategy.save_checkpoint(state, part)
         elif trainer.is_global_zero:
@@ -126,7 +132,7 @@ class Checkpoints(Checkpoint):
         return part, path
 
     def _path(self, trainer: L.Trainer) -> Path:
-        return self.folder / f"iteration-{done(trainer):06d}.ckpt"
+        return self.folder / f"iteration-{finished_iterations(trainer):06d}.ckpt"
 
     def _publish(self, part: Path, path: Path, best: bool) -> None:
         if path.is_dir() or (part.is_dir() and path.exists()):
@@ -169,28 +175,6 @@ class Checkpoints(Checkpoint):
 
 def _find_broken(trainer: L.Trainer) -> str | None:
     return find_not_finite(trainer.lightning_module.named_parameters())
-
-
-def done(trainer: L.Trainer) -> int:
-    """Iterations that are finished."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
-
-
-def validation_follows(trainer: L.Trainer) -> bool:
-    """Whether the iteration that ends now is validated before the next."""
-    loop = trainer.fit_loop
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-
-
-def validate(trainer: L.Trainer) -> None:
-    """What the training loop would have done after the iteration that was the last before a restart."""
-    loop = trainer.fit_loop.epoch_loop
-    if loop.restarted_on_train_batch_end:
-        loop.batch_progress.increment_completed()
-        loop.reset_restart_stage()  # which would count the iteration again
-    loop.val_loop.restarting, trainer.validating = False, True
-    loop.val_loop.run()
-    trainer.training = True
 
 
 def _link(link: Path, name: str) -> None:

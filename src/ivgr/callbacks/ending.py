@@ -6,10 +6,11 @@ from pathlib import Path
 
 import lightning as L
 
-from ivgr.callbacks.checkpoints import done
-from ivgr.callbacks.tensorboard import writer_of
+from ivgr.callbacks.protocol import TrainedModule
+from ivgr.callbacks.writer import writer_of
 from ivgr.core.atomic_files import write_json
 from ivgr.core.errors import UserError
+from ivgr.core.lightning_private import finished_iterations
 
 SUMMARY = "summary.json"
 
@@ -18,9 +19,9 @@ class Ending(L.Callback):
     """Of a run whose iterations are all done, does what is left, which is none of them; UserError if nothing
     is left."""
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        finished, iterations = done(trainer), getattr(module, "iterations", None)
-        if iterations is None or finished < iterations:
+    def on_train_start(self, trainer: L.Trainer, module: TrainedModule) -> None:
+        finished, iterations = finished_iterations(trainer), getattr(module, "iterations", None)
+        if iterations is None or finished < iterations:  # None: a LightningModule that is not ours
             return
         if trainer.strategy.broadcast(is_over(trainer)):
             raise UserError(f"the run is complete at iteration {finished}; raise {module.length} to go on")
@@ -30,7 +31,7 @@ class Ending(L.Callback):
 def is_over(trainer: L.Trainer) -> bool:
     """Whether summary.json is that of the iterations which are done."""
     try:
-        return json.loads(_path(trainer).read_text())["iterations"] == done(trainer)
+        return json.loads(_path(trainer).read_text())["iterations"] == finished_iterations(trainer)
     except (OSError, RecursionError, ValueError, LookupError, TypeError):
         return False
 
@@ -38,8 +39,7 @@ def is_over(trainer: L.Trainer) -> bool:
 def write_summary(trainer: L.Trainer, summary: dict) -> None:
     """summary.json, by rank 0, after all that the event files hold."""
     if trainer.is_global_zero:
-        if (writer := writer_of(trainer)) is not None:
-            writer.flush()
+        writer_of(trainer).flush()
         write_json(_path(trainer), summary)
 
 

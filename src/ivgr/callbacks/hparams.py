@@ -6,18 +6,19 @@ differ, and offers these figures, not every scalar of the run, to compare by.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ivgr.callbacks.tensorboard import writer_of
+from ivgr.callbacks.protocol import TrainedModule
+from ivgr.callbacks.writer import Writer, writer_of
+from ivgr.evaluation.held_out import Figures
+from ivgr.plotting.tags import VALIDATION, Name
 
 SECTIONS = ("seed_everything", "model", "data")
-FOLDER = "held_out"
+RUN = "held_out"
 
 
 class Hyperparameters(L.Callback):
@@ -30,35 +31,25 @@ class Hyperparameters(L.Callback):
     def __init__(self, config: str) -> None:
         self.settings = flat_settings(next(iter(yaml.safe_load(config).values())))
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: TrainedModule) -> None:
         self._enter(trainer, 1)
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: TrainedModule) -> None:
         self._enter(trainer, 2)
 
     def _enter(self, trainer: L.Trainer, which: int) -> None:
         """Of (what is compared, the settings, the end) the one with that index."""
-        if (folder := held_out_folder(trainer)) is not None:
-            with SummaryWriter(folder) as writer:
-                writer.file_writer.add_summary(hparams(self.settings, {})[which])
+        writer_of(trainer).summary(hparams(self.settings, {})[which], run=RUN)
 
 
-def enter_figures(trainer: L.Trainer, figures: dict[str, dict[str, float]], iteration: int) -> None:
-    """Held-out figures of each stream, for the charts and beside the settings."""
-    folder = held_out_folder(trainer)
-    if folder is None:
-        return
-    with SummaryWriter(folder) as writer:
-        for stream, values in figures.items():
-            for name, value in values.items():
-                writer_of(trainer).add_scalar(f"val/{stream}/{name}", value, iteration)
-                writer.add_scalar(f"{stream} {name}", value, iteration)
-
-
-def held_out_folder(trainer: L.Trainer) -> Path | None:
-    """Where the sub-run lies, None on other ranks and without a TensorBoard logger."""
-    writer = writer_of(trainer)
-    return Path(writer.log_dir) / FOLDER if writer else None
+def enter_figures(writer: Writer, figures: Figures, iteration: int) -> None:
+    """Held-out figures of each stream beside the settings, under the names that checkpoint_best takes."""
+    named = {
+        Name(f"{VALIDATION}/{stream}/{name}", RUN): value
+        for stream, values in figures.items()
+        for name, value in values.items()
+    }
+    writer.tensorboard_scalars(named, iteration)
 
 
 def flat_settings(config: dict[str, Any]) -> dict[str, float | str]:

@@ -6,7 +6,9 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
+from ivgr.callbacks.protocol import TrainedModule
 from ivgr.core.errors import Preempted
+from ivgr.core.lightning_private import cluster_environment
 
 
 class Preemption(L.Callback):
@@ -20,17 +22,17 @@ class Preemption(L.Callback):
     def __init__(self) -> None:
         self.noted = False
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: TrainedModule) -> None:
         """In place of Lightning's handlers, which save and communicate wherever they interrupt."""
         self.noted = False
         module.check_preempted = lambda: self.raise_if_noted(trainer)
         for number in _signals(trainer):
             signal.signal(number, self._note)
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: TrainedModule, *_) -> None:
         self.raise_if_noted(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: TrainedModule) -> None:
         for number in _signals(trainer):
             signal.signal(number, signal.SIG_DFL)
 
@@ -45,12 +47,12 @@ class Preemption(L.Callback):
 
 
 def _signals(trainer: L.Trainer) -> list[int]:
-    environment = trainer._accelerator_connector.cluster_environment
+    environment = cluster_environment(trainer)
     requeue = [environment.requeue_signal] if isinstance(environment, SLURMEnvironment) else []
     return [signal.SIGTERM, *filter(None, requeue)]
 
 
 def _code(trainer: L.Trainer) -> int:
     """143; but 0 for a process that Lightning has started, which would kill rank 0 otherwise."""
-    ours = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
+    ours = isinstance(cluster_environment(trainer), LightningEnvironment)
     return 0 if ours and not trainer.is_global_zero else 128 + signal.SIGTERM

@@ -11,6 +11,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ivgr.callbacks.protocol import RLModule
+
 SHOWN = {
     "grounded/reward/accuracy/mean": "acc b",
     "textual/reward/accuracy/mean": "acc t",
@@ -29,7 +31,7 @@ class IterationBar(L.Callback):
         self.every = every
         self.console = Console()
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: RLModule) -> None:
         if not trainer.is_global_zero:
             return
         self.bar = Progress(
@@ -46,7 +48,9 @@ class IterationBar(L.Callback):
         self.task = self.bar.add_task("", total=module.iterations, completed=module.iteration, figures="")
         self.bar.start()
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: RLModule, outputs, batch, batch_idx: int
+    ) -> None:
         if not trainer.is_global_zero:
             return
         shown = SHOWN | own_terms(module.metrics)
@@ -57,10 +61,10 @@ class IterationBar(L.Callback):
         if not self.console.is_terminal and module.iteration % self.every == 0:
             print(f"iteration {module.iteration}/{module.iterations}  {figures}", flush=True)
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: RLModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, module: RLModule, exception: BaseException) -> None:
         self._stop()
 
     def _stop(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
+from ivgr.callbacks.protocol import RLModule
 from ivgr.core.atomic_files import write_atomically
 from ivgr.core.query import Query
 from ivgr.data.encode import Batch
@@ -22,7 +23,9 @@ class RolloutRecord(L.Callback):
     def __init__(self, every: int = 1) -> None:
         self.every = every
 
-    def on_train_batch_end(self, trainer, module, outputs, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: RLModule, outputs, batch: Batch, batch_idx: int
+    ) -> None:
         wanted = module.iteration % self.every == 0 or module.iteration == module.iterations
         if not (trainer.is_global_zero and wanted):
             return

@@ -3,8 +3,10 @@ last.ckpt."""
 
 import lightning as L
 
-from ivgr.callbacks.checkpoints import Checkpoints, done
+from ivgr.callbacks.checkpoints import Checkpoints
+from ivgr.callbacks.protocol import TrainedModule
 from ivgr.core.errors import Preempted, UserError
+from ivgr.core.lightning_private import finished_iterations, forget_begun_iteration
 
 
 class Rescue(L.Callback):
@@ -18,17 +20,17 @@ class Rescue(L.Callback):
         self.checkpoints = checkpoints
         self.training = False
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: TrainedModule) -> None:
         self.training = True
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, module: TrainedModule, exception: BaseException) -> None:
         """Of a UserError without the other ranks, which may not have failed."""
         if not (self.training and isinstance(exception, UserError | Preempted)):
             return
-        if hasattr(module, "roll_back"):
+        if hasattr(module, "roll_back"):  # a LightningModule that is not ours has none
             module.roll_back()
-        _count_as_not_begun(trainer)
-        saved, finished = True, done(trainer)
+        forget_begun_iteration(trainer)
+        saved, finished = True, finished_iterations(trainer)
         if isinstance(exception, Preempted):
             self.checkpoints.save(trainer)
         else:
@@ -40,10 +42,3 @@ class Rescue(L.Callback):
         else:
             advice = f"stopped after iteration {finished}; go on with --ckpt_path last"
         exception.add_note(advice)
-
-
-def _count_as_not_begun(trainer: L.Trainer) -> None:
-    """Of the iteration that is given up: Lightning has counted that it began, but not that it ended."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    progress.total.reset_on_restart()
-    progress.current.reset_on_restart()

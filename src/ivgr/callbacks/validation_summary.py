@@ -1,7 +1,8 @@
 """What the run has taught: held-out figures before the first iteration and after the last,
-printed as a table, written to summary.json and to TensorBoard."""
+printed as a table, written to summary.json and to the loggers."""
 
 import time
+from collections.abc import Iterable
 
 import lightning as L
 import torch
@@ -11,11 +12,13 @@ from rich.table import Table
 
 from ivgr.callbacks.ending import write_summary
 from ivgr.callbacks.hparams import enter_figures
+from ivgr.callbacks.protocol import AnsweringModule, ColdStartModule, RLModule
+from ivgr.callbacks.writer import writer_of
 from ivgr.core.checkpoint_file import Either
 from ivgr.core.seeding import run_seed
-from ivgr.evaluation.held_out import FIGURES, HeldOutFigures
-
-Figures = dict[str, dict[str, float]]
+from ivgr.data.encode import Batch
+from ivgr.evaluation.held_out import FIGURES, Figures, HeldOutFigures
+from ivgr.plotting.tags import HELD_OUT, WHOLE, Name
 
 
 class BeforeAfter(L.Callback):
@@ -34,27 +37,27 @@ class BeforeAfter(L.Callback):
         self.seconds = 0.0
         self.since = time.perf_counter()
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: RLModule) -> None:
         self.since = time.perf_counter()
         if self.before is None:
-            self.before = evaluate(trainer, module)
-            enter_figures(trainer, self.before, module.iteration)
+            self.before = evaluate(module, trainer.datamodule.val_dataloader())
+            write_figures(trainer, self.before, module.iteration)
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Enters the figures; those of a whole validation after the last iteration are the run's."""
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+    def on_validation_end(self, trainer: L.Trainer, module: RLModule) -> None:
+        """Writes the figures; those of a whole validation after the last iteration are the run's."""
+        if trainer.sanity_checking:
             return
         figures = module.figures.compute()
-        enter_figures(trainer, figures, module.iteration)
-        if trainer.limit_val_batches == 1.0:
+        write_figures(trainer, figures, module.iteration)
+        if trainer.state.fn == TrainerFn.FITTING and trainer.limit_val_batches == 1.0:
             self.validated = module.iteration, figures
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: RLModule) -> None:
         if module.iteration < module.iterations:
             return
         if self.validated is None or self.validated[0] != module.iteration:
-            self.validated = module.iteration, evaluate(trainer, module)
-            enter_figures(trainer, self.validated[1], module.iteration)
+            self.validated = module.iteration, evaluate(module, trainer.datamodule.val_dataloader())
+            write_figures(trainer, self.validated[1], module.iteration)
         after = self.validated[1]
         summary = {
             "seed": run_seed(),
@@ -80,8 +83,8 @@ class BeforeAfter(L.Callback):
 class AfterColdStart(L.Callback):
     """Once a cold start has ended: its held-out figures, and its policy as a HF directory."""
 
-    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        figures = evaluate(trainer, module)
+    def on_fit_end(self, trainer: L.Trainer, module: ColdStartModule) -> None:
+        figures = evaluate(module, trainer.datamodule.val_dataloader())
         module.save_policy(module.export_folder)
         write_summary(trainer, {"seed": run_seed(), "iterations": module.iterations, "after": figures})
         if trainer.is_global_zero:
@@ -90,15 +93,32 @@ class AfterColdStart(L.Callback):
 
 
 @torch.no_grad()
-def evaluate(trainer: L.Trainer, module: L.LightningModule) -> Figures:
-    """Held-out figures of both streams, the same on all ranks."""
+def evaluate(module: AnsweringModule, batches: Iterable[Batch]) -> Figures:
+    """Held-out figures of both streams, the same on all ranks. No random number is drawn."""
     figures = HeldOutFigures(module.judge, module.validation_metrics()).to(module.device)
     policy = module.rollout_policy()
-    for batch in trainer.datamodule.val_dataloader():
+    for batch in batches:
         if batch.queries:
             module.engine.answer(policy, module.processor.tokenizer, batch.queries)
             figures.update(batch.queries)
     return figures.compute()
+
+
+def write_figures(trainer: L.Trainer, figures: Figures, iteration: int) -> None:
+    """Those of all held-out queries: for the charts, and beside the run's settings."""
+    writer = writer_of(trainer)
+    writer.scalars(name_figures(figures, WHOLE), iteration)
+    enter_figures(writer, figures, iteration)
+    writer.flush()
+
+
+def name_figures(figures: Figures, of: str) -> dict[Name, float]:
+    """By tag and stream; of is SUBSET or WHOLE."""
+    return {
+        Name(f"{HELD_OUT}/{name}_{of}", stream): value
+        for stream, values in figures.items()
+        for name, value in values.items()
+    }
 
 
 def print_table(summary: dict) -> None:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ivgr.core.checkpoint_file import PLAIN
 from ivgr.core.errors import UserError
+from ivgr.core.lightning_private import finished_iterations
 from ivgr.core.metric import ValidationMetric
 from ivgr.core.prompts import PAIRED, check_paired
 from ivgr.core.rejection import Rejection
@@ -166,15 +167,22 @@ class ShardDataModule(L.LightningDataModule):
         return make_loader(stream, encode, self.workers)
 
     def val_dataloader(self) -> DataLoader:
+        # A count of its own, so that too large a share shows before training, not after.
+        return self._held_out_loader(self.val_queries, Quarantine(self.listed, self.max_rejected))
+
+    def first_held_out(self, queries: int) -> DataLoader:
+        """The first of what `val_dataloader` gives; what is rejected is listed by that."""
+        limit = queries if self.val_queries is None else min(queries, self.val_queries)
+        return self._held_out_loader(limit, Quarantine(None, self.max_rejected))
+
+    def _held_out_loader(self, limit: int | None, quarantine: Quarantine) -> DataLoader:
         held_out = HeldOut(
             self._find(self.val),
-            self.val_queries,
+            limit,
             self.val_batch,
             self.trainer.global_rank,
             self.trainer.world_size,
         )
-        # A count of its own, so that too large a share shows before training, not after.
-        quarantine = Quarantine(self.listed, self.max_rejected)
         return make_loader(held_out, partial(self._encode_held_out, quarantine), 0)
 
     def _encode_held_out(self, quarantine: Quarantine, drawn: list[ShardedSample | Rejection]) -> Batch:
@@ -187,7 +195,7 @@ class ShardDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict:
         """Where the data stands: iterations done and what their order depends on."""
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        done = finished_iterations(self.trainer)
         return {"iterations": done, "order": self._order(), "quarantine": self.quarantine.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:

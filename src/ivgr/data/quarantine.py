@@ -35,7 +35,7 @@ class Quarantine:
         self.counts, self.seen = counts, self.seen + seen
 
     def metrics(self) -> dict[str, float]:
-        """By TensorBoard name."""
+        """By name."""
         shares = {"data/rejected_share": self.counts.total() / max(self.seen, 1)}
         return shares | {f"data/rejected/{reason}": float(count) for reason, count in self.counts.items()}
 

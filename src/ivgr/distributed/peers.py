@@ -19,6 +19,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from ivgr.core.errors import say
+from ivgr.core.lightning_private import finished_iterations
 from ivgr.core.printable import printable
 from ivgr.distributed.links import open_links
 
@@ -153,6 +154,6 @@ def _place(trainer: L.Trainer, module: L.LightningModule) -> str:
     """Where this rank is, as far as its main thread has come."""
     if trainer.state.fn != TrainerFn.FITTING:
         return ""
-    iteration = trainer.fit_loop.epoch_loop.batch_progress.total.processed + 1
+    iteration = finished_iterations(trainer) + 1
     phase = getattr(getattr(module, "rl_step", None), "phase", "")
     return f" in {phase} of iteration {iteration}" if phase else f" at iteration {iteration}"

@@ -16,6 +16,7 @@ from ivgr.rewards.scorer import judge_unique
 
 FIGURES = {GROUNDED: ("accuracy", "format", "iou"), TEXTUAL: ("accuracy", "format")}
 RARE = ("unjudged", "math_given_up")
+Figures = dict[str, dict[str, float]]  # stream → name → value
 
 
 def names_of(metrics: Sequence[ValidationMetric] = ()) -> dict[str, tuple[str, ...]]:
@@ -69,7 +70,7 @@ class HeldOutFigures(nn.Module):
                 if figures[name] is not None:
                     mean.update(float(figures[name]))
 
-    def compute(self) -> dict[str, dict[str, float]]:
+    def compute(self) -> Figures:
         figures = {
             stream: {name: mean.compute().item() for name, mean in means.items()}
             for stream, means in self.means.items()

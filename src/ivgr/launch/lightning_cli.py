@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ivgr.callbacks.board import Board, StepScalars
 from ivgr.callbacks.checkpoints import LAST, Checkpoints
 from ivgr.callbacks.ending import Ending
 from ivgr.callbacks.hparams import Hyperparameters
@@ -19,11 +20,13 @@ from ivgr.callbacks.progress import IterationBar
 from ivgr.callbacks.rollout_log import RolloutRecord
 from ivgr.callbacks.run_metadata import RunRecord
 from ivgr.callbacks.save_on_error import Rescue
-from ivgr.callbacks.tensorboard import Board, Logger
+from ivgr.callbacks.subset_validation import SubsetValidation
+from ivgr.callbacks.tensorboard import Logger
 from ivgr.callbacks.validation_summary import AfterColdStart, BeforeAfter
 from ivgr.core.checkpoint_file import find_checkpoint, read_checkpoint
 from ivgr.core.errors import UserError, refusals
-from ivgr.core.settings import Outage, PositiveInt, Seed
+from ivgr.core.lightning_private import IgnoresCheckpointSettings, RunsNothing
+from ivgr.core.settings import NonNegativeInt, Outage, PositiveInt, Seed
 from ivgr.core.sharding import is_sharded
 from ivgr.distributed.peers import Peers
 from ivgr.launch.config import compose_words
@@ -39,7 +42,7 @@ class FitParser(OneLine, LightningArgumentParser):
     """Of `ivgr fit` and `ivgr validate`."""
 
 
-class CLI(LightningCLI):
+class CLI(IgnoresCheckpointSettings, LightningCLI):
     """Settings that every run shares: what it writes lies under trainer.default_root_dir."""
 
     @staticmethod
@@ -87,6 +90,19 @@ class CLI(LightningCLI):
             help="Rollouts are written of every so many-th iteration, and of the last.",
         )
         parser.add_argument(
+            "--held_out_times",
+            type=NonNegativeInt,
+            default=5,
+            help="Times in a run, beside the start, that the first held-out queries are answered greedily; "
+            "0 for never. Not done where trainer.val_check_interval has whole validations.",
+        )
+        parser.add_argument(
+            "--held_out_queries",
+            type=PositiveInt,
+            default=16,
+            help="How many queries of data.val that are.",
+        )
+        parser.add_argument(
             "--rank_timeout",
             type=Outage,
             default=30,
@@ -104,38 +120,36 @@ class CLI(LightningCLI):
             raise UserError(f"trainer.default_root_dir is {root}, but {file} is a file; name another folder")
         every, keep = config.checkpoint_every, config.checkpoint_keep
         checkpoints = Checkpoints(root / "checkpoints", every, keep, config.checkpoint_best)
-        kwargs["logger"] = Logger(root, name="", version="")
+        named = self.config_init[self.subcommand].trainer.logger or []
+        kwargs["logger"] = [
+            Logger(root, name="", version=""),
+            *(named if isinstance(named, list) else [named]),
+        ]
         kwargs["default_root_dir"] = str(root)
         kwargs["plugins"] = _add_reader(self.config_init[self.subcommand].trainer.plugins)
-        self.trainer_defaults["callbacks"] = self._callbacks(
-            checkpoints, config.rank_timeout, config.record_every
-        )
+        self.trainer_defaults["callbacks"] = self._callbacks(checkpoints, config)
         with refusals("trainer", "mend trainer.* in the config", MisconfigurationException):
             return super().instantiate_trainer(**kwargs)
 
-    def _callbacks(
-        self, checkpoints: Checkpoints, rank_timeout: float, record_every: int
-    ) -> list[L.Callback]:
+    def _callbacks(self, checkpoints: Checkpoints, config: Namespace) -> list[L.Callback]:
         """All of a run, in the order of their hooks; a config's own come before them."""
         resolved = self.parser.dump(self.config, skip_none=False)
+        times = config.held_out_times if config.trainer.val_check_interval is None else 0
+        subset = SubsetValidation(times, config.held_out_queries)
         own = {
-            "rl": [IterationBar(), Board(), RolloutRecord(record_every), BeforeAfter()],
-            "sft": [AfterColdStart()],
+            "rl": [IterationBar(), subset, Board(), RolloutRecord(config.record_every), BeforeAfter()],
+            "sft": [StepScalars(), AfterColdStart()],
         }
         return [
             Ending(),
             checkpoints,
             Preemption(),
             Rescue(checkpoints),
-            Peers(rank_timeout),
+            Peers(config.rank_timeout),
             RunRecord(resolved),
             Hyperparameters(resolved),
             *own.get(getattr(self.model, "kind", None), []),
         ]
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: a checkpoint changes no setting of a run. Lightning reads hyperparameters out of it
-        here, whatever file it is."""
 
     def before_fit(self) -> None:
         self._find_last()
@@ -170,13 +184,10 @@ def _add_reader(plugins: object) -> list:
     return named if any(isinstance(one, CheckpointIO) for one in named) else [*named, CheckpointFile()]
 
 
-class ParseOnly(CLI):
+class ParseOnly(RunsNothing, CLI):
     """Reads a config and stops: nothing is instantiated."""
 
     def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
         pass
 
 

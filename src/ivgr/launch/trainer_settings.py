@@ -6,6 +6,7 @@ The others keep their names, so that a printed configuration can be read again, 
 from typing import Literal
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 
 from ivgr.core.settings import NonNegativeInt, PositiveInt, fixed
 
@@ -18,14 +19,15 @@ NoTest = fixed(None, "`ivgr validate` and `ivgr evaluate` examine a policy")
 
 
 class Trainer(L.Trainer):
-    """As Lightning's; a setting that is not used here is refused where it is set."""
+    """As Lightning's; a setting that is not used here is refused where it is set. TensorBoard, under
+    trainer.default_root_dir, is always a logger; those that are named stand beside it."""
 
     def __init__(
         self,
         *,
         devices: PositiveInt | list[NonNegativeInt] | str = "auto",
         num_nodes: PositiveInt = 1,
-        logger: fixed(None, "figures go to TensorBoard under trainer.default_root_dir") = None,
+        logger: Logger | list[Logger] | None = None,
         fast_dev_run: fixed(False, "set model.iterations 1") = False,
         max_epochs: OneEpoch = 1,
         min_epochs: NoEpochs = None,

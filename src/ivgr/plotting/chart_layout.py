@@ -1,4 +1,4 @@
-"""What TensorBoard's CUSTOM SCALARS tab shows: the streams in one chart, figure by figure.
+"""What TensorBoard's CUSTOM SCALARS tab shows: what is looked at first, the streams in one chart.
 
 In: nothing. Out: the layout, as a summary for an event file.
 """
@@ -9,37 +9,42 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, PLUGIN_NAME
 
-from ivgr.core.prompts import GROUNDED, STREAMS, TEXTUAL
+from ivgr.plotting.tags import HELD_OUT, SUBSET, WHOLE
 
-ANY = f"({'|'.join(STREAMS)})"
-BOTH = f"({GROUNDED}|{TEXTUAL})"
-# Category → chart → the tags in it, as a regular expression.
+# Category → chart → the tags in it, as a regular expression. TensorBoard gives a run one colour in a
+# chart, so no chart holds two tags of the same run; each stream is a run of its own.
 CHARTS = {
     "Both streams": {
-        "reward": f"{ANY}/reward/total/mean",
-        "accuracy": f"{ANY}/reward/accuracy/mean",
-        "format": f"{ANY}/reward/format/mean",
-        "box reward, consistency": f"({GROUNDED}/reward/box|{TEXTUAL}/reward/consistency)/mean",
-        "response length, tokens": f"{ANY}/rollout/length_mean",
-        "entropy, nats": f"{ANY}/policy/entropy",
-        "KL to the reference, nats": f"{ANY}/policy/kl",
+        "reward": "reward/total",
+        "accuracy": "reward/accuracy",
+        "format": "reward/format",
+        "box reward, consistency": "reward/(box|consistency)",
+        "response length, tokens": "rollout/length",
+        "entropy, nats": "rollout/entropy",
+        "KL to the reference, nats": "rollout/kl",
     },
     "Held out": {
-        "accuracy": f"val/{BOTH}/accuracy",
-        "localization": f"val/({GROUNDED}/iou|{TEXTUAL}/place_accuracy)",
+        "accuracy, first queries": f"{HELD_OUT}/accuracy_{SUBSET}",
+        "localization, first queries": f"{HELD_OUT}/(iou|place_accuracy)_{SUBSET}",
+        "accuracy, all queries": f"{HELD_OUT}/accuracy_{WHOLE}",
+        "localization, all queries": f"{HELD_OUT}/(iou|place_accuracy)_{WHOLE}",
     },
     "Consistency and archive": {
-        "shares of the consistency scores": "consistency/share_.*",
-        "queries with a reference": "archive/size",
-        "hit rate, mean box reward": "archive/(hit_rate|box_mean)",
+        "share of consistency score 0": "reward_consistency/share_0",
+        "share of consistency score 1": "reward_consistency/share_1",
+        "queries with a reference": "reward_archive/size",
+        "hit rate": "reward_archive/hit_rate",
+        "box reward in the archive": "reward_archive/box_mean",
     },
     "Health": {
         "groups without variance": "reward/frac_zero_std",
         "truncated responses": "rollout/truncated_frac",
-        "gradient norm": "optim/grad_norm",
-        "clipped tokens": "policy/clip_(low|high)",
+        "gradient norm": "update/grad_norm",
+        "clipped tokens, lower bound": "update/clip_low",
+        "clipped tokens, upper bound": "update/clip_high",
         "rollout against trainer, nats": "rollout/logp_mismatch",
-        "seconds by phase": "time/.*",
+        "seconds of rollout": "time/rollout",
+        "seconds of update": "time/update",
     },
 }
 

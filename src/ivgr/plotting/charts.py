@@ -1,7 +1,7 @@
 """Figures of a run's curves, for papers and notebooks.
 
-In: curves as `ivgr.plotting.event_files` reads them. Out: matplotlib figures; the charts are those of
-TensorBoard's CUSTOM SCALARS tab (`ivgr.plotting.chart_layout`).
+In: curves by STREAM/TAG or TAG, as `ivgr.plotting.event_files` reads them. Out: matplotlib figures; the
+charts are those of TensorBoard's CUSTOM SCALARS tab (`ivgr.plotting.chart_layout`).
 """
 
 import re
@@ -28,12 +28,12 @@ PANEL = (2.9, 2.2)
 
 @dataclass(frozen=True)
 class Symptom:
-    """A chart in which a broken run shows: the run's name, what was done to it, a tag of its
+    """A chart in which a broken run shows: the run's name, what was done to it, the name of one of its
     curves and what that means."""
 
     run: str
     cause: str
-    tag: str
+    curve: str
     title: str
 
 
@@ -42,14 +42,14 @@ def draw_charts(curves: Curves, category: str, window: int = 10) -> Figure:
     `window` iterations, the points behind it are the iterations. Charts without a curve are left
     out."""
     found = {
-        title: {tag: curve for tag, curve in curves.items() if re.fullmatch(pattern, tag)}
+        title: _without_total({n: curve for n, curve in curves.items() if re.fullmatch(pattern, _tag(n))})
         for title, pattern in CHARTS[category].items()
     }
     found = {title: lines for title, lines in found.items() if lines}
     figure, panels = make_panels(len(found), 4)
     for panel, (title, lines) in zip(panels, found.items(), strict=True):
-        for index, (tag, curve) in enumerate(lines.items()):
-            draw_curve(panel, curve, window, _color(tag, index), _label(tag, lines))
+        for index, (name, curve) in enumerate(lines.items()):
+            draw_curve(panel, curve, window, _color(name, index), _label(name, lines))
         panel.set_title(title, fontsize=9)
         if len(lines) > 1:
             panel.legend(**LEGEND)
@@ -60,7 +60,7 @@ def draw_shares(curves: Curves, window: int = 10) -> Figure:
     """The share of each consistency score among the textual rollouts that had a reference, stacked
     over the iterations."""
     figure, (panel,) = make_panels(1, 1, (5.4, 3.0))
-    shares = [curves[f"consistency/share_{score:g}"] for score in CONSISTENCY_SCORES]
+    shares = [curves[f"reward_consistency/share_{score:g}"] for score in CONSISTENCY_SCORES]
     layers = [average(share.values, window) for share in shares]
     names = [f"{score:g}" for score in CONSISTENCY_SCORES]
     panel.stackplot(shares[0].steps, layers, labels=names, colors=np.array(SHADES) / 255)
@@ -84,8 +84,8 @@ def draw_symptoms(runs: dict[str, Curves], healthy: str, symptoms: list[Symptom]
     as the broken one went."""
     figure, panels = make_panels(len(symptoms), 4)
     for panel, symptom in zip(panels, symptoms, strict=True):
-        broken = runs[symptom.run][symptom.tag]
-        sound = runs[healthy][symptom.tag]
+        broken = runs[symptom.run][symptom.curve]
+        sound = runs[healthy][symptom.curve]
         shown = sound.steps <= broken.steps[-1]
         draw_curve(panel, Curve(sound.steps[shown], sound.values[shown]), window, "#8d99a6", "healthy")
         draw_curve(panel, broken, window, "#b23a48", symptom.cause)
@@ -127,12 +127,25 @@ def average(values: np.ndarray, window: int) -> np.ndarray:
     return sums / counts
 
 
-def _color(tag: str, index: int) -> str:
-    streams = [part for part in tag.split("/") if part in COLORS]
-    return COLORS[streams[0]] if streams else OTHERS[index % len(OTHERS)]
+def _stream(name: str) -> str | None:
+    first = name.partition("/")[0]
+    return first if first in COLORS else None
 
 
-def _label(tag: str, tags: Collection[str]) -> str:
-    """What tells `tag` from the other `tags` of its chart."""
-    shared = set.intersection(*(set(other.split("/")) for other in tags))
-    return " ".join(part for part in tag.split("/") if part not in shared).replace("_", " ")
+def _tag(name: str) -> str:
+    return name.partition("/")[2] if _stream(name) else name
+
+
+def _without_total(lines: Curves) -> Curves:
+    """Where there are curves of streams, they alone."""
+    return {name: curve for name, curve in lines.items() if _stream(name)} or lines
+
+
+def _color(name: str, index: int) -> str:
+    return COLORS.get(_stream(name), OTHERS[index % len(OTHERS)])
+
+
+def _label(name: str, names: Collection[str]) -> str:
+    """What tells `name` from the other `names` of its chart."""
+    shared = set.intersection(*(set(other.split("/")) for other in names))
+    return " ".join(part for part in name.split("/") if part not in shared).replace("_", " ")

@@ -1,6 +1,6 @@
 """Pictures for people: boxes drawn on an image, and contact sheets as HTML or PNG.
 
-In: PIL images and boxes in pixels. Everything that draws a box draws it here.
+In: PIL images and boxes in pixels. Out: pictures; those of a logger are in `ivgr.plotting.boxed_picture`.
 """
 
 import base64
@@ -35,6 +35,19 @@ def shrink(image: Image.Image, side: int = TILE, shape: tuple[int, int] | None =
     return image.resize((max(1, round(width * scale)), max(1, round(height * scale))))
 
 
+def place_box(
+    box: Sequence[float], size: tuple[int, int], shown: tuple[int, int]
+) -> tuple[float, float, float, float] | None:
+    """`box`, in pixels of an image of `size` (width, height), on a picture of it of size `shown`, cut off
+    where it leaves it; None if it lies wholly outside."""
+    x, y = shown[0] / size[0], shown[1] / size[1]
+    x1, y1 = max(box[0] * x, 0), max(box[1] * y, 0)
+    x2, y2 = min(box[2] * x, shown[0]) - 1, min(box[3] * y, shown[1]) - 1
+    if x1 >= shown[0] or y1 >= shown[1] or x2 <= -1 or y2 <= -1:
+        return None
+    return x1, y1, max(x2, x1), max(y2, y1)
+
+
 def draw_boxes(
     picture: Image.Image,
     boxes: Sequence[Sequence[float]],
@@ -47,13 +60,10 @@ def draw_boxes(
     image at any size. Colours take turns; what lies outside is cut off, a box wholly outside
     left out; labels, one a box, stand in the upper left corner."""
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT * width / 2)
-    x, y = picture.width / size[0], picture.height / size[1]
     for index, box in enumerate(boxes):
-        x1, y1 = max(box[0] * x, 0), max(box[1] * y, 0)
-        x2, y2 = min(box[2] * x, picture.width) - 1, min(box[3] * y, picture.height) - 1
-        if x1 >= picture.width or y1 >= picture.height or x2 <= -1 or y2 <= -1:
+        if (outline := place_box(box, size, picture.size)) is None:
             continue
-        outline = (x1, y1, max(x2, x1), max(y2, y1))
+        x1, y1, *_ = outline
         color = colors[index % len(colors)]
         pen.rectangle(outline, None, "white", 2 * width)
         pen.rectangle(outline, None, color, width)

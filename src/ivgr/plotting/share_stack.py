@@ -12,7 +12,7 @@ from ivgr.judge.protocol import CONSISTENCY_SCORES
 NAMES = ("red", "orange", "light green", "dark green")
 SHADES = ((178, 58, 72), (229, 160, 111), (156, 197, 161), (53, 114, 102))
 LEGEND = ", ".join(f"{score:g} {name}" for score, name in zip(CONSISTENCY_SCORES, NAMES, strict=True))
-SIZE = (240, 480)
+SIZE = (320, 640)
 
 
 def shares_of(metrics: dict[str, float]) -> list[float]:

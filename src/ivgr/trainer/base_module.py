@@ -1,7 +1,7 @@
 """What reinforcement learning and the cold start share: a LightningModule that owns a policy in its
 training form, whole or split over ranks, and steps it by hand (manual optimisation)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ivgr.core.atomic_files import folder_to_write
 from ivgr.core.errors import UserError
+from ivgr.core.lightning_private import has_trainer
 from ivgr.core.metric import ValidationMetric
 from ivgr.core.sharding import is_sharded
 from ivgr.data.encode import EncodingConfig, QueryEncoder
@@ -57,6 +58,9 @@ class PolicyModule(L.LightningModule):
         self.update = update
         self.guard = NonFiniteGuard(guard.patience)
         self.policy, self.reference, self._replica = None, None, None
+        self.processor, self.encoder = None, None
+        self.metrics: dict[str, float] = {}
+        self.check_preempted: Callable[[], None] = lambda: None
 
     def setup(self, stage: str) -> None:
         """UserError if the data is of the other kind of training."""
@@ -76,7 +80,7 @@ class PolicyModule(L.LightningModule):
             self.policy.config, self.processor, self.encoding.prompts, self.encoding.max_prompt_tokens
         )
         self.reference = self.load_reference()
-        if self._trainer:
+        if has_trainer(self):
             self._place()
 
     def validation_metrics(self) -> Sequence[ValidationMetric]:
@@ -97,6 +101,9 @@ class PolicyModule(L.LightningModule):
             )
         if is_sharded(self.trainer.strategy):
             self._replica = self.trainer.strategy.split(self.policy, self.reference)
+
+    def roll_back(self) -> None:
+        """Forgets what an iteration that was given up before its update has found."""
 
     def rollout_policy(self) -> PreTrainedModel:
         """The policy with whole weights; where they are split, all ranks must call it."""

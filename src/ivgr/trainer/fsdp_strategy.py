@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ivgr.core.checkpoint_file import find_checkpoint
 from ivgr.core.errors import UserError
+from ivgr.core.lightning_private import spread_data_over_all_ranks
 from ivgr.core.settings import Dtype, checked
 from ivgr.core.sharding import is_sharded
 from ivgr.distributed.fsdp import Replica, shard
@@ -44,7 +45,7 @@ class FSDP2(ModelParallelStrategy):
         self.reduce_dtype = getattr(torch, reduce_dtype)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        spread_data_over_all_ranks(self)
         super().setup_environment()
 
     def setup(self, trainer) -> None:

@@ -1,5 +1,5 @@
-"""The figures of an iteration, by their TensorBoard names; STREAM/ before a name means that of
-one stream."""
+"""The figures of an iteration by name; STREAM/ before a name means that of one stream. What they are
+called where they are drawn, and what they say, is in `ivgr.plotting.tags`."""
 
 import math
 from collections import Counter

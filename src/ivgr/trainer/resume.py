@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ivgr.core.checkpoint_file import MEND, PLAIN, WEIGHTS, refuse_misshapen, refuse_not_finite
 from ivgr.core.errors import UserError
+from ivgr.core.lightning_private import saved_iterations
 from ivgr.core.state_dict import refuse_other_policy, shapes_of
 from ivgr.trainer.master_weights import KEY
 from ivgr.trainer.optimizer import OptimizerConfig
@@ -87,7 +88,7 @@ def _admit_progress(trainer: L.Trainer, checkpoint: dict[str, Any], path: Path |
     """Lightning's count of iterations, the data's and the run's own must be there and agree."""
     fit_loop = shape_of(trainer.fit_loop.state_dict())
     refuse_misshapen(checkpoint, {"loops": {"fit_loop": fit_loop}, "lr_schedulers": ()}, path)
-    counts = {"loops": checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]}
+    counts = {"loops": saved_iterations(checkpoint["loops"]["fit_loop"])}
     for name in _shape_of_data(trainer):
         if name not in checkpoint:
             raise UserError(

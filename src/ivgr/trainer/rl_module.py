@@ -2,11 +2,10 @@
 iteration its parts, and one `training_step` is one iteration."""
 
 import time
-from collections.abc import Callable
 
 from jsonargparse import lazy_instance
-from lightning.pytorch.trainer.states import TrainerFn
 
+from ivgr.core.query import Query
 from ivgr.core.seeding import derive_seed, run_seed
 from ivgr.core.settings import PositiveInt, checked
 from ivgr.data.encode import Batch, EncodingConfig
@@ -75,7 +74,8 @@ class IVGR(PolicyModule):
         self.iterations = iterations
         self.total_updates = iterations * update.mini_batches * update.epochs
         self.iteration = 0
-        self.check_preempted: Callable[[], None] = lambda: None
+        self.everyone: list[Query] = []
+        self.idle_since = self.waited = 0.0
         self.rollback_snapshot: tuple[dict, dict] | None = None
         self.figures = HeldOutFigures(self.judge)
 
@@ -111,9 +111,15 @@ class IVGR(PolicyModule):
     def on_train_start(self) -> None:
         self.idle_since = time.perf_counter()
 
+    def transfer_batch_to_device(self, batch: Batch, device, dataloader_idx: int) -> Batch:
+        """The first that is called when a batch is there; what callbacks do before the iteration is no
+        waiting."""
+        self.waited = time.perf_counter() - self.idle_since
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Counts what all ranks have rejected; UserError if it is too much."""
-        self.metrics = {"time/data_wait": time.perf_counter() - self.idle_since}
+        self.metrics = {"time/data_wait": self.waited}
         self.rollback_snapshot = self.archive.state_dict(), self.trainer.datamodule.quarantine.state_dict()
         quarantine = self.trainer.datamodule.quarantine
         quarantine.add(gather_lists(batch.rejected), sum(gather(batch.seen)))
@@ -150,12 +156,10 @@ class IVGR(PolicyModule):
         self.figures = HeldOutFigures(self.judge, self.validation_metrics()).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
-        """For checkpoint_best and `ivgr validate`; in training `BeforeAfter` writes them to
-        TensorBoard, by iteration."""
-        alone = self.trainer.state.fn == TrainerFn.VALIDATING
+        """For checkpoint_best and what `ivgr validate` prints; `BeforeAfter` writes them to the loggers."""
         for stream, figures in self.figures.compute().items():
             named = {f"val/{stream}/{name}": value for name, value in figures.items()}
-            self.log_dict(named, logger=alone)
+            self.log_dict(named, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)

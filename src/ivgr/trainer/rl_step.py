@@ -34,7 +34,7 @@ class RLStep:
 
     Groups whose rewards are all equal are rolled out again up to resample times, and those
     left leave the update with drop_zero_std. rollout_policy gives what rolls out, where that is not the
-    policy itself. halt is called, on all ranks, before phases that may be
+    policy itself. check_preempted is called, on all ranks, before phases that may be
     given up, and raises to do so. While it runs, phase says what it is at. After `run`, everyone holds
     the queries of all ranks.
     """
@@ -54,7 +54,7 @@ class RLStep:
     everyone: list[Query] = field(default_factory=list)
 
     def run(self, queries: list[Query], seed: int) -> dict[str, float]:
-        """Trains on `queries` once; returns the iteration's metrics by TensorBoard name, which are
+        """Trains on `queries` once; returns the iteration's metrics by name, which are
         those of all ranks together, but for the times.
         UserError, on all ranks alike and before any update, if the judge gives it up."""
         self.seconds, self.verdicts = Counter(rollout=0.0, reward=0.0, judge_wait=0.0, update=0.0), []

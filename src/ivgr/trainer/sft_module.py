@@ -84,7 +84,7 @@ class SFT(PolicyModule):
         norm = self.stepper.step()
         loss = torch.tensor(self.stepper.sum_ranks(sum(losses)))
         lr = self.optimizers().param_groups[0]["lr"]
-        self.log_dict({"optim/loss": loss, "optim/lr": lr, "optim/grad_norm": norm})
+        self.metrics = {"optim/loss": loss.item(), "optim/lr": lr, "optim/grad_norm": norm}
         return loss
 
     def _differentiate(self, tokens: float, pack: Pack) -> float:

@@ -77,7 +77,7 @@ def test_a_policy_that_learns_nothing_keeps_the_figures_of_evaluate(world, confi
     for mode in MODES:
         found = scalars(root, f"bench/vstar/{mode}/accuracy")
         assert found == [pytest.approx(expected[mode])] * 2
-    assert len(scalars(root, "val/textual/accuracy")) == 4 and 0 < expected["text"] < 1
+    assert len(scalars(root, "textual/held_out/accuracy_whole")) == 4 and 0 < expected["text"] < 1
 
 
 @pytest.mark.parametrize("change, message", [

@@ -90,15 +90,16 @@ def test_probing_changes_no_token_and_is_seen_in_tensorboard(tmp_path):
     assert finish(processes) == [0, 0], said(plain, 0) + said(probed, 0)
     assert len(rollouts(plain)) == 2
     assert rollouts(probed) == rollouts(plain)
-    assert scalars(plain, "optim/grad_norm") == scalars(probed, "optim/grad_norm")
-    events = EventAccumulator(str(probed)).Reload()
+    assert scalars(plain, "update/grad_norm") == scalars(probed, "update/grad_norm")
     for stream in (GROUNDED, TEXTUAL):
+        events = EventAccumulator(str(probed / stream)).Reload()
         for name in ("attention_inside", "causal_direct"):
-            assert [event.step for event in events.Scalars(f"probe/{stream}/{name}")] == [0, 2]
-        first = events.Images(f"probe/{stream}/attention")[0]
-        assert (first.height, first.width) == (360, 3 * 360)
-    tags = EventAccumulator(str(plain)).Reload().Tags()["scalars"]
-    assert not any(tag.startswith("probe/") for tag in tags)
+            assert [event.step for event in events.Scalars(f"probe/{name}")] == [0, 2]
+        assert events.Tags()["images"].count("probe/attention/3") == 1
+        first = events.Images("probe/attention/1")[0]
+        assert (first.height, first.width) == (512, 512)
+        tags = EventAccumulator(str(plain / stream)).Reload().Tags()["scalars"]
+        assert tags and not any(tag.startswith("probe/") for tag in tags)
 
 
 def test_samples_without_labels_are_refused_in_one_line(tiny, tmp_path):

@@ -1,6 +1,6 @@
 """Benchmarks while training: at validation, some rows of each are asked in each mode.
 
-In: files as `ivgr evaluate` takes them. Out: bench/NAME/MODE/accuracy in TensorBoard, the same on
+In: files as `ivgr evaluate` takes them. Out: bench/NAME/MODE/accuracy in the loggers, the same on
 all ranks, which share the rows.
 """
 
@@ -13,8 +13,10 @@ import lightning as L
 import numpy as np
 import torch
 
-from ivgr.callbacks.tensorboard import writer_of
+from ivgr.callbacks.protocol import AnsweringModule, RLModule
+from ivgr.callbacks.writer import writer_of
 from ivgr.core.errors import UserError
+from ivgr.core.lightning_private import key_with_settings
 from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import PositiveInt, Seed, checked
 from ivgr.distributed.collectives import gather_lists
@@ -79,18 +81,18 @@ class Benchmarks(L.Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(data=str(self.data), benchmark=[*self.benchmarks], mode=self.modes)
+        return key_with_settings(self, data=str(self.data), benchmark=[*self.benchmarks], mode=self.modes)
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Opens and checks every file; UserError names what is missing or broken."""
-        if not hasattr(module, "engine"):
+        if not isinstance(module, AnsweringModule):
             raise UserError(f"Benchmarks: {type(module).__name__} has no rollout engine to answer with")
         if self.data.is_file() and len(self.benchmarks) > 1:
             raise UserError(f"Benchmarks.data: {self.data} is one file, for one benchmark; give their folder")
         found = {name: find_files(self.data, one) for name, one in self.benchmarks.items()}
         self.files = {name: open_rows(paths, self.benchmarks[name]) for name, paths in found.items()}
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: RLModule) -> None:
         self.seen += 1
         if trainer.sanity_checking or (self.seen - 1) % self.every:
             return
@@ -100,12 +102,11 @@ class Benchmarks(L.Callback):
                 lines = gather_lists(self._ask(module, self.benchmarks[name], mode, file, numbers))
                 figure, score = _figure(name, mode), score_of(lines, self.benchmarks[name])
                 module.log(figure, score, logger=False)  # for checkpoint_best
-                if (writer := writer_of(trainer)) is not None:
-                    writer.add_scalar(figure, score, module.iteration)
+                writer_of(trainer).scalar(figure, score, module.iteration)
 
     @torch.no_grad()
     def _ask(
-        self, module: L.LightningModule, benchmark: Benchmark, mode: Mode, file: RowFile, numbers: list[int]
+        self, module: AnsweringModule, benchmark: Benchmark, mode: Mode, file: RowFile, numbers: list[int]
     ) -> list[dict]:
         """The journal lines of the rows `numbers`."""
         policy = module.rollout_policy()

@@ -1,6 +1,6 @@
 """The light probes in one call: a stream's greedy responses to fixed samples, looked into once.
 
-In: a policy and samples. Out: `Measures`, and their numbers by TensorBoard name.
+In: a policy and samples. Out: `Measures`, and their numbers by name (see `ivgr.plotting.tags`).
 """
 
 import math

@@ -1,22 +1,27 @@
 """Watching localization while training: the light probes on a fixed held-out set, per stream, as
-TensorBoard scalars and heat maps."""
+scalars and heat maps."""
 
 from collections.abc import Sequence
 
 import lightning as L
 
-from ivgr.callbacks.tensorboard import writer_of
+from ivgr.callbacks.protocol import RLModule
+from ivgr.callbacks.writer import writer_of
 from ivgr.core.errors import UserError
+from ivgr.core.printable import in_line
 from ivgr.core.prompts import GROUNDED, PAIRED, TEXTUAL
 from ivgr.core.sample import Sample
 from ivgr.core.settings import NonNegativeInt, PositiveInt, checked
 from ivgr.data.encode import encode_batch
 from ivgr.data.shards import find_shards
 from ivgr.data.validation_stream import HeldOut
+from ivgr.plotting.tags import name_of
 from ivgr.tools.probes.annotated_response import respond
 from ivgr.tools.probes.heatmap import draw_readings
 from ivgr.tools.probes.measures import measure_readings
 from ivgr.tools.probes.trace import BUDGET
+
+SIDE = 512  # of a heat map, in pixels
 
 
 @checked("Probing: ")
@@ -50,19 +55,21 @@ class Probing(L.Callback):
         self.layer, self.budget = layer, budget
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if not hasattr(module, "iteration"):
+        if getattr(module, "kind", None) != "rl":
             raise UserError(f"Probing: {type(module).__name__} has no iterations; take ivgr.IVGR")
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: RLModule) -> None:
         self.samples = self._choose(trainer, module)
         if module.iteration == 0:
             self._measure(trainer, module)
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: RLModule, outputs, batch, batch_idx: int
+    ) -> None:
         if module.iteration % self.every == 0:
             self._measure(trainer, module)
 
-    def _choose(self, trainer: L.Trainer, module: L.LightningModule) -> list[Sample]:
+    def _choose(self, trainer: L.Trainer, module: RLModule) -> list[Sample]:
         """The same on all ranks; UserError if there is nothing to look at in any of them."""
         data = trainer.datamodule
         shards = find_shards(data.val, data.allow_pipe)
@@ -75,16 +82,16 @@ class Probing(L.Callback):
             )
         return samples
 
-    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _measure(self, trainer: L.Trainer, module: RLModule) -> None:
         writer, step, policy = writer_of(trainer), module.iteration, module.rollout_policy()
         for stream in self.streams:
             readings = respond(policy, module.encoder, module.engine, self.samples, stream)
             found = measure_readings(policy, module.encoder, readings, stream, self.layer, self.budget)
             shown = [reading for reading in readings if reading.query.sample.images][: self.pictures]
-            strip = draw_readings(policy, shown, "place", found.layer) if shown else None
-            if writer is None:
-                continue
-            for name, value in found.metrics().items():
-                writer.add_scalar(name, value, step)
-            if strip is not None:
-                writer.add_image(f"probe/{stream}/attention", strip, step, dataformats="HWC")
+            strip = draw_readings(policy, shown, "place", found.layer, SIDE) if shown else None
+            writer.scalars({name_of(name): value for name, value in found.metrics().items()}, step)
+            for number, reading in enumerate(shown):
+                picture = strip[:, number * SIDE : (number + 1) * SIDE]
+                caption = f"{stream} · {in_line(reading.query.sample.question)}"
+                writer.picture(f"probe/attention/{number + 1}", picture, step, stream, caption)
+        writer.flush()

@@ -1,0 +1,73 @@
+"""What callbacks may read of the module that is trained, and the little that they may ask of it.
+
+A callback that names one of these types reads nothing else of a module, apart from what is
+LightningModule's own; tests/callbacks/test_protocol.py reads the callbacks' source and holds them to it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ivgr.core.metric import ValidationMetric
+from ivgr.core.query import Query
+from ivgr.data.encode import EncodingConfig, QueryEncoder
+from ivgr.evaluation.held_out import HeldOutFigures
+from ivgr.judge import Judge
+from ivgr.rollout.transformers_engine import RolloutEngine
+
+
+class TrainedModule(Protocol):
+    """Of both kinds of training. kind is "rl" or "sft"; iterations are those of the whole run, length is
+    the setting that they are given by; metrics are the figures of the iteration that has ended last, by
+    the names that `ivgr.plotting.tags` knows."""
+
+    kind: str
+    length: str
+    iterations: int
+    metrics: dict[str, float]
+    check_preempted: Callable[
+        [], None
+    ]  # which `Preemption` sets; it raises where an iteration can be given up
+
+    def roll_back(self) -> None:
+        """Forgets what an iteration that is given up has found."""
+
+
+@runtime_checkable
+class AnsweringModule(Protocol):
+    """Answers queries greedily, and says by whom the answers are judged."""
+
+    engine: RolloutEngine
+    judge: Judge
+    processor: ProcessorMixin
+    encoder: QueryEncoder
+    encoding: EncodingConfig
+    device: torch.device
+
+    def validation_metrics(self) -> Sequence[ValidationMetric]:
+        """What the data knows beside the figures that are always there."""
+
+    def rollout_policy(self) -> PreTrainedModel:
+        """The policy with whole weights; all ranks must call it."""
+
+
+class RLModule(TrainedModule, AnsweringModule, Protocol):
+    """Of reinforcement learning. iteration counts those that are finished; everyone holds the queries of
+    all ranks in the last one, their rollouts scored; figures are those of the last validation."""
+
+    iteration: int
+    everyone: list[Query]
+    figures: HeldOutFigures
+    validation_figures: list[str]
+
+
+class ColdStartModule(TrainedModule, AnsweringModule, Protocol):
+    """Of a cold start, which leaves a model behind."""
+
+    export_folder: Path
+
+    def save_policy(self, folder: Path) -> None:
+        """The policy as a HF directory; all ranks must call it."""
