@@ -6,12 +6,12 @@ import json
 import pytest
 from support.command_line import TINY, fails
 from support.samples import make_query, make_rollout, make_sample, response
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ivgr.callbacks.progress import IterationBar
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
 from ivgr.judge import Agreement
+from ivgr.plotting.event_files import read_curves
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
 from ivgr.toy import RuleJudge
@@ -63,12 +63,11 @@ def test_one_entry_is_in_the_sum_the_record_the_tags_and_the_progress(tmp_path, 
         assert terms["brevity"] == pytest.approx(max(0, 1 - len(row["tokens"]) / 200))
         counted = ("format", "accuracy", "box" if row["stream"] == "grounded" else "consistency")
         assert row["reward"] == pytest.approx(sum(terms[name] for name in counted) + terms["brevity"] / 2)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
+    curves = read_curves(tmp_path)
     for stream in ("grounded", "textual"):
         own = [row["terms"]["brevity"] for row in paired if row["stream"] == stream]
-        (event,) = events.Scalars(f"{stream}/reward/brevity/mean")
-        assert event.value == pytest.approx(sum(own) / len(own), rel=1e-5)
+        (value,) = curves[f"{stream}/reward/brevity"].values
+        assert value == pytest.approx(sum(own) / len(own), rel=1e-5)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("iteration 1/1"))
     assert "brevity g" in line and "brevity t" in line
 
