@@ -15,6 +15,7 @@ from ivgr.callbacks.hparams import enter_figures
 from ivgr.callbacks.protocol import AnsweringModule, ColdStartModule, RLModule
 from ivgr.callbacks.writer import writer_of
 from ivgr.core.checkpoint_file import Either
+from ivgr.core.printable import print_table
 from ivgr.core.seeding import run_seed
 from ivgr.data.encode import Batch
 from ivgr.evaluation.held_out import FIGURES, Figures, HeldOutFigures
@@ -49,7 +50,10 @@ class BeforeAfter(L.Callback):
             return
         figures = module.figures.compute()
         write_figures(trainer, figures, module.iteration)
-        if trainer.state.fn == TrainerFn.FITTING and trainer.limit_val_batches == 1.0:
+        alone = trainer.state.fn == TrainerFn.VALIDATING
+        if alone and trainer.is_global_zero:
+            print_measured(trainer)
+        if not alone and trainer.limit_val_batches == 1.0:
             self.validated = module.iteration, figures
 
     def on_train_end(self, trainer: L.Trainer, module: RLModule) -> None:
@@ -68,7 +72,7 @@ class BeforeAfter(L.Callback):
         }
         write_summary(trainer, summary)
         if trainer.is_global_zero:
-            print_table(summary)
+            print_change(summary)
 
     def state_dict(self) -> dict:
         return {"before": self.before, "seconds": self._elapsed()}
@@ -121,7 +125,7 @@ def name_figures(figures: Figures, of: str) -> dict[Name, float]:
     }
 
 
-def print_table(summary: dict) -> None:
+def print_change(summary: dict) -> None:
     """The before/after table in the terminal."""
     table = Table(
         title=f"held-out queries, greedy · seed {summary['seed']} · {summary['iterations']} iterations"
@@ -134,6 +138,12 @@ def print_table(summary: dict) -> None:
             before, after = (summary[when][stream].get(name, 0.0) for when in ("before", "after"))
             table.add_row(stream, name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
     Console(width=88).print(table)
+
+
+def print_measured(trainer: L.Trainer) -> None:
+    """What `ivgr validate` has measured, by the names that checkpoint_best takes."""
+    measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    print_table(("figure", "value"), [(name, f"{value:.4f}") for name, value in measured.items()])
 
 
 def print_figures(figures: Figures) -> None:

@@ -38,7 +38,7 @@ class Outline:
 
 
 # Of two boxes in the same place the wider gold one still shows around the predicted one.
-GOLD = Outline("#ffd000", "#000000", 6, 3)
+GOLD = Outline("#ffd000", "#000000", 8, 3)
 PREDICTED = Outline("#6a00a8", "#ffffff", 4, 2)
 
 
