@@ -27,8 +27,8 @@ from tensorboard.plugins.hparams.backend_context import Context
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ivgr.callbacks.board import LEGEND, Board, caption_of, completions_table
 from ivgr.callbacks.hparams import flat_settings
+from ivgr.callbacks.metrics_logger import LEGEND, MetricsLogger, caption_of, completions_table
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
 from ivgr.core.prompts import STREAMS
@@ -193,7 +193,7 @@ def test_where_nothing_was_compared_the_picture_is_white():
 
 
 def test_the_stack_goes_on_after_a_resume():
-    board, resumed = Board(), Board()
+    board, resumed = MetricsLogger(), MetricsLogger()
     board.shares = [[0.25, 0.25, 0.5, 0.0]]
     resumed.load_state_dict(board.state_dict())
     assert resumed.shares == board.shares

@@ -36,13 +36,13 @@ from ivgr.cli.main import main
 # Classes that the commands make themselves, of what a config says elsewhere.
 RUN = "is made by the run itself, for every config"
 INTERNAL = {
-    "ivgr.callbacks.board.Board": RUN,
-    "ivgr.callbacks.board.StepScalars": RUN,
+    "ivgr.callbacks.metrics_logger.MetricsLogger": RUN,
+    "ivgr.callbacks.metrics_logger.ColdStartMetrics": RUN,
     "ivgr.callbacks.subset_validation.SubsetValidation": "is made of the settings that begin with held_out_",
     "ivgr.callbacks.tensorboard.Logger": RUN,
-    "ivgr.callbacks.validation_summary.BeforeAfter": RUN,
+    "ivgr.callbacks.validation_summary.ValidationSummary": RUN,
     "ivgr.callbacks.checkpoints.Checkpoints": "is made of the settings that begin with checkpoint_",
-    "ivgr.callbacks.validation_summary.AfterColdStart": RUN,
+    "ivgr.callbacks.validation_summary.ColdStartSummary": RUN,
     "ivgr.distributed.peers.Peers": RUN,
     "ivgr.callbacks.ending.Ending": RUN,
     "ivgr.callbacks.hparams.Hyperparameters": RUN,

@@ -23,7 +23,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from torch import tensor
 
 import ivgr
-from ivgr.callbacks.board import completions_table
+from ivgr.callbacks.metrics_logger import completions_table
 from ivgr.cli.main import main
 from ivgr.core import printable as shown
 from ivgr.core.errors import UserError

@@ -96,7 +96,7 @@ def weights(root):
 def test_a_skipped_update_leaves_the_weights_and_moves_the_schedule(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("ivgr.trainer.rl_step.assign_advantages", Spoilt(2, 3))
-    board = "ivgr.callbacks.board.Board.on_train_batch_end"
+    board = "ivgr.callbacks.metrics_logger.MetricsLogger.on_train_batch_end"
     monkeypatch.setattr(board, lambda self, trainer, module, *_: (
         seen.append((module.metrics["guard/skipped"], module.metrics["optim/lr"]))
     ))  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from PIL import ImageColor
 from support.one_iteration import Run
 
-from ivgr.callbacks.board import completions_table, draw_query
+from ivgr.callbacks.metrics_logger import completions_table, draw_query
 from ivgr.callbacks.rollout_log import rollout_rows
 from ivgr.core.query import rollouts_of
 from ivgr.plotting.boxed_picture import GOLD

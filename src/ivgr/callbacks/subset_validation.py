@@ -11,7 +11,7 @@ from ivgr.plotting.tags import SUBSET
 class SubsetValidation(L.Callback):
     """Answers the first held-out queries greedily before the first iteration and then `times` times in
     equal distances, the last time after the last iteration. No random number is drawn: the run stays what
-    it would have been. Whole validations are `BeforeAfter`'s.
+    it would have been. Whole validations are `ValidationSummary`'s.
 
     Args:
         times: Times in a run; 0 for never.

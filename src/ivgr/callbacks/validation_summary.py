@@ -21,8 +21,10 @@ from ivgr.data.encode import Batch
 from ivgr.evaluation.held_out import FIGURES, Figures, HeldOutFigures
 from ivgr.plotting.tags import HELD_OUT, WHOLE, Name
 
+STATE_KEY = "BeforeAfter"  # under which checkpoints have always kept what a ValidationSummary knows
 
-class BeforeAfter(L.Callback):
+
+class ValidationSummary(L.Callback):
     """Evaluates greedily on data.val; the figures before training and the seconds spent
     travel in checkpoints, so that a resumed run reports the whole run."""
 
@@ -31,6 +33,11 @@ class BeforeAfter(L.Callback):
         "before": Either((type(None), {stream: {str: float} for stream in FIGURES})),
         "seconds": float,
     }
+
+    @property
+    def state_key(self) -> str:
+        """Not the name of the class, which may change."""
+        return STATE_KEY
 
     def __init__(self) -> None:
         self.before: Figures | None = None
@@ -84,7 +91,7 @@ class BeforeAfter(L.Callback):
         return self.seconds + time.perf_counter() - self.since
 
 
-class AfterColdStart(L.Callback):
+class ColdStartSummary(L.Callback):
     """Once a cold start has ended: its held-out figures, and its policy as a HF directory."""
 
     def on_fit_end(self, trainer: L.Trainer, module: ColdStartModule) -> None:

@@ -11,10 +11,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ivgr.callbacks.board import Board, StepScalars
 from ivgr.callbacks.checkpoints import LAST, Checkpoints
 from ivgr.callbacks.ending import Ending
 from ivgr.callbacks.hparams import Hyperparameters
+from ivgr.callbacks.metrics_logger import ColdStartMetrics, MetricsLogger
 from ivgr.callbacks.preemption import Preemption
 from ivgr.callbacks.progress import IterationBar
 from ivgr.callbacks.rollout_log import RolloutRecord
@@ -22,7 +22,7 @@ from ivgr.callbacks.run_metadata import RunRecord
 from ivgr.callbacks.save_on_error import Rescue
 from ivgr.callbacks.subset_validation import SubsetValidation
 from ivgr.callbacks.tensorboard import Logger
-from ivgr.callbacks.validation_summary import AfterColdStart, BeforeAfter
+from ivgr.callbacks.validation_summary import ColdStartSummary, ValidationSummary
 from ivgr.core.checkpoint_file import find_checkpoint, read_checkpoint
 from ivgr.core.errors import UserError, refusals
 from ivgr.core.lightning_private import IgnoresCheckpointSettings, RunsNothing
@@ -137,8 +137,14 @@ class CLI(IgnoresCheckpointSettings, LightningCLI):
         times = config.held_out_times if config.trainer.val_check_interval is None else 0
         subset = SubsetValidation(times, config.held_out_queries)
         own = {
-            "rl": [IterationBar(), subset, Board(), RolloutRecord(config.record_every), BeforeAfter()],
-            "sft": [StepScalars(), AfterColdStart()],
+            "rl": [
+                IterationBar(),
+                subset,
+                MetricsLogger(),
+                RolloutRecord(config.record_every),
+                ValidationSummary(),
+            ],
+            "sft": [ColdStartMetrics(), ColdStartSummary()],
         }
         return [
             Ending(),

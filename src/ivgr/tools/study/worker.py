@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from ivgr.callbacks.checkpoints import LAST
-from ivgr.callbacks.validation_summary import BeforeAfter
+from ivgr.callbacks.validation_summary import STATE_KEY
 from ivgr.core.atomic_files import write_json
 from ivgr.core.checkpoint_file import read_checkpoint
 from ivgr.launch.config import compose_words
@@ -32,7 +32,7 @@ def train(folder: Path, iterations: int, words: list[str]) -> None:
         run_lightning(compose_words([*words, "--ckpt_path", "auto"]))
     shutil.rmtree(folder / POLICY, ignore_errors=True)
     export(last, folder / POLICY)
-    seconds = read_checkpoint(last)["callbacks"][BeforeAfter.__qualname__]["seconds"]
+    seconds = read_checkpoint(last)["callbacks"][STATE_KEY]["seconds"]
     write_json(folder / TRAINED, {"iterations": iterations, "seconds": seconds})
 
 

@@ -23,7 +23,7 @@ LEGEND = "gold boxes: yellow on black; predicted: purple on white"
 LONGEST = 200  # characters of a question or an answer in a caption
 
 
-class Board(L.Callback):
+class MetricsLogger(L.Callback):
     """Scalars at every iteration; text and images every `every` iterations.
 
     Args:
@@ -33,6 +33,11 @@ class Board(L.Callback):
 
     # The shape of what a checkpoint keeps.
     state_shape = {"shares": [(float,) * len(NAMES)]}
+
+    @property
+    def state_key(self) -> str:
+        """Under which checkpoints have always kept it; not the name of the class, which may change."""
+        return "Board"
 
     def __init__(self, every: int = 10, queries: int = 4) -> None:
         self.every, self.queries = every, queries
@@ -76,7 +81,7 @@ class Board(L.Callback):
         self.shares = state["shares"]
 
 
-class StepScalars(L.Callback):
+class ColdStartMetrics(L.Callback):
     """The metrics of every trainer.log_every_n_steps-th step of a cold start."""
 
     def on_train_batch_end(
