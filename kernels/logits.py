@@ -1,9 +1,11 @@
 """Log-probs, KL and entropy from logits that exist already."""
 
+from typing import Any
+
 import torch
 
 from .dispatch import operator, row_kernels
-from .row_layout import ROWS
+from .row_layout import ROWS, Row
 from .token_statistics import TokenStatistics, assemble, check, with_means
 
 
@@ -47,7 +49,8 @@ def fused_logprob_kl(
     if kl == "exact":
         exact = ref_logits.detach()
     elif ref_logits is not None:
-        ref_logp = torch.ops.ivgr.row_statistics(ref_logits.detach(), ids, None, scale, False, False)[0]
+        alone = (ref_logits.detach(), ids, None, scale, False, False)
+        ref_logp = torch.ops.ivgr.row_statistics(*alone)[Row.LOGP]
     rows = torch.ops.ivgr.row_statistics(logits, ids, exact, scale, entropy, in_place)
     return with_means(assemble(rows, kl, entropy, ref_logp), stream, streams, ids)
 
@@ -55,7 +58,14 @@ def fused_logprob_kl(
 @operator(
     "(Tensor logits, Tensor ids, Tensor? ref_logits, float scale, bool entropy, bool in_place) -> Tensor"
 )
-def row_statistics(logits, ids, ref_logits, scale, entropy, in_place):
+def row_statistics(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    ref_logits: torch.Tensor | None,
+    scale: float,
+    entropy: bool,
+    in_place: bool,
+) -> torch.Tensor:
     """(8, N), see `rows_torch.row_statistics`; `in_place` speaks to the gradient alone."""
     return row_kernels(logits.device).row_statistics(logits, ids, ref_logits, scale, entropy)
 
@@ -64,7 +74,15 @@ def row_statistics(logits, ids, ref_logits, scale, entropy, in_place):
     "(Tensor logits, Tensor ids, Tensor? ref_logits, Tensor rows, Tensor grad, float scale, bool entropy)"
     " -> Tensor"
 )
-def row_gradient(logits, ids, ref_logits, rows, grad, scale, entropy):
+def row_gradient(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    ref_logits: torch.Tensor | None,
+    rows: torch.Tensor,
+    grad: torch.Tensor,
+    scale: float,
+    entropy: bool,
+) -> torch.Tensor:
     """The gradient of the logits, (N, V) contiguous, in their dtype."""
     out = logits.new_empty(logits.shape)
     row_kernels(logits.device).row_gradient(logits, ids, ref_logits, rows, grad, scale, entropy, out)
@@ -76,27 +94,35 @@ def row_gradient(logits, ids, ref_logits, rows, grad, scale, entropy):
     " -> ()",
     mutates=("logits",),
 )
-def row_gradient_(logits, ids, ref_logits, rows, grad, scale, entropy):
+def row_gradient_(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    ref_logits: torch.Tensor | None,
+    rows: torch.Tensor,
+    grad: torch.Tensor,
+    scale: float,
+    entropy: bool,
+) -> None:
     """The gradient of the logits, in their place."""
     row_kernels(logits.device).row_gradient(logits, ids, ref_logits, rows, grad, scale, entropy, logits)
 
 
 @row_statistics.register_fake
-def _(logits, *_):
+def _(logits: torch.Tensor, *_: Any) -> torch.Tensor:
     return logits.new_empty(ROWS, len(logits), dtype=torch.float32)
 
 
 @row_gradient.register_fake
-def _(logits, *_):
+def _(logits: torch.Tensor, *_: Any) -> torch.Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     logits, ids, ref_logits, *ctx.settings = inputs
     ctx.save_for_backward(logits, ids, ref_logits, output)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     (logits, ids, ref_logits, rows), (scale, entropy, in_place) = ctx.saved_tensors, ctx.settings
     arguments = (logits, ids, ref_logits, rows, grad, scale, entropy)
     if in_place:

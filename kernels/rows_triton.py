@@ -79,6 +79,7 @@ def row_gradient(
 
 
 def _launch(best: dict[str, int], columns: int) -> dict[str, int | bool]:
+    """`best`, with a block no larger than `columns` ask for."""
     block = min(best["BLOCK"], triton.next_power_of_2(columns))
     return LAUNCH | best | {"BLOCK": max(block, LOAD)}
 

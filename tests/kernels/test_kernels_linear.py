@@ -10,6 +10,7 @@ from support.kernel_cases import (
     assert_gradient,
     oracle,
     random_head,
+    reference_logits,
     upstream,
     weighted,
 )
@@ -33,10 +34,10 @@ def leaves(*tensors, dtype=None):
 
 def expected_gradients(case, weights, temperature=1.0, kl="exact", bias=None):
     """The fp64 fields and the gradients of the `weights` (3, N) of log-prob, KL, entropy."""
-    hidden, weight, ref_hidden, ref_weight, ids = case
+    hidden, weight, ids, reference = case
     inputs = leaves(hidden, weight, *([] if bias is None else [bias]), dtype=torch.float64)
     logits = inputs[0] @ inputs[1].T + (inputs[2] if bias is not None else 0)
-    fields = oracle(logits, ref_hidden.double() @ ref_weight.double().T, ids, temperature, kl)
+    fields = oracle(logits, reference_logits(reference), ids, temperature, kl)
     total = weighted(fields["logp"], fields["kl"], fields["entropy"], weights)
     return fields, torch.autograd.grad(total, inputs)
 
@@ -47,7 +48,7 @@ def test_recomputing_equals_whole_logits(kl, temperature):
     case, weights = random_head(9, 16, 1271), upstream(9)
     hidden, weight = leaves(*case[:2])
     got = fused_linear_logprob_kl(
-        hidden, weight, *case[2:], temperature=temperature, kl=kl, entropy=True, chunk_bytes=FEW
+        hidden, weight, case[2], **case[3], temperature=temperature, kl=kl, entropy=True, chunk_bytes=FEW
     )
     weighted(got.logp, got.kl, got.entropy, weights).backward()
     fields, gradients = expected_gradients(case, weights, temperature, kl)
@@ -67,7 +68,7 @@ def test_a_loss_known_in_the_forward_pass_gives_the_same_gradients(kl):
         return (torch.stack([logp, kl, entropy]) * weights[:, rows]).sum(0)
 
     got = fused_linear_logprob_kl(
-        hidden, weight, *case[2:], kl=kl, entropy=True, chunk_bytes=FEW, token_loss=token_loss
+        hidden, weight, case[2], **case[3], kl=kl, entropy=True, chunk_bytes=FEW, token_loss=token_loss
     )
     assert [len(range(9)[rows]) for rows in seen] == [4, 4, 1]
     assert not any(getattr(got, name).requires_grad for name in FIELDS)
@@ -94,7 +95,7 @@ def test_what_is_frozen_gets_no_gradient(known, frozen):
     if frozen:
         inputs[frozen].requires_grad_(False)
     got = fused_linear_logprob_kl(
-        inputs["hidden"], inputs["weight"], *case[2:], bias=inputs["bias"], kl="exact",
+        inputs["hidden"], inputs["weight"], case[2], **case[3], bias=inputs["bias"], kl="exact",
         token_loss=weighted_loss(weights) if known else None, chunk_bytes=800,
     )  # fmt: skip
     (got.loss if known else (got.logp * weights[0] + got.kl * weights[1]).sum()).backward()
@@ -109,15 +110,15 @@ def test_what_is_frozen_gets_no_gradient(known, frozen):
 def test_no_gradients_are_made_where_none_are_wanted():
     case, weights = random_head(9, 8, 50), upstream(9)
     with torch.no_grad():
-        got = fused_linear_logprob_kl(*case, token_loss=weighted_loss(weights))
+        got = fused_linear_logprob_kl(*case[:3], **case[3], token_loss=weighted_loss(weights))
     assert not got.loss.requires_grad
     torch.testing.assert_close(got.loss, (got.logp * weights[0] + got.kl * weights[1]).sum())
 
 
 def test_gradients_of_a_known_loss_serve_once():
-    hidden, weight, *rest = random_head(9, 8, 50)
+    hidden, weight, ids, reference = random_head(9, 8, 50)
     got = fused_linear_logprob_kl(
-        hidden.requires_grad_(), weight, *rest, token_loss=weighted_loss(upstream(9))
+        hidden.requires_grad_(), weight, ids, **reference, token_loss=weighted_loss(upstream(9))
     )
     got.loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="used up"):
@@ -125,44 +126,50 @@ def test_gradients_of_a_known_loss_serve_once():
 
 
 def test_tied_weights_add_into_one_gradient():
-    hidden, weight, *rest = random_head(9, 8, 50)
+    hidden, weight, ids, reference = random_head(9, 8, 50)
     tied, words = weight.clone().requires_grad_(), torch.arange(9, device=DEVICE)
-    got = fused_linear_logprob_kl(tied[words] + hidden, tied, *rest, token_loss=weighted_loss(upstream(9)))
+    options = reference | {"token_loss": weighted_loss(upstream(9))}
+    got = fused_linear_logprob_kl(tied[words] + hidden, tied, ids, **options)
     got.loss.backward()
     exact = weight.double().requires_grad_()
-    fields = oracle(
-        (exact[words] + hidden.double()) @ exact.T, rest[0].double() @ rest[1].double().T, rest[2], kl="k3"
-    )
+    logits = (exact[words] + hidden.double()) @ exact.T
+    fields = oracle(logits, reference_logits(reference), ids, kl="k3")
     weighted(fields["logp"], fields["kl"], 0 * fields["logp"], upstream(9)).backward()
     assert_gradient(tied.grad, exact.grad)
 
 
 @pytest.mark.parametrize("kl", KINDS)
 def test_shared_head_and_equal_states_have_exactly_no_divergence(kl):
-    hidden, weight, _, _, ids = random_head(9, 16, 1271)
-    alone = fused_linear_logprob_kl(hidden, weight, None, None, ids, kl=None, chunk_bytes=FEW)
-    got = fused_linear_logprob_kl(hidden, weight, hidden.clone(), weight, ids, kl=kl, chunk_bytes=FEW)
+    hidden, weight, ids, _ = random_head(9, 16, 1271)
+    alone = fused_linear_logprob_kl(hidden, weight, ids, kl=None, chunk_bytes=FEW)
+    got = fused_linear_logprob_kl(
+        hidden, weight, ids, ref_hidden=hidden.clone(), ref_weight=weight, kl=kl, chunk_bytes=FEW
+    )
     assert torch.equal(got.kl, torch.zeros(9, device=DEVICE))
     assert torch.equal(got.logp, alone.logp) and torch.equal(got.ref_logp, alone.logp)
     assert alone.kl is None and alone.ref_logp is None
 
 
 def test_padding_of_the_vocabulary_counts_for_nothing():
-    hidden, weight, ref_hidden, ref_weight, ids = random_head(9, 8, 64)
+    hidden, weight, ids, reference = random_head(9, 8, 64)
     ids = ids % 50
     (leaf,) = leaves(weight)
-    got = fused_linear_logprob_kl(hidden, leaf, ref_hidden, ref_weight, ids, kl="exact", vocabulary=50)
+    got = fused_linear_logprob_kl(hidden, leaf, ids, **reference, kl="exact", vocabulary=50)
     got.kl.sum().backward()
-    short = fused_linear_logprob_kl(hidden, weight[:50], ref_hidden, ref_weight[:50], ids, kl="exact")
+    reference["ref_weight"] = reference["ref_weight"][:50]
+    short = fused_linear_logprob_kl(hidden, weight[:50], ids, **reference, kl="exact")
     assert torch.equal(got.kl, short.kl) and (leaf.grad[50:] == 0).all() and leaf.grad[:50].any()
 
 
 def test_a_head_may_be_a_module():
-    hidden, weight, ref_hidden, _, ids = random_head(9, 8, 50)
+    hidden, weight, ids, reference = random_head(9, 8, 50)
+    ref_hidden = reference["ref_hidden"]
     head = torch.nn.Linear(8, 50).to(DEVICE)
     with torch.no_grad():
         head.weight.copy_(weight)
-    got = fused_linear_logprob_kl(hidden, head, ref_hidden, head, ids, kl="exact", entropy=True)
+    got = fused_linear_logprob_kl(
+        hidden, head, ids, ref_hidden=ref_hidden, ref_weight=head, kl="exact", entropy=True
+    )
     whole = fused_logprob_kl(head(hidden), ids, ref_logits=head(ref_hidden), kl="exact", entropy=True)
     assert_fields(got, {name: getattr(whole, name).double() for name in FIELDS})
     got.kl.sum().backward()
@@ -173,12 +180,19 @@ def test_an_adapter_on_the_head_is_refused():
     class Adapted(torch.nn.Linear):
         """What a LoRA layer looks like: a `weight` of its own, and more to it."""
 
-    hidden, _, ref_hidden, ref_weight, ids = random_head(9, 8, 50)
+    hidden, _, ids, reference = random_head(9, 8, 50)
     with pytest.raises(TypeError, match="Adapted.*bypass an adapter"):
-        fused_linear_logprob_kl(hidden, Adapted(8, 50), ref_hidden, ref_weight, ids)
+        fused_linear_logprob_kl(hidden, Adapted(8, 50), ids, **reference)
 
 
 def test_exact_kl_needs_the_reference():
-    hidden, weight, _, _, ids = random_head(9, 8, 50)
+    hidden, weight, ids, _ = random_head(9, 8, 50)
     with pytest.raises(ValueError, match="ref_hidden and ref_weight"):
-        fused_linear_logprob_kl(hidden, weight, None, None, ids, kl="exact")
+        fused_linear_logprob_kl(hidden, weight, ids, kl="exact")
+
+
+@pytest.mark.parametrize("given", ["ref_hidden", "ref_weight"])
+def test_half_a_reference_is_refused(given):
+    hidden, weight, ids, reference = random_head(9, 8, 50)
+    with pytest.raises(ValueError, match="go together"):
+        fused_linear_logprob_kl(hidden, weight, ids, **{given: reference[given]})

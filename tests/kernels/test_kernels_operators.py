@@ -40,8 +40,8 @@ def test_row_operators_pass_opcheck(forced, implementation, exact):
 @pytest.mark.parametrize("exact", [False, True])
 def test_linear_operators_pass_opcheck(forced, implementation, exact):
     forced(implementation)
-    hidden, weight, ref_hidden, ref_weight, ids = random_head(5, 4, 30)
-    reference = (ref_hidden, ref_weight) if exact else (None, None)
+    hidden, weight, ids, reference = random_head(5, 4, 30)
+    reference = tuple(reference.values()) if exact else (None, None)
     bias = torch.zeros(30, device=DEVICE)
     settings = (ids, 0.8, True, torch.float32, 2)
     inputs = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
@@ -55,13 +55,12 @@ def test_linear_operators_pass_opcheck(forced, implementation, exact):
 @pytest.mark.parametrize("kl", ["k3", "exact"])
 def test_compiled_equals_eager(kl):
     """Traced in one graph, down to the gradients; the code generator is not what is tested."""
-    hidden, weight, ref_hidden, ref_weight, ids = random_head(5, 4, 30)
+    hidden, weight, ids, reference = random_head(5, 4, 30)
+    ref_logits = reference["ref_hidden"] @ reference["ref_weight"].T
 
     def both_forms(hidden, weight):
-        linear = fused_linear_logprob_kl(hidden, weight, ref_hidden, ref_weight, ids, kl=kl, entropy=True)
-        whole = fused_logprob_kl(
-            hidden @ weight.T, ids, ref_logits=ref_hidden @ ref_weight.T, kl=kl, entropy=True
-        )
+        linear = fused_linear_logprob_kl(hidden, weight, ids, **reference, kl=kl, entropy=True)
+        whole = fused_logprob_kl(hidden @ weight.T, ids, ref_logits=ref_logits, kl=kl, entropy=True)
         return torch.stack([*linear[:4], *whole[:4]])
 
     results = []
@@ -75,10 +74,11 @@ def test_compiled_equals_eager(kl):
 
 
 def test_a_known_loss_inside_a_compiled_function():
-    hidden, weight, *rest = random_head(5, 4, 30)
+    hidden, weight, ids, reference = random_head(5, 4, 30)
+    options = reference | {"token_loss": lambda logp, *_: -logp}
 
     def loss(hidden, weight):
-        return fused_linear_logprob_kl(hidden, weight, *rest, token_loss=lambda logp, *_: -logp).loss * 2
+        return fused_linear_logprob_kl(hidden, weight, ids, **options).loss * 2
 
     gradients = []
     for function in (loss, torch.compile(loss, backend="aot_eager")):

@@ -17,14 +17,20 @@ def random_case(rows, vocabulary, seed=0, spread=3.0):
 
 
 def random_head(rows, width, vocabulary, seed=0):
-    """Hidden states, head, the reference's hidden states and head, sampled tokens."""
+    """Hidden states, head, sampled tokens; and `ref_hidden` and `ref_weight` by name."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(rows, width, generator=generator)
     weight = torch.randn(vocabulary, width, generator=generator) * 3 / width**0.5
     ref_hidden = hidden + torch.randn(rows, width, generator=generator) * 0.3
     ref_weight = weight + torch.randn(vocabulary, width, generator=generator) * 0.3 / width**0.5
     ids = torch.randint(0, vocabulary, (rows,), generator=generator)
-    return [tensor.to(DEVICE) for tensor in (hidden, weight, ref_hidden, ref_weight, ids)]
+    reference = {"ref_hidden": ref_hidden.to(DEVICE), "ref_weight": ref_weight.to(DEVICE)}
+    return hidden.to(DEVICE), weight.to(DEVICE), ids.to(DEVICE), reference
+
+
+def reference_logits(reference):
+    """In fp64, of what `random_head` gives by name."""
+    return reference["ref_hidden"].double() @ reference["ref_weight"].double().T
 
 
 def oracle(logits, ref_logits, ids, temperature=1.0, kl="exact"):

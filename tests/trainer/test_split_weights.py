@@ -50,7 +50,7 @@ def gradients(model, packs):
     model.zero_grad()
     for pack in packs:
         statistics = fused_linear_logprob_kl(
-            pack.response_hidden(model), model.lm_head, None, None, pack.targets,
+            pack.response_hidden(model), model.lm_head, pack.targets,
             kl=None, token_loss=lambda logp, *_: -logp,
         )  # fmt: skip
         statistics.loss.backward()

@@ -85,7 +85,7 @@ def adapted(model, **settings):
 @torch.no_grad()
 def logp(model, pack):
     hidden = pack.response_hidden(model)
-    return fused_linear_logprob_kl(hidden, model.lm_head, None, None, pack.targets, kl=None).logp
+    return fused_linear_logprob_kl(hidden, model.lm_head, pack.targets, kl=None).logp
 
 
 @pytest.mark.parametrize("targets", ["language", "language+vision"])
@@ -118,7 +118,7 @@ def gradients(model, pack):
     model.zero_grad()
     hidden = pack.response_hidden(model)
     kept = {"kl": None, "token_loss": lambda logp, *_: -logp}
-    loss = fused_linear_logprob_kl(hidden, model.lm_head, None, None, pack.targets, **kept).loss
+    loss = fused_linear_logprob_kl(hidden, model.lm_head, pack.targets, **kept).loss
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

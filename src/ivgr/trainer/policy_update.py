@@ -7,6 +7,7 @@ metrics of getting there.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -123,26 +124,24 @@ class PolicyUpdate:
 
     def _differentiate(self, tokens: float, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
         """Adds the gradients of the pack's share of the mean loss over `tokens`."""
-        reference = self._reference_hidden(pack) if self.config.loss.kl == "exact" else ()
-        statistics, loss = run_pass(self.policy, lambda: self._policy_statistics(pack, *reference))
+        reference = self._reference_hidden(pack) if self.config.loss.kl == "exact" else {}
+        statistics, loss = run_pass(self.policy, lambda: self._policy_statistics(pack, **reference))
         self.stepper.backward(statistics.loss / tokens)
         return statistics._replace(loss=statistics.loss.detach()), loss
 
     @torch.no_grad()
-    def _reference_hidden(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-        """The reference's hidden states (R, H), and its head's weight (V, H), for exact KL."""
+    def _reference_hidden(self, pack: Pack) -> dict[str, torch.Tensor]:
+        """The reference's ref_hidden (R, H), and its head's ref_weight (V, H), for exact KL."""
         with self.reference.inference_model() as reference:
             return run_pass(
                 reference,
-                lambda: (
-                    pack.response_hidden(reference),
-                    clone_if_sharded(reference, reference.lm_head.weight),
-                ),
+                lambda: {
+                    "ref_hidden": pack.response_hidden(reference),
+                    "ref_weight": clone_if_sharded(reference, reference.lm_head.weight),
+                },
             )
 
-    def _policy_statistics(
-        self, pack: Pack, ref_hidden: torch.Tensor | None = None, ref_weight: torch.Tensor | None = None
-    ) -> tuple[TokenStatistics, TokenLoss]:
+    def _policy_statistics(self, pack: Pack, **reference: torch.Tensor) -> tuple[TokenStatistics, TokenLoss]:
         """logp, kl, entropy (R,) and the summed loss, with gradients in the latter alone; and
         each token's loss, for its figures."""
         advantage, rollout_logp = pack.advantage, pack.rollout_logp
@@ -155,29 +154,20 @@ class PolicyUpdate:
             self.policy,
             pack,
             kl=self.config.loss.kl,
-            ref_hidden=ref_hidden,
-            ref_weight=ref_weight,
             entropy=True,
             token_loss=lambda *chunk: token_loss(*chunk).loss,
+            **reference,
         )
         return statistics, token_loss(*statistics[:4])
 
     def _statistics(
-        self,
-        model: PreTrainedModel,
-        pack: Pack,
-        kl: str | None,
-        ref_hidden: torch.Tensor | None = None,
-        ref_weight: torch.Tensor | None = None,
-        **options,
+        self, model: PreTrainedModel, pack: Pack, kl: str | None, **options: Any
     ) -> TokenStatistics:
         """Of each response token; the logits of all three passes are of one dtype, so that
         equal weights give equal bits."""
         return fused_linear_logprob_kl(
             pack.response_hidden(model),
             model.lm_head,
-            ref_hidden,
-            ref_weight,
             pack.targets,
             ref_logp=pack.ref_logp,
             temperature=self.temperature,

@@ -99,8 +99,6 @@ class SFT(PolicyModule):
         return fused_linear_logprob_kl(
             pack.response_hidden(self.policy),
             self.policy.lm_head,
-            None,
-            None,
             pack.targets,
             kl=None,
             token_loss=lambda logp, *_: -logp,

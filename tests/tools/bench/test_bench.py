@@ -169,7 +169,7 @@ def test_the_linear_form_needs_no_more_for_more_tokens(known):
         hidden, weight, ids = torch.ones(tokens, 500), torch.ones(1000, 500), torch.arange(tokens)
         with LiveBytes() as live:
             got = fused_linear_logprob_kl(
-                hidden.requires_grad_(), weight.requires_grad_(), hidden, weight, ids,
+                hidden.requires_grad_(), weight.requires_grad_(), ids, ref_hidden=hidden, ref_weight=weight,
                 token_loss=(lambda logp, ref_logp, kl, entropy, rows: kl - logp) if known else None,
                 chunk_bytes=chunk,
             )  # fmt: skip

@@ -174,14 +174,17 @@ def _ours(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Tensor:
     return _token_loss(*fused_logprob_kl(leaves[0], inputs.ids, ref_logits=inputs.ref_logits[:-1], kl=kl)[:3])
 
 
+def _reference_of(inputs: Inputs) -> dict[str, torch.Tensor]:
+    return {"ref_hidden": inputs.ref_hidden, "ref_weight": inputs.ref_weight}
+
+
 def _ours_linear(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Tensor:
-    operands = (*leaves, inputs.ref_hidden, inputs.ref_weight, inputs.ids)
-    return _token_loss(*fused_linear_logprob_kl(*operands, kl=kl)[:3])
+    return _token_loss(*fused_linear_logprob_kl(*leaves, inputs.ids, **_reference_of(inputs), kl=kl)[:3])
 
 
 def _ours_known(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Tensor:
-    operands = (*leaves, inputs.ref_hidden, inputs.ref_weight, inputs.ids)
-    return fused_linear_logprob_kl(*operands, kl=kl, token_loss=_token_loss).loss
+    options = {"kl": kl, "token_loss": _token_loss}
+    return fused_linear_logprob_kl(*leaves, inputs.ids, **_reference_of(inputs), **options).loss
 
 
 LOGITS = {
