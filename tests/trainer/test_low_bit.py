@@ -14,7 +14,7 @@ from ivgr.trainer.optimizer import OptimizerConfig, ScheduleConfig
 def test_a_missing_torchao_is_one_clear_line(monkeypatch):
     monkeypatch.delitem(sys.modules, "torchao.optim", raising=False)
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(UserError, match=r"pip install 'ivgr\[lowbit\]'"):
+    with pytest.raises(UserError, match=r'pip install "ivgr\[lowbit\]"'):
         OptimizerConfig(name="torchao.AdamW8bit")
 
 

@@ -187,7 +187,7 @@ def test_contradictions_are_one_clear_line(model, monkeypatch):
     with pytest.raises(UserError, match="model.trainable.adapter.rank is 0"):
         AdapterConfig(rank=0)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match=r"pip install 'ivgr\[lora\]'"):
+    with pytest.raises(UserError, match=r'pip install "ivgr\[lora\]"'):
         AdapterConfig().inject(model)
 
 

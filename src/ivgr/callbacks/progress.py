@@ -5,13 +5,13 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from ivgr.callbacks.protocol import RLModule
+from ivgr.core.printable import progress_bar
 
 SHOWN = {
     "grounded/reward/accuracy/mean": "acc b",
@@ -34,7 +34,8 @@ class IterationBar(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: RLModule) -> None:
         if not trainer.is_global_zero:
             return
-        self.bar = Progress(
+        self.bar = progress_bar(
+            self.console,
             TextColumn("iteration"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -42,8 +43,6 @@ class IterationBar(L.Callback):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task("", total=module.iterations, completed=module.iteration, figures="")
         self.bar.start()

@@ -3,10 +3,27 @@ what a library refuses becomes the first."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class UserError(Exception):
     """Bad input: the message names the file or key, what is wrong, and the mend."""
+
+
+def install_hint(extra: str) -> str:
+    """The command that brings the optional packages of `extra`."""
+    return f'pip install "ivgr[{extra}]"'
+
+
+def missing_package(what: str, package: str, extra: str) -> UserError:
+    """What to raise where `what` the user asked for takes an optional package that is not installed."""
+    return UserError(f"{what} needs {package}: {install_hint(extra)}")
+
+
+def require_package(what: str, package: str, extra: str) -> None:
+    """UserError unless `package` is installed."""
+    if find_spec(package) is None:
+        raise missing_package(what, package, extra)
 
 
 class Preempted(Exception):

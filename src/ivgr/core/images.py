@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ivgr.core.rejection import RejectedSample
 
@@ -19,7 +19,6 @@ MAX_PIXELS = 2**27
 STRIP = 2**22  # pixels
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 THIRTY_TWO_BITS = ("I", "F")
-ORIENTATION = 0x0112
 
 
 class _TooLarge(Exception):
@@ -87,7 +86,7 @@ def _read_header(data: bytes) -> Image.Image:
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

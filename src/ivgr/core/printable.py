@@ -12,6 +12,7 @@ import reprlib
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -63,6 +64,12 @@ def as_markdown(text: object) -> str:
     return entities.replace("\n", "<br>")
 
 
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """The lines, the first as header; cells are Markdown already."""
+    header, *rest = lines
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *rest))
+
+
 def as_json(value: object) -> str:
     """One line of JSON; what cannot be printed is escaped, all else is written as it is."""
     text = json.dumps(value, ensure_ascii=False)
@@ -78,6 +85,11 @@ def as_sheet(text: object) -> str:
 def as_label(text: object) -> str:
     """For matplotlib, which would read mathematics between dollar signs."""
     return printable(text).replace("$", r"\$")
+
+
+def progress_bar(console: Console, *columns: ProgressColumn) -> Progress:
+    """Of rich; shown in a terminal only."""
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

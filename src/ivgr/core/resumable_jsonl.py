@@ -25,17 +25,10 @@ class ResumableJsonl:
         mend = "remove it to begin anew, or choose another folder"
         self.rows = read_json_lines(self.path, mend, whole=True) if self.path.exists() else []
         if self.rows:
-            self._check(read_json(marker, mend, dict), json.loads(json.dumps(settings)), marker)
+            saved = read_json(marker, mend, dict)
+            refuse_other_settings(marker, saved, json.loads(json.dumps(settings)), "another folder")
         write_json(marker, settings)
         self.keep(len(self.rows))
-
-    def _check(self, saved: dict, settings: dict, marker: Path) -> None:
-        for name, value in settings.items():
-            if saved.get(name) != value:
-                raise UserError(
-                    f"{marker}: begun with {name} {saved.get(name)!r}, now it is {value!r}; "
-                    "give the same settings or choose another folder"
-                )
 
     def keep(self, count: int) -> None:
         """Forgets all but the first `count` rows."""
@@ -46,6 +39,16 @@ class ResumableJsonl:
         self.rows += rows
         with self.path.open("ab") as file:
             file.write(_lines(rows))
+
+
+def refuse_other_settings(path: Path, saved: dict, settings: dict, instead: str) -> None:
+    """UserError if work that `path` has `saved` the settings of was begun with others than `settings`."""
+    for name, value in settings.items():
+        if saved.get(name) != value:
+            raise UserError(
+                f"{path}: begun with {name} {saved.get(name)!r}, now it is {value!r}; "
+                f"give the same settings or choose {instead}"
+            )
 
 
 def _lines(rows: list[dict]) -> bytes:

@@ -12,14 +12,23 @@ from math import isfinite
 from numbers import Integral, Real
 from re import fullmatch
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from jsonargparse.typing import register_type
 
 from ivgr.core.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T", bound=Callable)
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def dtype_of(name: Dtype) -> "torch.dtype":
+    import torch  # here, since `ivgr --help` needs no torch
+
+    return getattr(torch, name)
 
 
 class Refused(ValueError):

@@ -22,6 +22,7 @@ from ivgr.core.settings import PositiveInt, checked
 from ivgr.data.answer_options import with_options
 from ivgr.data.load_balancing import RankAssignment
 from ivgr.data.shards import ShardedSample
+from ivgr.models.processor import find_unembedded
 from ivgr.models.registry import find_family
 
 FILLER = Sample("filler", "", "")
@@ -138,9 +139,8 @@ class QueryEncoder:
 
     def check_embedded(self, ids: list[int], id: str) -> None:
         """RejectedSample names a token of `ids` that the tokenizer knows and the model does not."""
-        beyond = next((one for one in ids if one >= self.embedded), None)
-        if beyond is not None:
-            token = self.processor.tokenizer.convert_ids_to_tokens(beyond)
+        token = find_unembedded(ids, self.processor.tokenizer, self.embedded)
+        if token is not None:
             raise RejectedSample(
                 f"sample {id}: it holds {token!r}, a token of the tokenizer that the model has no embedding "
                 "for; remove it, or resize the model's embedding and train it",

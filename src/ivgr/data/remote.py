@@ -15,7 +15,7 @@ from typing import BinaryIO
 import fsspec
 from fsspec.core import split_protocol
 
-from ivgr.core.errors import UserError
+from ivgr.core.errors import UserError, install_hint
 from ivgr.core.regular_files import open_file
 from ivgr.data.shard_index import NAME, ShardSize, read_sizes
 
@@ -64,7 +64,7 @@ def list_urls(url: str) -> list[str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        hint = ': pip install "ivgr[s3]"' if protocol == "s3" else f" ({error})"
+        hint = f": {install_hint('s3')}" if protocol == "s3" else f" ({error})"
         raise UserError(f"{url!r}: a package for {protocol}:// is missing{hint}") from error
     except ValueError as error:
         raise UserError(f"{url!r}: {error}; write a path, http(s):// or s3://") from error

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ivgr.core.background import in_background
-from ivgr.core.errors import UserError
+from ivgr.core.errors import UserError, install_hint
 from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, checked
 from ivgr.judge.bounded_transport import REFUSED, bounded_client
@@ -195,5 +195,5 @@ def _import_openai():
     try:
         import openai
     except ImportError as error:
-        raise UserError('the package openai is not installed; pip install "ivgr[judge]"') from error
+        raise UserError(f"the package openai is not installed; {install_hint('judge')}") from error
     return openai

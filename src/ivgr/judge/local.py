@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ivgr.core.errors import refusals
-from ivgr.core.settings import Device, Dtype, PositiveInt, checked
+from ivgr.core.settings import Device, Dtype, PositiveInt, checked, dtype_of
 from ivgr.judge.protocol import Agreement, Comparison
 from ivgr.judge.rubric import AGREEMENT, CONSISTENCY, Rubric, agreement_data, comparison_data
 
@@ -43,7 +43,7 @@ class LocalJudge:
         with refusals("model.judge.path", f"{path!r} must be a causal language model", SafetensorError):
             self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+                path, dtype=dtype_of(dtype), trust_remote_code=False, use_safetensors=True
             )
         self.model = model.eval().requires_grad_(False).to(self.device)
 

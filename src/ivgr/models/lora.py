@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ivgr.core.errors import UserError
+from ivgr.core.errors import missing_package
 from ivgr.core.seeding import derive_seed, run_seed
 from ivgr.core.settings import PositiveFloat, PositiveInt, checked
 from ivgr.models.registry import find_family
@@ -129,4 +129,4 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "peft":
             raise
-        raise UserError("model.trainable.adapter needs peft: pip install 'ivgr[lora]'") from error
+        raise missing_package("model.trainable.adapter", "peft", "lora") from error

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ivgr.core.errors import UserError
-from ivgr.core.settings import Dtype, PositiveInt, checked
+from ivgr.core.settings import Dtype, PositiveInt, checked, dtype_of
 from ivgr.models.forward import stop_ids
 from ivgr.models.model_directory import read_config, read_model
 from ivgr.models.processor import read_processor
@@ -52,7 +51,7 @@ class Pretrained:
         folder = TINY if self.path == "tiny" else self.path
         config = read_config(folder, SETTING)
         processor = read_processor(folder, config, SETTING)
-        model = read_model(folder, config, getattr(torch, self.dtype), self.attn_implementation, SETTING)
+        model = read_model(folder, config, dtype_of(self.dtype), self.attn_implementation, SETTING)
         stop_ids(model, processor.tokenizer)
         use_tree_attention(model)
         self._limit_pixels(processor)

@@ -77,16 +77,15 @@ def _fault_of_template(processor: ProcessorMixin, config: PreTrainedConfig) -> s
     if text.count(processor.image_token) != 1 or chat[0]["content"][-1]["text"] not in text:
         return "has a chat template that leaves out images or text; take that of the model it was made from"
     ids = [*processor.tokenizer.backend_tokenizer.encode(text).ids, end_of_turn(processor.tokenizer)]
-    if (odd := find_unembedded(ids, processor.tokenizer, config)) is not None:
+    if (odd := find_unembedded(ids, processor.tokenizer, config.get_text_config().vocab_size)) is not None:
         return f"has a chat template that writes {odd!r}, a token without an embedding"
     return None
 
 
 def find_unembedded(
-    ids: Iterable[int | None], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+    ids: Iterable[int | None], tokenizer: PreTrainedTokenizerBase, embedded: int
 ) -> str | None:
-    """The first token of `ids` that the model of `config` has no embedding for: one was added to the
-    tokenizer, and the model was not resized."""
-    rows = config.get_text_config().vocab_size
-    beyond = (one for one in ids if one is not None and one >= rows)
+    """The first token of `ids` that a model with `embedded` embeddings has none for: one was added to
+    the tokenizer, and the model was not resized."""
+    beyond = (one for one in ids if one is not None and one >= embedded)
     return next(map(tokenizer.convert_ids_to_tokens, beyond), None)

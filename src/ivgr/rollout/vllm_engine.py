@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ivgr.core.errors import UserError
+from ivgr.core.errors import UserError, install_hint
 from ivgr.core.query import Query, global_indices
 from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import AtLeastTwo, Dtype, PositiveFloat, PositiveInt, PositiveShare, checked
@@ -185,9 +185,7 @@ def import_vllm() -> ModuleType:
     try:
         import vllm
     except ImportError as error:
-        raise UserError(
-            f'model.engine: vllm cannot be imported ({error}); pip install "ivgr[vllm]"'
-        ) from error
+        raise UserError(f"model.engine: vllm cannot be imported ({error}); {install_hint('vllm')}") from error
     return vllm
 
 

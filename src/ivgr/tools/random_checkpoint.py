@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrain
 from ivgr.core.atomic_files import folder_to_write
 from ivgr.core.errors import UserError
 from ivgr.core.seeding import derive_seed
-from ivgr.core.settings import Dtype, PositiveInt, Seed, checked
+from ivgr.core.settings import Dtype, PositiveInt, Seed, checked, dtype_of
 from ivgr.models.family import Family
 from ivgr.models.registry import find_family
 from ivgr.toy.tokenizer import CHAT_TEMPLATE, PIXELS, build_tokenizer, special_ids
@@ -43,7 +43,7 @@ def scratch(
         raise UserError(f"scratch: {folder} holds something already; name a new folder")
     shape = find_family(family)
     tokenizer = build_tokenizer()
-    model = draw_model(configure(shape, size, layers, tokenizer), getattr(torch, dtype), seed)
+    model = draw_model(configure(shape, size, layers, tokenizer), dtype_of(dtype), seed)
     processor = shape.build_processor(tokenizer, CHAT_TEMPLATE, PIXELS if size == "tiny" else None)
     with folder_to_write(folder) as part:
         model.save_pretrained(part)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ivgr.core.checkpoint_file import find_checkpoint
 from ivgr.core.errors import UserError
 from ivgr.core.lightning_private import spread_data_over_all_ranks
-from ivgr.core.settings import Dtype, checked
+from ivgr.core.settings import Dtype, checked, dtype_of
 from ivgr.core.sharding import is_sharded
 from ivgr.distributed.fsdp import Replica, shard
 from ivgr.trainer.reference import Reference
@@ -41,8 +41,8 @@ class FSDP2(ModelParallelStrategy):
         process_group_backend: Literal["gloo", "nccl"] | None = None,
     ) -> None:
         super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend)
-        self.param_dtype = None if param_dtype is None else getattr(torch, param_dtype)
-        self.reduce_dtype = getattr(torch, reduce_dtype)
+        self.param_dtype = None if param_dtype is None else dtype_of(param_dtype)
+        self.reduce_dtype = dtype_of(reduce_dtype)
 
     def setup_environment(self) -> None:
         spread_data_over_all_ranks(self)

@@ -10,7 +10,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
-from ivgr.core.errors import UserError
+from ivgr.core.errors import UserError, missing_package
 from ivgr.core.seeding import derive_seed, run_seed
 
 PREFIX = "torchao."
@@ -24,9 +24,7 @@ def find_class(name: str) -> type[Optimizer]:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("torchao"):
             raise
-        raise UserError(
-            f"model.update.optimizer.name {name} needs torchao: pip install 'ivgr[lowbit]'"
-        ) from error
+        raise missing_package(f"model.update.optimizer.name {name}", "torchao", "lowbit") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise UserError(f"model.update.optimizer.name is {name!r}, but torchao.optim has no such optimizer")
     return found

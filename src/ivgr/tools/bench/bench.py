@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ivgr.core.atomic_files import write_json
-from ivgr.core.errors import UserError
+from ivgr.core.errors import UserError, install_hint, require_package
 from ivgr.core.settings import PositiveInt, checked
 from ivgr.tools.bench.bench_setting import Setting
 from ivgr.tools.bench.data_speed import data
@@ -66,7 +66,7 @@ def step(
         json: File for the figures.
     """
     if find_spec("trl") is None:
-        raise UserError('bench step compares with TRL, which is not installed: pip install "ivgr[bench]"')
+        raise UserError(f"bench step compares with TRL, which is not installed: {install_hint('bench')}")
     from ivgr.tools.bench.step_speed import step_figures
 
     if long:
@@ -93,8 +93,8 @@ def kernels(
         json: File for the figures.
         plot: File for a roofline plot (pip install "ivgr[bench]").
     """
-    if plot is not None and find_spec("matplotlib") is None:
-        raise UserError('bench kernels --plot needs matplotlib: pip install "ivgr[bench]"')
+    if plot is not None:
+        require_package("bench kernels --plot", "matplotlib", "bench")
     for line in missing_roads(setting):
         print(line)
     ceiling, figures = kernel_figures(setting, repeats)

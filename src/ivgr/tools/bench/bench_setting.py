@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Qwen2VLF
 from ivgr.core.errors import UserError
 from ivgr.core.prompts import GROUNDED, TEXTUAL
 from ivgr.core.query import Group, Query, Rollout
-from ivgr.core.settings import AtLeastTwo, Device, Dtype, NonNegativeInt, PositiveInt, checked
+from ivgr.core.settings import AtLeastTwo, Device, Dtype, NonNegativeInt, PositiveInt, checked, dtype_of
 from ivgr.models.lora import AdapterConfig
 from ivgr.models.pretrained import TINY, Pretrained
 from ivgr.models.qwen2_vl import QWEN2_VL
@@ -85,7 +85,7 @@ def _random_model(setting: Setting) -> PreTrainedModel:
     torch.manual_seed(0)
     with torch.device(setting.device):
         return Qwen2VLForConditionalGeneration._from_config(
-            describe_shape(setting), dtype=getattr(torch, setting.dtype), attn_implementation="sdpa"
+            describe_shape(setting), dtype=dtype_of(setting.dtype), attn_implementation="sdpa"
         )
 
 

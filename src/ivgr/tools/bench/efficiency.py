@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ivgr.core.settings import dtype_of
 from ivgr.tools.bench.bench_setting import Setting, describe_shape
 from ivgr.tools.bench.hardware_limits import gemm_rate
 from ivgr.tools.bench.measure import Measurement
@@ -45,7 +46,7 @@ def efficiency_of(setting: Setting, tree: Measurement, rows: int) -> Efficiency:
     run = plan_setting(setting, tree.tokens, rows)
     # Only the operations are read: they do not depend on the GPU that is supposed.
     work = estimate_work(replace(run, checkpointing=False), tflops=1.0, bandwidth=1.0)
-    side, dtype = GEMM[torch.device(setting.device).type], getattr(torch, setting.dtype)
+    side, dtype = GEMM[torch.device(setting.device).type], dtype_of(setting.dtype)
     square = torch.randn(side, side, device=setting.device, dtype=dtype)
     return Efficiency(
         responses_per_second=2 * setting.group_size * setting.queries / tree.seconds,
@@ -65,7 +66,7 @@ def plan_setting(setting: Setting, tree: int, rows: int) -> RunSpec:
     instruction = tree // setting.queries - responses * setting.response - prompt
     question = prompt - instruction - setting.image_tokens
     typical = AssumedLengths(setting.image_tokens, question, instruction, setting.response)
-    weight = getattr(torch, setting.dtype).itemsize
+    weight = dtype_of(setting.dtype).itemsize
     trees = setting.micro_batch or setting.queries
     return RunSpec(
         shape=read_shape(describe_shape(setting)),

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
+from ivgr.core.settings import Dtype, dtype_of
 from ivgr.kernels import fused_linear_logprob_kl, fused_logprob_kl, kl_estimate
 
 KL_WEIGHT = 0.01
@@ -30,7 +31,7 @@ class Inputs:
     ref_logits: torch.Tensor | None = None
 
     @staticmethod
-    def draw(tokens: int, vocabulary: int, width: int, device: torch.device, dtype: str) -> "Inputs":
+    def draw(tokens: int, vocabulary: int, width: int, device: torch.device, dtype: Dtype) -> "Inputs":
         """Random states and heads; the reference is close to the policy."""
         generator = torch.Generator(device).manual_seed(0)
 
@@ -39,7 +40,7 @@ class Inputs:
 
         hidden, weight = random(tokens, width), random(vocabulary, width) * 3 * width**-0.5
         near = hidden + 0.1 * random(tokens, width), weight + 0.1 * width**-0.5 * random(vocabulary, width)
-        states = (tensor.to(getattr(torch, dtype)) for tensor in (hidden, weight, *near))
+        states = (tensor.to(dtype_of(dtype)) for tensor in (hidden, weight, *near))
         ids = torch.randint(vocabulary, (tokens,), generator=generator, device=device)
         return Inputs(*states, ids)
 

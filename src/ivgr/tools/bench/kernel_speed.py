@@ -13,8 +13,8 @@ from typing import Literal
 
 import torch
 
-from ivgr.core.errors import UserError
-from ivgr.core.settings import Device, Dtype, PositiveInt, checked
+from ivgr.core.errors import UserError, install_hint
+from ivgr.core.settings import Device, Dtype, PositiveInt, checked, dtype_of
 from ivgr.tools.bench.hardware_limits import copy_bandwidth, gemm_rate, run_seconds
 from ivgr.tools.bench.implementations import LINEAR, LOGITS, Implementation, Inputs, available
 from ivgr.tools.bench.measure import live_bytes
@@ -93,7 +93,7 @@ def missing_roads(setting: KernelSetting) -> Iterator[str]:
         if name in gpu_only:
             continue
         if road.needs is not None and find_spec(road.needs) is None:
-            yield f'not measured, since not installed: {name} (pip install "ivgr[bench]")'
+            yield f"not measured, since not installed: {name} ({install_hint('bench')})"
         elif setting.kl == "exact" and not road.exact:
             yield f"not measured, since it has no exact KL: {name}"
 
@@ -139,7 +139,7 @@ def _extra_bytes(run: Callable[[], int], device: torch.device) -> int:
 
 def _ceiling(setting: KernelSetting, repeats: int) -> Ceiling:
     """Copies and GEMMs of the setting's own tensors' size."""
-    device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
+    device, dtype = torch.device(setting.device), dtype_of(setting.dtype)
     rows = min(setting.tokens, 2**30 // (setting.vocabulary * dtype.itemsize) + 1)
     hidden = torch.randn(rows, setting.hidden, device=device, dtype=dtype)
     weight = torch.randn(setting.vocabulary, setting.hidden, device=device, dtype=dtype)
@@ -149,7 +149,7 @@ def _ceiling(setting: KernelSetting, repeats: int) -> Ceiling:
 
 def _work(setting: KernelSetting, form: str, road: Implementation, backward: bool) -> tuple[int, int]:
     """The least bytes through memory and FLOP that a road can do with."""
-    itemsize = getattr(torch, setting.dtype).itemsize
+    itemsize = dtype_of(setting.dtype).itemsize
     count = setting.tokens * setting.vocabulary
     if form == "logits":
         passes = 2 + backward * (2 if setting.kl == "k3" else 3)

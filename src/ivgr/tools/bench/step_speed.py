@@ -4,7 +4,6 @@ prompts, group sizes and response length, turn about in one process."""
 from dataclasses import replace
 from tempfile import TemporaryDirectory
 
-import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
@@ -12,6 +11,7 @@ from ivgr.core.errors import UserError
 from ivgr.core.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.core.query import Query
 from ivgr.core.sample import Sample
+from ivgr.core.settings import dtype_of
 from ivgr.data.encode import QueryEncoder
 from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import tree_length
@@ -60,7 +60,7 @@ def step_figures(setting: Setting, repeats: int) -> dict[str, Measurement]:
 def _stock(setting: Setting, folder: str) -> PreTrainedModel:
     """The same weights as any user of transformers has them, from `folder`."""
     build_model(replace(setting, adapter=0, checkpointing=False)).save_pretrained(folder)
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, setting.dtype))
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype_of(setting.dtype))
 
 
 def _processor(setting: Setting) -> ProcessorMixin:

@@ -5,10 +5,9 @@ In: the runs of one model by mode, each its journal lines by benchmark. Out: lin
 """
 
 import statistics
-from importlib.util import find_spec
 from pathlib import Path
 
-from ivgr.core.errors import UserError
+from ivgr.core.errors import UserError, require_package
 from ivgr.core.resampling import interval, mean_of_groups, resample
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS
 from ivgr.tools.benchmarks.compare import compare_rows, tabulate
@@ -103,8 +102,7 @@ def cost_lines(runs: Runs) -> list[list[str]]:
 
 def plot_analyses(runs: Runs, path: Path) -> None:
     """Accuracy by IoU bucket, and accuracy over tokens, a line or point a mode."""
-    if find_spec("matplotlib") is None:
-        raise UserError('analyse --plot needs matplotlib: pip install "ivgr[evaluate]"')
+    require_package("analyse --plot", "matplotlib", "evaluate")
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(10, 4), layout="constrained")

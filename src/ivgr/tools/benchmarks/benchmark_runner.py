@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ivgr.core.printable import printable
+from ivgr.core.printable import printable, progress_bar
 from ivgr.core.rejection import RejectedSample
 from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.core.sample import Sample
@@ -45,10 +45,9 @@ class BenchmarkRunner:
         start = time.perf_counter()
         if len(journal.rows) < rows.total:
             journal.keep(len(journal.rows) // self.batch * self.batch)
-        console = Console()
         named = TextColumn("{task.description}", markup=False)
         columns = (named, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        with progress_bar(Console(), *columns) as bar:
             task = bar.add_task(printable(label), total=rows.total, completed=len(journal.rows))
             left = rows.read(range(len(journal.rows), rows.total))
             while batch := list(islice(left, self.batch)):

@@ -7,11 +7,10 @@ In: journal lines and columns. Out: MODEL_DATASET.tsv or .xlsx.
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from ivgr.core.atomic_files import write_atomically
-from ivgr.core.errors import UserError
+from ivgr.core.errors import UserError, require_package
 from ivgr.core.printable import FORMULA
 from ivgr.tools.benchmarks.benchmarks import Benchmark
 
@@ -82,5 +81,5 @@ def check_form(form: str) -> None:
     """UserError if `form` cannot be written."""
     if form not in FORMS:
         raise UserError(f"evaluate --export is {form!r}, must be {' or '.join(FORMS)}")
-    if form == "xlsx" and find_spec("openpyxl") is None:
-        raise UserError('evaluate --export xlsx needs openpyxl: pip install "ivgr[evaluate]"')
+    if form == "xlsx":
+        require_package("evaluate --export xlsx", "openpyxl", "evaluate")

@@ -5,11 +5,11 @@ that cannot be asked says why.
 """
 
 import re
-import string
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ivgr.core.sample import Sample
+from ivgr.data.answer_options import LETTERS, letter_options
 from ivgr.tools.benchmarks.benchmarks import Benchmark
 from ivgr.tools.benchmarks.grounding import name_split, write_gold
 from ivgr.tools.benchmarks.lists import read_list
@@ -118,7 +118,7 @@ def read_groups(fields: dict, benchmark: Benchmark) -> dict[str, str]:
 
 def _read_options(fields: dict) -> dict[str, str]:
     """Columns A, B, …; else a list, or its text, or lines that begin with letters."""
-    lettered = {letter: str(fields[letter]) for letter in string.ascii_uppercase if letter in fields}
+    lettered = {letter: str(fields[letter]) for letter in LETTERS if letter in fields}
     given = next((fields[name] for name in OPTIONS if fields.get(name)), None)
     if lettered or given is None:
         return lettered
@@ -128,12 +128,7 @@ def _read_options(fields: dict) -> dict[str, str]:
         items = [str(item) for item in (read_list(given) if isinstance(given, str) else list(given))]
     except (TypeError, ValueError) as error:
         raise Fault(f"its options {str(given)[:60]!r} are no list") from error
-    named = [_LETTERED.fullmatch(item.strip()) for item in items]
-    if all(found and found.group(2).strip() for found in named) and [
-        found.group(1) for found in named
-    ] == list(string.ascii_uppercase[: len(items)]):
-        items = [found.group(2).strip() for found in named]
-    return dict(zip(string.ascii_uppercase, items, strict=False))
+    return letter_options(items[: len(LETTERS)])
 
 
 def _lettered_lines(text: str) -> dict[str, str]:

@@ -7,11 +7,10 @@ import csv
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
-from ivgr.core.errors import UserError
+from ivgr.core.errors import UserError, require_package
 from ivgr.core.printable import brief, in_line
 
 INDEX, REPLIES = "index", ("prediction", "reply")  # the second is that of a journal of `ivgr evaluate`
@@ -93,8 +92,7 @@ def _read_tsv(path: Path) -> Iterator[Line]:
 
 
 def _read_xlsx(path: Path) -> Iterator[Line]:
-    if find_spec("openpyxl") is None:
-        raise UserError('score: an .xlsx needs openpyxl: pip install "ivgr[evaluate]"')
+    require_package("score: an .xlsx", "openpyxl", "evaluate")
     from openpyxl import load_workbook
 
     try:

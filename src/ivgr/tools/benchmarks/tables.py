@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ivgr.core.atomic_files import write_atomically
-from ivgr.core.printable import as_markdown, as_sheet, print_table
+from ivgr.core.printable import as_markdown, as_sheet, markdown_table, print_table
 from ivgr.core.readers import read_json_lines
 from ivgr.core.resampling import Statistic, interval, mean_of_groups, resample
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS, Benchmark
@@ -189,9 +189,8 @@ def _as_csv(columns: Iterable[Column]) -> str:
 
 def _as_markdown(lines: list[list[str]]) -> str:
     names, *rest = lines
-    table = [list(map(as_markdown, names)), ["---"] * len(names)]
-    table += [[as_markdown(name), *figures] for name, *figures in rest]
-    return "".join(f"| {' | '.join(line)} |\n" for line in table)
+    escaped = [[as_markdown(name), *figures] for name, *figures in rest]
+    return markdown_table([list(map(as_markdown, names)), *escaped])
 
 
 def print_lines(lines: list[list[str]], title: str) -> None:

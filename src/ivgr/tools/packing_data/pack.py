@@ -12,14 +12,13 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from ivgr.core.errors import UserError
-from ivgr.core.printable import in_line
+from ivgr.core.printable import in_line, progress_bar
 from ivgr.core.settings import NonNegativeInt, PositiveInt, checked
 from ivgr.data.shard_index import NAME as SIZES
 from ivgr.tools.packing_data.admit import admit_row
@@ -119,15 +118,15 @@ def _prepare(target: Target, overwrite: bool) -> None:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar over the source's rows, in a terminal only; yields what moves it."""
-    console = Console(stderr=True)
     columns = (
         TextColumn("packing"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
+        TimeRemainingColumn(),
     )
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with progress_bar(Console(stderr=True), *columns) as bar:
         task = bar.add_task("", total=total)
         yield lambda rows: bar.update(task, completed=rows)
 

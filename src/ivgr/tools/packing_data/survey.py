@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.console import Group
 from rich.table import Table
 
@@ -21,7 +21,7 @@ from ivgr.data.shards import read_shards
 SIDES = (64, 128, 256, 512, 1024, 2048, 4096)
 SHARES = (0.1, 1, 3, 10, 30, 100)
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation
 BAR = 32
 MOST_VALUES = 20
 
@@ -115,7 +115,7 @@ def upright_size(data: bytes, id: str) -> tuple[int, int]:
     """Width and height as seen, from the header alone; UserError names sample `id`."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            turned = image.getexif().get(ORIENTATION) in SIDEWAYS
+            turned = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
             return image.size[::-1] if turned else image.size
     except Exception as error:
         # Decoders of broken files raise whatever they like.

@@ -12,6 +12,7 @@ from jsonargparse._util import import_object
 from torch import nn
 
 from ivgr.core.errors import UserError
+from ivgr.core.settings import dtype_of
 from ivgr.data.stream import BatchComposition
 from ivgr.launch.lightning_cli import parse_fit
 from ivgr.tools.plan.model_shape import Shape, find_config, read_shape
@@ -99,7 +100,7 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
     engine, update = model["engine"]["init_args"], model["update"]
     longest = engine["max_new_tokens"]
     described, dtype = _policy(model["policy"])
-    weight = getattr(torch, dtype).itemsize
+    weight = dtype_of(dtype).itemsize
     mix = BatchComposition(0, data["batch"] // gpus) if cold_start else _mix(data, gpus)
     return RunSpec(
         shape=read_shape(described),
@@ -147,7 +148,7 @@ def _thrift(trainer: dict, trainable: dict) -> dict[str, Any]:
 def _compute(strategy: Any, weight: int) -> int:
     """Bytes of what a pass computes in."""
     dtype = None if isinstance(strategy, str) else (strategy.get("init_args") or {}).get("param_dtype")
-    return getattr(torch, dtype).itemsize if dtype else weight
+    return dtype_of(dtype).itemsize if dtype else weight
 
 
 def _policy(policy: Any) -> tuple[Any, str]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ivgr.core.errors import UserError
+from ivgr.core.resampling import LEVEL
 
-LEVEL = 0.95
 MOST = 20  # differences that are enumerated: a million sign vectors
 
 

@@ -6,10 +6,9 @@ results.json, results.md, results.png and results.pdf.
 
 import time
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from ivgr.core.errors import UserError
+from ivgr.core.errors import UserError, require_package
 from ivgr.core.readers import read_json
 from ivgr.core.settings import PositiveInt, checked
 from ivgr.launch.config import read_config
@@ -95,8 +94,7 @@ def check(arms: list[str], seeds: int, others: int) -> None:
         raise UserError(f"study --arms: {' '.join(arms)}; they must be among {', '.join(ARMS)}")
     if not 1 <= others <= seeds <= MOST:
         raise UserError(f"study: 1 ≤ --others ≤ --seeds ≤ {MOST}, they are {others} and {seeds}")
-    if find_spec("matplotlib") is None:
-        raise UserError('study needs matplotlib: pip install "ivgr[evaluate]"')
+    require_package("study", "matplotlib", "evaluate")
 
 
 def train_all(runs: list[Run], training: Training, world: Path, pool: Pool) -> None:

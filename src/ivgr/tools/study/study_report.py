@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ivgr.callbacks.run_metadata import environment
 from ivgr.core.atomic_files import write_atomically, write_json
+from ivgr.core.printable import markdown_table
 from ivgr.tools.study.significance import Estimate, estimate, holm, sign_flip_p
 from ivgr.tools.study.variants import ARMS, LOCALIZATION, MEASURES, PAIRS
 
@@ -99,7 +100,7 @@ def write_results(
         "differences": [asdict(difference) for difference in differences],
     }
     write_json(folder / "results.json", _without_nan(results))
-    text = f"{_markdown(arm_lines(arms))}\n{_markdown(difference_lines(differences))}"
+    text = f"{markdown_table(arm_lines(arms))}\n{markdown_table(difference_lines(differences))}"
     write_atomically(folder / "results.md", text.encode())
     return text
 
@@ -139,11 +140,6 @@ def _say(found: Estimate, sign: str = "") -> str:
         return "–"
     text = f"{found.mean:{sign}.3f}"
     return text if math.isnan(found.low) else f"{text} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    header, *rest = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([header, "| --- " * len(lines[0]) + "|", *rest]) + "\n"
 
 
 def _without_nan(value):

@@ -12,6 +12,7 @@ from typing import Any
 from ivgr.core.atomic_files import write_json
 from ivgr.core.errors import UserError
 from ivgr.core.readers import read_json
+from ivgr.core.resumable_jsonl import refuse_other_settings
 from ivgr.launch.config import read_config
 from ivgr.tools.study.variants import ARMS
 from ivgr.toy.world import World, write_world
@@ -99,12 +100,7 @@ def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Writes FOLDER/study.json; UserError if a study with other settings was begun there."""
     path, settings = folder / "study.json", json.loads(json.dumps(settings))
     saved = read_json(path, AGAIN, dict) if path.exists() else settings
-    for name in saved | settings:
-        if saved.get(name) != settings.get(name):
-            raise UserError(
-                f"{path}: begun with {name} {saved.get(name)!r}, now it is {settings.get(name)!r}; "
-                "give the same settings or choose another --folder"
-            )
+    refuse_other_settings(path, saved, dict.fromkeys(saved) | settings, "another --folder")
     write_json(path, settings)
 
 
