@@ -9,13 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ivgr.core.errors import UserError
-from ivgr.core.printable import in_line
+from ivgr.core.printable import in_line, progress_bar
 from ivgr.core.prompts import SINGLE, Prompts
 from ivgr.core.query import Query, rollouts_of
 from ivgr.core.resumable_jsonl import ResumableJsonl
@@ -31,7 +29,6 @@ from ivgr.core.settings import (
     Share,
     checked,
 )
-from ivgr.data.encode import QueryEncoder
 from ivgr.data.shards import find_shards, read_shards, refuse_overlap, replace_shards, validate_shards
 from ivgr.judge import Judge, RulesAlone
 from ivgr.models.pretrained import Pretrained
@@ -39,6 +36,7 @@ from ivgr.rewards.accuracy import prepare
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
 from ivgr.rollout.transformers_engine import TransformersEngine
+from ivgr.tools.inference.load_policy import gpu_or_cpu, policy_and_encoder
 
 Respond = Callable[[list[Sample], int], list[Query]]
 
@@ -115,13 +113,12 @@ def filter_shards(
 def make_respond(source: Pretrained, engine: TransformersEngine, prompts: Prompts, stream: str) -> Respond:
     """Asks the policy of `source`, on a GPU if there is one: samples and a seed → queries with
     their rollouts, paired ones in `stream`."""
-    model, processor = source.load()
-    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = QueryEncoder.of(model.config, processor, prompts)
+    policy, encoder = policy_and_encoder(source, prompts)
+    policy.to(gpu_or_cpu())
 
     def respond(samples: list[Sample], seed: int) -> list[Query]:
         queries = [encoder(sample, (stream if sample.kind == "paired" else SINGLE,)) for sample in samples]
-        engine.roll_out(model, processor.tokenizer, queries, seed)
+        engine.roll_out(policy, encoder.processor.tokenizer, queries, seed)
         return queries
 
     return respond
@@ -141,8 +138,7 @@ def measure_rates(
     journal.keep(len(journal.rows) // batch * batch)
     done = len(journal.rows)
     samples = islice(map(read_sample, read_shards(shards)), done, None)
-    console = Console()
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    with progress_bar(Console()) as bar:
         task = bar.add_task("pass rates", total=total, completed=done)
         for index in range(done // batch, -(-total // batch)):
             asked = list(islice(samples, batch))

@@ -21,11 +21,11 @@ from ivgr.core.atomic_files import write_json
 from ivgr.core.prompts import TEXTUAL, Prompts
 from ivgr.core.sample import Sample
 from ivgr.core.settings import PositiveInt, checked
-from ivgr.data.encode import QueryEncoder
 from ivgr.models.forward import banned_ids
 from ivgr.models.patch_embed import use_linear_patches
 from ivgr.models.pretrained import Pretrained
 from ivgr.rollout.transformers_engine import TransformersEngine
+from ivgr.tools.inference.load_policy import gpu_or_cpu, policy_and_encoder
 from ivgr.tools.inference.modes import respond
 from ivgr.toy.world import World, draw_samples
 
@@ -100,12 +100,11 @@ def time_evaluate(rows: int, batch: int, limit: int, repeats: int) -> EvaluateFi
 
 def evaluate_contenders(batch: int, limit: int) -> dict[str, Contender]:
     """Samples in, replies out, all of one checkpoint."""
-    model, processor = Pretrained("tiny").load()
-    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model, encoder = policy_and_encoder(Pretrained("tiny"), Prompts())
+    model.to(gpu_or_cpu())
     use_linear_patches(model)
-    encoder = QueryEncoder.of(model.config, processor, Prompts())
     engine = TransformersEngine(max_new_tokens=limit, batch_queries=batch)
-    stock = partial(generate, stock_like(model), processor, limit)
+    stock = partial(generate, stock_like(model), encoder.processor, limit)
     return {
         LOOP: lambda samples: in_batches(stock, samples, 1),
         BATCHED: lambda samples: in_batches(stock, samples, batch),

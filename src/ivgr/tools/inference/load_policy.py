@@ -27,9 +27,22 @@ def load_policy(
     UserError, naming the option of `tool`, if either cannot be had."""
     dtype = dtype or saved_dtype(tool, model)
     with _naming_the_option(tool):
-        policy, processor = Pretrained(model, dtype, max_pixels=max_pixels).load()
-    policy = policy.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return policy, QueryEncoder.of(policy.config, processor, prompts, max_prompt_tokens)
+        source = Pretrained(model, dtype, max_pixels=max_pixels)
+        policy, encoder = policy_and_encoder(source, prompts, max_prompt_tokens)
+    return policy.to(gpu_or_cpu()), encoder
+
+
+def policy_and_encoder(
+    source: Pretrained, prompts: Prompts, max_prompt_tokens: int = 8192
+) -> tuple[PreTrainedModel, QueryEncoder]:
+    """The policy of `source`, ready to answer on the CPU, and what encodes questions for it."""
+    policy, processor = source.load()
+    return policy.eval(), QueryEncoder.of(policy.config, processor, prompts, max_prompt_tokens)
+
+
+def gpu_or_cpu() -> str:
+    """The device of a tool that is told none."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def saved_dtype(tool: str, model: str) -> Dtype:

@@ -11,6 +11,7 @@ from ivgr.core.sample import Sample
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.shards import ShardedSample, find_shards, read_samples
 from ivgr.models.pretrained import Pretrained
+from ivgr.tools.inference.load_policy import policy_and_encoder
 from ivgr.toy.world import World, draw_samples
 
 
@@ -18,8 +19,7 @@ def open_policy(path: str = "tiny", **settings) -> tuple[PreTrainedModel, QueryE
     """A policy, ready to answer, and what encodes questions for it. path and settings: those of
     `ivgr.Pretrained`. No progress bars. UserError if there is no such model."""
     disable_progress_bar()
-    policy, processor = Pretrained(path, **settings).load()
-    return policy.eval(), QueryEncoder.of(policy.config, processor, Prompts())
+    return policy_and_encoder(Pretrained(path, **settings), Prompts())
 
 
 def draw_questions(count: int, seed: int = 0) -> list[Sample]:

@@ -22,6 +22,7 @@ from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.box_terms import box_reward
 from ivgr.rollout.transformers_engine import TransformersEngine
+from ivgr.tools.inference.load_policy import policy_and_encoder
 from ivgr.tools.inference.mode_names import MODES, Mode
 from ivgr.tools.inference.modes import Reply, respond
 from ivgr.tools.probes import measure
@@ -50,11 +51,11 @@ class ReportSettings:
 def report_on(examination: ReportSettings) -> dict:
     """{"examination": its settings, "figures": by name, "seconds": it took}; greedy."""
     since = time.perf_counter()
-    policy, processor = Pretrained(examination.policy, "float32").load()
-    encoder = QueryEncoder.of(policy.config, processor, Prompts(**examination.prompts))
+    source = Pretrained(examination.policy, "float32")
+    policy, encoder = policy_and_encoder(source, Prompts(**examination.prompts))
     engine = TransformersEngine(max_new_tokens=examination.max_new_tokens)
     samples = read_enough(examination.shards, examination.questions)
-    figures = answer_figures(partial(respond, policy.eval(), encoder, engine), encoder, samples)
+    figures = answer_figures(partial(respond, policy, encoder, engine), encoder, samples)
     figures = probe(policy, encoder, engine, samples[: examination.probed]) | figures
     seconds = time.perf_counter() - since
     return {"examination": asdict(examination), "figures": figures, "seconds": seconds}
