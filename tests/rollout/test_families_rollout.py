@@ -1,4 +1,4 @@
-"""Rollouts with shared stems, for every model family: against stock `generate`, against the
+"""Rollouts with shared prefixes, for every model family: against stock `generate`, against the
 scoring forward, and what a CUDA graph needs of a step."""
 
 import pytest
@@ -68,16 +68,16 @@ def test_sampled_logps_equal_the_scoring_forward(model):
     torch.testing.assert_close(logp, pack.rollout_logp, atol=1e-4, rtol=0)
 
 
-def test_a_stem_is_kept_once_a_query_and_the_tower_runs_once_an_image(model):
+def test_a_prefix_is_kept_once_a_query_and_the_tower_runs_once_an_image(model):
     queries, seen = trees(model), []
     hook = model.model.visual.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     branches = Branches(model, LIMIT, graphs=False)
     with hook, torch.no_grad():
         branches.prefill(queries, [5] * 6)
     assert seen == [sum(len(q.pixel_values) for q in queries if q.pixel_values is not None)]
-    assert all(len(keys) == len(queries) for keys, _ in branches.cache.stems)
+    assert all(len(keys) == len(queries) for keys, _ in branches.cache.prefix_kv)
     branches._select(torch.tensor([0, 1, 7, 29]))  # of the first query and the last
-    assert all(len(keys) == 2 for keys, _ in branches.cache.stems)
+    assert all(len(keys) == 2 for keys, _ in branches.cache.prefix_kv)
 
 
 def test_a_step_can_be_replayed(model):
@@ -93,7 +93,13 @@ def test_a_step_can_be_replayed(model):
             torch.testing.assert_close(branches._logits_after(), branches.logits, atol=0, rtol=0)
             branches.next_position += 1
             cache = branches.cache
-            tensors = [branches.token, branches.next_position, cache.length, cache.written, cache.bias]
-            tensors += [part for pair in cache.suffixes + cache.stems for part in pair]
+            tensors = [
+                branches.token,
+                branches.next_position,
+                cache.position,
+                cache.branch_bias,
+                cache.prefix_bias,
+            ]
+            tensors += [part for pair in cache.branch_kv + cache.prefix_kv for part in pair]
             places.append([tensor.data_ptr() for tensor in tensors])
     assert all(place == places[0] for place in places)

@@ -124,13 +124,13 @@ def refuse(counts, monkeypatch, owner, name, over):
 # Where memory may run out, and how many branches then are at work.
 DEPTHS = {
     "prefill": (Pack, "hidden", lambda self, *_, tree_cache=None, **__: 5 * len(self.queries)),
-    "fork": (TreeCache, "fork", lambda self, owner, *_: len(owner)),
+    "fork": (TreeCache, "fork", lambda self, prefix_of, *_: len(prefix_of)),
     "first token": (Sampling, "choose", lambda self, logits, *_: len(logits)),
-    "first growth": (TreeCache, "begin_step", lambda self, step: len(self.owner) if step == 0 else None),
+    "first growth": (TreeCache, "begin_step", lambda self, step: len(self.prefix_of) if step == 0 else None),
     "second growth": (
         TreeCache,
         "begin_step",
-        lambda self, step: len(self.owner) if step == GROWTH else None,
+        lambda self, step: len(self.prefix_of) if step == GROWTH else None,
     ),
     "middle of a step": (
         TreeCache,
@@ -169,10 +169,10 @@ def test_whole_queries_part_first_and_then_a_querys_branches(model, monkeypatch)
     begun = []
     fork = TreeCache.fork
 
-    def record(self, owner, *arguments):
-        begun.append(torch.bincount(owner).tolist())
-        fork(self, owner, *arguments)
-        if len(owner) > 4:
+    def record(self, prefix_of, *arguments):
+        begun.append(torch.bincount(prefix_of).tolist())
+        fork(self, prefix_of, *arguments)
+        if len(prefix_of) > 4:
             raise no_memory()
 
     monkeypatch.setattr(TreeCache, "fork", record)

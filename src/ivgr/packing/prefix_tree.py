@@ -128,10 +128,10 @@ def _grow(model: PreTrainedModel, query: Query) -> _Tree:
     ids, positions, reach = [query.prefix], [root], [torch.full_like(query.prefix, total)]
     forks, columns, targets, length = [], [none], [none], len(query.prefix)
     for group in query.groups:
-        stem = _continue(root, len(group.instruction))
+        instruction_positions = _continue(root, len(group.instruction))
         subtree = len(group.instruction) + sum(len(rollout.tokens) for rollout in group.rollouts)
         ids.append(group.instruction)
-        positions.append(stem)
+        positions.append(instruction_positions)
         reach.append(torch.full_like(group.instruction, length + subtree))
         length += len(group.instruction)
         fork = length - 1
@@ -139,7 +139,7 @@ def _grow(model: PreTrainedModel, query: Query) -> _Tree:
         for rollout in group.rollouts:
             count = len(rollout.tokens)
             ids.append(rollout.tokens)
-            positions.append(_continue(stem, count))
+            positions.append(_continue(instruction_positions, count))
             reach.append(torch.full_like(rollout.tokens, length + count))
             columns.append(torch.cat([torch.tensor([fork]), torch.arange(length, length + count)])[:count])
             targets.append(rollout.tokens)

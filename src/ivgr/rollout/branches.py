@@ -33,13 +33,13 @@ class Branches:
     def prefill(self, queries: list[Query], copies: list[int]) -> None:
         """Reads every query's prefix and instructions in one pass, vision tower included, and
         starts `copies` branches of each group."""
-        (stems,) = pack_queries(self.model, queries, budget=sys.maxsize, join=False)
-        hidden = stems.hidden(self.model, tree_cache=self.cache)
-        position = stems.positions.amax(0)[stems.fork_row, stems.fork_column] + 1
-        logits = self.model.lm_head(hidden[stems.fork_row, stems.fork_column])
+        (pack,) = pack_queries(self.model, queries, budget=sys.maxsize, join=False)
+        hidden = pack.hidden(self.model, tree_cache=self.cache)
+        position = pack.positions.amax(0)[pack.fork_row, pack.fork_column] + 1
+        logits = self.model.lm_head(hidden[pack.fork_row, pack.fork_column])
         group = torch.arange(len(copies)).repeat_interleave(torch.tensor(copies)).to(logits.device)
         self.next_position, self.logits = position[group], logits[group]
-        self.cache.fork(stems.fork_row[group], stems.fork_sees[group], self.limit)
+        self.cache.fork(pack.fork_row[group], pack.fork_sees[group], self.limit)
 
     def decode(
         self,

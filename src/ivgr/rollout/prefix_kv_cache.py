@@ -1,102 +1,126 @@
-"""Keys and values of a rollout, each stored once: a query's prefix and instructions in its
-stem, shared by all its branches; a branch's own tokens in its suffix.
+"""Keys and values of a rollout, each stored once: a query's prompt, its instructions included, in
+its prefix, shared by all its branches; a branch's own tokens apart.
 
-Attention over the two is computed apart and merged by log-sum-exp, so a stem is read once
+Attention over the two is computed apart and merged by log-sum-exp, so a prefix is read once
 for all branches of its query, and never copied. In: a layer's projections. Out: its
 attention output.
 """
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from ivgr.models.tree_attention import attend_mask
 
 GROWTH = 64
+HIDDEN = torch.finfo(torch.float32).min  # what is added to the score of a token that is not seen
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class TreeCache:
-    """Filled by the prefill of B stems, L tokens wide; after `fork`, R branches decode.
-
-    owner, slot (R,): a branch's stem, and its place among the branches of that stem;
-    table (B, S): the branch in each slot; bias (B, S, L): 0 where the branch sees the
-    stem's token, else -inf-like; written (T,): the same for suffix columns.
-    """
+    """Filled by the prefill of P prefixes, L tokens wide; after `fork`, R branches decode, with room
+    for T tokens each. H is the number of key heads, D their size."""
 
     def __init__(self) -> None:
-        self.stems: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.suffixes: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.visible = self.owner = self.length = self.written = None
+        none = torch.empty(0, dtype=torch.long)
+        self.decoding = False
+        self.prefix_kv: list[KeysValues] = []  # of each layer, (P, H, L, D)
+        self.branch_kv: list[KeysValues] = []  # of each layer, (R, H, T, D)
+        self.prefix_of = none  # (R,): a branch's row in prefix_kv
+        self.slot = none  # (R,): a branch's column in branch_table
+        self.branch_table = none  # (P, S): the branches of each prefix, S being the most that one has
+        self.prefix_visible = none.bool()  # (R, L): the tokens of its prefix that a branch sees
+        self.prefix_bias = none.float()  # (P, S, L): 0 for those, else HIDDEN
+        self.branch_bias = none.float()  # (T,): 0 for positions that are written, else HIDDEN
+        self.position = none  # (): where the next token of every branch is written
+        self.limit = 0  # the most that T may be
 
-    def fork(self, owner: torch.Tensor, visible: torch.Tensor, limit: int) -> None:
-        """Starts R branches: owner (R,) in order, visible (R, L) bool; suffixes hold up to
+    def fork(self, prefix_of: torch.Tensor, prefix_visible: torch.Tensor, limit: int) -> None:
+        """Starts R branches: prefix_of (R,) in order, prefix_visible (R, L) bool; each holds up to
         `limit` tokens."""
-        self.visible, self.owner, self.limit = visible, owner, limit
-        keys = self.stems[0][0]
-        self.length = torch.zeros((), dtype=torch.long, device=keys.device)
-        self.written = keys.new_full((0,), 0.0, dtype=torch.float32)
-        empty = keys.new_empty(len(owner), keys.shape[1], 0, keys.shape[3])
-        self.suffixes = [(empty, empty) for _ in self.stems]
+        self.decoding = True
+        self.prefix_visible, self.prefix_of, self.limit = prefix_visible, prefix_of, limit
+        keys = self.prefix_kv[0][0]
+        self.position = torch.zeros((), dtype=torch.long, device=keys.device)
+        self.branch_bias = keys.new_full((0,), 0.0, dtype=torch.float32)
+        empty = keys.new_empty(len(prefix_of), keys.shape[1], 0, keys.shape[3])
+        self.branch_kv = [(empty, empty) for _ in self.prefix_kv]
         self._assign_slots()
 
     def begin_step(self, step: int) -> bool:
         """Makes room for token `step` of every branch; whether that took new tensors."""
-        full = step == len(self.written)
+        full = step == len(self.branch_bias)
         if full:
             capacity = min(step + GROWTH, self.limit)
-            self.written = _widen(self.written, capacity, torch.finfo(torch.float32).min)
-            self.suffixes = [tuple(_grow(part, capacity) for part in pair) for pair in self.suffixes]
-        self.length.fill_(step)
-        self.written[step] = 0.0
+            self.branch_bias = _widen(self.branch_bias, capacity, HIDDEN)
+            self.branch_kv = [
+                (_grow(keys, capacity), _grow(values, capacity)) for keys, values in self.branch_kv
+            ]
+        self.position.fill_(step)
+        self.branch_bias[step] = 0.0
         return full
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keeps these branches only; stems left without a branch go too."""
-        owner = self.owner[rows]
-        stems, self.owner = owner.unique(return_inverse=True)
-        self.visible = self.visible[rows]
-        if len(stems) < len(self.stems[0][0]):
-            self.stems = [(keys[stems], values[stems]) for keys, values in self.stems]
-        self.suffixes = [(keys[rows], values[rows]) for keys, values in self.suffixes]
+    def select(self, branches: torch.Tensor) -> None:
+        """Keeps these branches only; prefixes left without a branch go too."""
+        prefixes, self.prefix_of = self.prefix_of[branches].unique(return_inverse=True)
+        self.prefix_visible = self.prefix_visible[branches]
+        if len(prefixes) < len(self.prefix_kv[0][0]):
+            self.prefix_kv = [(keys[prefixes], values[prefixes]) for keys, values in self.prefix_kv]
+        self.branch_kv = [(keys[branches], values[branches]) for keys, values in self.branch_kv]
         self._assign_slots()
 
-    def attend(self, module: nn.Module, query, key, value, mask, scaling: float) -> torch.Tensor:
-        """Prefill: keeps the stem and attends under `mask`; decoding: one token a branch."""
-        if self.owner is None:
-            self.stems.append((key.contiguous(), value.contiguous()))
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | BlockMask,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Prefill: keeps the prefixes and attends under `mask`; decoding: one token per branch."""
+        if not self.decoding:
+            self.prefix_kv.append((key.contiguous(), value.contiguous()))
             return attend_mask(module, query, key, value, mask, scaling=scaling)
         branches, heads, _, size = query.shape
         query = query.view(branches, key.shape[1], -1, size)
-        stem, stem_lse = self._attend_stem(query, *self.stems[module.layer_idx], scaling)
-        keys, values = self.suffixes[module.layer_idx]
-        keys.index_copy_(2, self.length[None], key)
-        values.index_copy_(2, self.length[None], value)
-        own, own_lse = _attend(query, keys, values, self.written, scaling)
-        share = torch.sigmoid(stem_lse - own_lse)
-        both = (share * stem + (1 - share) * own).to(value.dtype)
+        prefix, prefix_lse = self._attend_prefix(query, *self.prefix_kv[module.layer_idx], scaling)
+        keys, values = self.branch_kv[module.layer_idx]
+        keys.index_copy_(2, self.position[None], key)
+        values.index_copy_(2, self.position[None], value)
+        own, own_lse = _attend(query, keys, values, self.branch_bias, scaling)
+        share = torch.sigmoid(prefix_lse - own_lse)
+        both = (share * prefix + (1 - share) * own).to(value.dtype)
         return both.reshape(branches, 1, heads, size)
 
-    def _attend_stem(self, query, keys, values, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of queries (R, KV heads, G, D) over their stems: output alike, lse (R, KV, G, 1)."""
-        stems, slots = self.table.shape
+    def _attend_prefix(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of queries (R, H, G, D) over their prefixes: output alike, lse (R, H, G, 1)."""
+        prefixes, slots = self.branch_table.shape
         _, groups, heads, size = query.shape
-        seated = query[self.table].transpose(1, 2).reshape(stems, groups, slots * heads, size)
-        out, lse = _attend(seated, keys, values, self.bias.repeat_interleave(heads, 1)[:, None], scaling)
-        out = out.view(stems, groups, slots, heads, size)[self.owner, :, self.slot]
-        return out, lse.view(stems, groups, slots, heads, 1)[self.owner, :, self.slot]
+        tabled = query[self.branch_table].transpose(1, 2).reshape(prefixes, groups, slots * heads, size)
+        bias = self.prefix_bias.repeat_interleave(heads, 1)[:, None]
+        out, lse = _attend(tabled, keys, values, bias, scaling)
+        out = out.view(prefixes, groups, slots, heads, size)[self.prefix_of, :, self.slot]
+        return out, lse.view(prefixes, groups, slots, heads, 1)[self.prefix_of, :, self.slot]
 
     def _assign_slots(self) -> None:
-        count = torch.bincount(self.owner)
+        """Numbers the branches of each prefix, and what follows from it."""
+        branch = torch.arange(len(self.prefix_of), device=self.prefix_of.device)
+        count = torch.bincount(self.prefix_of)
         first = count.cumsum(0) - count
-        self.slot = torch.arange(len(self.owner), device=self.owner.device) - first[self.owner]
-        self.table = self.owner.new_zeros(len(count), int(count.max()))
-        self.table[self.owner, self.slot] = torch.arange(len(self.owner), device=self.owner.device)
-        hidden = ~self.visible[self.table]
-        self.bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(
-            hidden, torch.finfo(torch.float32).min
-        )
+        self.slot = branch - first[self.prefix_of]
+        self.branch_table = self.prefix_of.new_zeros(len(count), int(count.max()))
+        self.branch_table[self.prefix_of, self.slot] = branch
+        hidden = ~self.prefix_visible[self.branch_table]
+        self.prefix_bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, HIDDEN)
 
 
-def _attend(query, keys, values, bias, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(scaling·query·keysᵀ + bias)·values and the log-sum-exp (…, 1), fp32. Scores of lower
     precision would be off by whole units where keys have a large bias."""
     scores = _product(query, keys.mT, scaling) + bias
@@ -121,5 +145,5 @@ def _grow(part: torch.Tensor, capacity: int) -> torch.Tensor:
     return grown
 
 
-def _widen(written: torch.Tensor, capacity: int, filler: float) -> torch.Tensor:
-    return torch.cat([written, written.new_full((capacity - len(written),), filler)])
+def _widen(bias: torch.Tensor, capacity: int, filler: float) -> torch.Tensor:
+    return torch.cat([bias, bias.new_full((capacity - len(bias),), filler)])

@@ -135,7 +135,7 @@ class TransformersEngine:
     ) -> list[tuple]:
         """The responses of all `branches` together, as of `Branches.decode`."""
         decoding = Branches(model, self.max_new_tokens, self.cuda_graphs)
-        decoding.prefill(*_stems(branches))
+        decoding.prefill(*_prompts_of(branches))
         return decoding.decode(sampling, noise, stops, listener)
 
     def _halve(self, branches: list[Branch]) -> int:
@@ -165,7 +165,7 @@ def _first_queries(branches: list[Branch], most: int) -> list[Branch]:
     return branches[: max(whole, default=most)]
 
 
-def _stems(branches: list[Branch]) -> tuple[list[Query], list[int]]:
+def _prompts_of(branches: list[Branch]) -> tuple[list[Query], list[int]]:
     """The queries of `branches` without rollouts, each with the groups that have branches here; and
     how many each group has."""
     queries, copies = [], []

@@ -82,7 +82,7 @@ def test_bytes_read_by_a_decoding_step():
     (pack,) = pack_queries(policy, queries, budget=sys.maxsize, join=False)
     with torch.no_grad():
         pack.hidden(policy, tree_cache=cache)
-    held = sum(part.nbytes for pair in cache.stems for part in pair)
+    held = sum(part.nbytes for pair in cache.prefix_kv for part in pair)
     assert cache_bytes(setting, policy, branches=0) == held
     half_grown = 8 * setting.response // 2 * held // sum(map(tree_length, queries))
     assert cache_bytes(setting, policy, branches=8) == held + half_grown

@@ -22,10 +22,10 @@ from ivgr.tools.plan.plan_memory import (
     activation_bytes,
     around_bytes,
     block_bytes,
+    branch_kv_bytes,
+    kv_bytes,
     layer_bytes,
     resident,
-    stem_bytes,
-    suffix_bytes,
     tree_tokens,
     update,
 )
@@ -73,15 +73,17 @@ def test_keys_and_values_are_exact():
     with torch.no_grad():
         pack.hidden(policy, tree_cache=cache)
     run = run_of(SETTING)
-    assert stem_bytes(run, sum(map(tree_length, queries))) == sum(p.nbytes for s in cache.stems for p in s)
-    owner, sees = pack.fork_row.repeat_interleave(3), pack.fork_sees.repeat_interleave(3, 0)
+    assert kv_bytes(run, sum(map(tree_length, queries))) == sum(p.nbytes for s in cache.prefix_kv for p in s)
+    prefix_of, sees = pack.fork_row.repeat_interleave(3), pack.fork_sees.repeat_interleave(3, 0)
     for response in (GROWTH - 5, GROWTH + 40):
-        cache.fork(owner, sees, limit := GROWTH + 50)
+        cache.fork(prefix_of, sees, limit := GROWTH + 50)
         with LiveBytes() as live:
             for step in range(response):
                 cache.begin_step(step)
-        held = sum(part.nbytes for pair in cache.suffixes for part in pair)
-        planned = suffix_bytes(run_of(replace(SETTING, response=response), max_new_tokens=limit), len(owner))
+        held = sum(part.nbytes for pair in cache.branch_kv for part in pair)
+        planned = branch_kv_bytes(
+            run_of(replace(SETTING, response=response), max_new_tokens=limit), len(prefix_of)
+        )
         old = held * GROWTH // limit if response > GROWTH else 0
         assert planned == held + old <= live.peak + 1
 

@@ -54,10 +54,10 @@ def weight_bytes(policy: PreTrainedModel) -> int:
 
 
 def cache_bytes(setting: Setting, policy: PreTrainedModel, branches: int) -> int:
-    """Keys and values of all stems, and of responses half grown."""
-    stems = sum(map(tree_length, build_queries(setting, policy, rollouts=False)))
+    """Keys and values of all prompts, and of responses half grown."""
+    prompts = sum(map(tree_length, build_queries(setting, policy, rollouts=False)))
     token = token_bytes(policy.config, policy.dtype)
-    return token * (stems + branches * setting.response // 2)
+    return token * (prompts + branches * setting.response // 2)
 
 
 def token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:

@@ -3,7 +3,7 @@ and a range of seconds on a GPU of a given speed. In: a `RunSpec`. Out: `Work`."
 
 from dataclasses import dataclass
 
-from ivgr.tools.plan.plan_memory import stem_bytes
+from ivgr.tools.plan.plan_memory import kv_bytes
 from ivgr.tools.plan.run_spec import RunSpec
 
 # Shares of a GPU's peak that training and decoding usually reach: at best, at worst.
@@ -74,10 +74,10 @@ def attention_flops(run: RunSpec, tokens: int, queries: int) -> float:
 
 
 def decoding_bytes(run: RunSpec, queries: int) -> float:
-    """Read in decoding: each step of a batch reads the layers and the head once, every stem and
+    """Read in decoding: each step of a batch reads the layers and the head once, every prompt and
     every half-grown response."""
     typical, batches = run.typical, -(-queries // run.batch_queries)
     weights = (run.shape.layers + run.shape.hidden * run.shape.vocabulary) * run.compute
-    stems = queries * (typical.prefix + 2 * typical.instruction)
+    prompts = queries * (typical.prefix + 2 * typical.instruction)
     branches = (2 * run.paired + run.single) * run.group * typical.response // 2
-    return typical.response * (batches * weights + stem_bytes(run, stems + branches))
+    return typical.response * (batches * weights + kv_bytes(run, prompts + branches))

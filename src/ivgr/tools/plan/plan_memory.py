@@ -46,7 +46,7 @@ def rollout(run: RunSpec) -> list[MemoryItem]:
     shape, typical = run.shape, run.typical
     queries = min(run.batch_queries, run.paired + run.single) if not run.cold_start else run.batch_queries
     branches = queries * 2 * run.group
-    stem = typical.prefix + 2 * typical.instruction
+    prompt = typical.prefix + 2 * typical.instruction
     patches = queries * typical.image_tokens * shape.merge
     # Logits, and their log-softmax, masked copy and softmax in fp32.
     sampling = branches * shape.vocabulary * (run.compute + 3 * FP32)
@@ -54,22 +54,22 @@ def rollout(run: RunSpec) -> list[MemoryItem]:
     copy = shape.total * run.compute if run.shards > 1 else 0
     return [
         MemoryItem("copy of the policy", "rollout", copy),
-        MemoryItem("KV cache", "rollout", stem_bytes(run, queries * stem) + suffix_bytes(run, branches)),
-        MemoryItem("prefill", "rollout", _passing(run, queries * stem, patches)),
+        MemoryItem("KV cache", "rollout", kv_bytes(run, queries * prompt) + branch_kv_bytes(run, branches)),
+        MemoryItem("prefill", "rollout", _passing(run, queries * prompt, patches)),
         MemoryItem("sampling", "rollout", sampling),
     ]
 
 
-def stem_bytes(run: RunSpec, tokens: int) -> int:
-    """A key and a value a token and layer."""
+def kv_bytes(run: RunSpec, tokens: int) -> int:
+    """A key and a value per token and layer."""
     return 2 * run.shape.layers_count * run.shape.keys * run.compute * tokens
 
 
-def suffix_bytes(run: RunSpec, branches: int) -> int:
+def branch_kv_bytes(run: RunSpec, branches: int) -> int:
     """Responses grow by GROWTH tokens; while they do, the old tensors stand beside the new."""
     growths = -(-run.typical.response // GROWTH)
     grown = min(growths * GROWTH, run.max_new_tokens)
-    return stem_bytes(run, branches * (grown + (growths - 1) * GROWTH))
+    return kv_bytes(run, branches * (grown + (growths - 1) * GROWTH))
 
 
 def update(run: RunSpec) -> list[MemoryItem]:
