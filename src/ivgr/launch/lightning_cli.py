@@ -34,9 +34,6 @@ from ivgr.launch.parser import OneLine
 from ivgr.launch.trainer_settings import Trainer
 from ivgr.trainer import fsdp_strategy  # noqa: F401  registers the strategy "fsdp2"
 
-# Lightning has jsonargparse read a value that is a URL, such as that of a shard, as a configuration.
-set_parsing_settings(config_read_mode_fsspec_enabled=False)
-
 
 class FitParser(OneLine, LightningArgumentParser):
     """Of `ivgr fit` and `ivgr validate`."""
@@ -206,7 +203,9 @@ def parse_fit(config: Path) -> dict[str, Any]:
 
 
 def run_lightning(args: list[str], cli: type[CLI] = CLI) -> CLI:
-    """Lightning's notices are no news here: the loop steps optimizer and bar itself."""
+    """Lightning's notices are no news here: the loop steps optimizer and bar itself. Nor is a value that
+    is a URL, such as that of a shard, a configuration, as which Lightning has jsonargparse read it."""
+    set_parsing_settings(config_read_mode_fsspec_enabled=False)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return cli(

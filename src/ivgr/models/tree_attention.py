@@ -1,4 +1,4 @@
-"""Attention over prefix trees, registered with transformers as the implementation "tree".
+"""Attention over prefix trees, which transformers knows as the implementation "tree".
 
 In a tree laid out depth first, every node's subtree is one run of tokens. So one number a
 token, `reach`, the column where its node's subtree ends, says who sees it: a later token q
@@ -7,7 +7,7 @@ mask of `tree_mask`. Out: its attention output. Nothing of the model is patched:
 https://huggingface.co/docs/transformers/attention_interface.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -46,6 +46,8 @@ class LayerCache(Protocol):
 
 def use_tree_attention(model: PreTrainedModel) -> None:
     """Lets the language model (not the vision tower) attend by tree."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
     find_family(model.config.model_type).language_model(model).set_attn_implementation(NAME)
 
 
@@ -79,7 +81,13 @@ def block_mask(reach: torch.Tensor) -> BlockMask:
 
 
 def attend(
-    module: nn.Module, query, key, value, attention_mask, tree_cache: LayerCache | None = None, **options
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | BlockMask,
+    tree_cache: LayerCache | None = None,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """The registered function: a rollout's cache answers where there is one."""
     if tree_cache is not None:
@@ -88,13 +96,16 @@ def attend(
     return attend_mask(module, query, key, value, attention_mask, **options), None
 
 
-def attend_mask(module: nn.Module, query, key, value, mask, **options) -> torch.Tensor:
+def attend_mask(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | BlockMask,
+    **options: Any,
+) -> torch.Tensor:
     """Attention under a mask of either kind: (rows, length, heads, size)."""
     if not isinstance(mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
     with dynamo.patch(recompile_limit=MOST_VARIANTS, fail_on_recompile_limit_hit=True):
         return flex_attention_forward(module, query, key, value, mask, kernel_options=KERNEL, **options)[0]
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,5 +1,5 @@
-"""Keys and values of a rollout, each stored once: a query's prompt, its instructions included, in
-its prefix, shared by all its branches; a branch's own tokens apart.
+"""Keys and values of a rollout, each stored once: those of a prefix, which are a query's prompts and
+shared by all its branches, and those of each branch, which are its response.
 
 Attention over the two is computed apart and merged by log-sum-exp, so a prefix is read once
 for all branches of its query, and never copied. In: a layer's projections. Out: its
