@@ -432,20 +432,20 @@ def test_a_stored_value_that_is_no_verdict_is_named(tmp_path):
             judge_at(server, cache=cache).agree(QUESTIONS[:1])
 
 
-def test_past_the_limit_it_says_so_waits_and_goes_on_when_the_judge_is_back(capsys):
+def test_past_the_limit_it_says_so_waits_and_goes_on_when_the_judge_is_back(caplog):
     with JudgeServer(fault=lambda number, data: "500" if number < 100 else None) as server:
         judge = judge_at(server, retries=0, missing_limit=0.1, patience=20.0)
         assert judge.agree(QUESTIONS) == TRUTH
-    printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and "no verdict on 40 of 40" in printed and "status 500" in printed
+    (said,) = caplog.messages
+    assert "\n" not in said and "no verdict on 40 of 40" in said and "status 500" in said
     assert judge.report()["pauses"] == 1
 
 
-def test_up_to_the_limit_it_goes_on_without_the_missing(capsys):
+def test_up_to_the_limit_it_goes_on_without_the_missing(caplog):
     fault = lambda number, data: "500" if data["answer"] in ("answer 1", "answer 2") else None  # noqa: E731
     with JudgeServer(fault=fault) as server:
         verdicts = judge_at(server, retries=0, missing_limit=0.05).agree(QUESTIONS)
-    assert verdicts.count(None) == 2 and capsys.readouterr().out == ""
+    assert verdicts.count(None) == 2 and caplog.messages == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ In: batches of questions. Out: verdicts, from the cache where it has them, None 
 came. When too many are missing the run waits and asks again, and in the end stops.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from ivgr.judge.rubric import (
     comparison_data,
 )
 from ivgr.judge.verdict_cache import VerdictCache, content_key
+
+LOGGER = logging.getLogger("ivgr")
 
 
 @checked("model.judge.")
@@ -146,7 +149,8 @@ class LLMJudge:
             return
         end, pause = time.monotonic() + self.patience, self.client.pause
         self.counts["pauses"] += 1
-        print(f"judge: {in_line(self._complaint(verdicts))}; waiting up to {self.patience:g} s", flush=True)
+        complaint = in_line(self._complaint(verdicts))
+        LOGGER.warning("judge: %s; waiting up to %g s", complaint, self.patience)
         while self._too_many_missing(verdicts):
             time.sleep(max(min(pause, end - time.monotonic()), 0.0))
             left = end - time.monotonic()

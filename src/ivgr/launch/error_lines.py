@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from ivgr.core.errors import Preempted, UserError, say
 from ivgr.core.printable import printable
+from ivgr.launch.notices import show_notices
 from ivgr.launch.parser import OneLine
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -56,6 +57,7 @@ def error_lines() -> Iterator[None]:
     """Ends the process with a line, SystemExit, where the body raises what a user can mend."""
     OneLine.latest = None
     silence_third_party_logs()
+    show_notices()
     try:
         yield
     except Preempted as stopped:

@@ -4,7 +4,7 @@ A query's prefix and both its instructions are prefilled in one pass, once; then
 of all queries decode together on that, and those that have ended leave the batch.
 """
 
-import sys
+import logging
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -20,6 +20,8 @@ from ivgr.core.settings import AtLeastTwo, PositiveFloat, PositiveInt, PositiveS
 from ivgr.models.forward import banned_ids, stop_ids
 from ivgr.rollout.branches import Branches, Listener
 from ivgr.rollout.sampling import Sampling, draw_noise
+
+LOGGER = logging.getLogger("ivgr")
 
 # A response to come: its query, and the group of that query which it belongs to.
 Branch = tuple[Query, Group]
@@ -148,10 +150,8 @@ class TransformersEngine:
                 f"{self.max_new_tokens}, or max_prompt_tokens; batch_queries makes no difference"
             )
         half = len(branches) // 2
-        print(
-            f"rollout: memory ran out for {len(branches)} responses together; {half} from now on",
-            file=sys.stderr,
-            flush=True,
+        LOGGER.warning(
+            "rollout: memory ran out for %d responses together; %d from now on", len(branches), half
         )
         return half
 

@@ -1,6 +1,7 @@
 """The cold start: supervised training on reasoning of both streams; at the end an ordinary HF
 directory is written."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from ivgr.trainer.base_module import PolicyModule
 from ivgr.trainer.micro_batches import run_within_memory
 from ivgr.trainer.nonfinite_guard import GuardConfig
 from ivgr.trainer.update_config import StepConfig
+
+LOGGER = logging.getLogger("ivgr")
 
 
 @checked("model.")
@@ -106,4 +109,4 @@ class SFT(PolicyModule):
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         if (batch_idx + 1) % 100 == 0:
-            print(f"step {batch_idx + 1}  loss {outputs['loss'].item():.3f}", flush=True)
+            LOGGER.info("step %d  loss %.3f", batch_idx + 1, outputs["loss"].item())
