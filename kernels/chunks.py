@@ -59,7 +59,7 @@ class ChunkedHead:
         chunk's."""
         operands = self.operands
         logits = _project(operands.hidden[chunk], operands.weight, operands.bias, self._buffer[0])
-        if operands.ref_hidden is None:
+        if operands.ref_hidden is None or operands.ref_weight is None:
             return logits, None
         ref_hidden = operands.ref_hidden[chunk]
         return logits, _project(ref_hidden, operands.ref_weight, operands.ref_bias, self._buffer[1])

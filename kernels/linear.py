@@ -62,34 +62,34 @@ def fused_linear_logprob_kl(
     """
     if (ref_hidden is None) != (ref_weight is None):
         raise ValueError("ref_hidden and ref_weight go together: one of them is None")
-    has_reference = ref_hidden is not None
-    check(kl, temperature, has_reference, "ref_hidden and ref_weight")
+    check(kl, temperature, ref_hidden is not None, "ref_hidden and ref_weight")
     policy = _projection(hidden, weight, bias, vocabulary)
     dtype = logits_dtype or (torch.float32 if kl == "exact" else hidden.dtype)
     size = _chunk_size(policy.weight, dtype, chunk_bytes)
-    reference = NO_PROJECTION
-    if has_reference:
+    operands = LinearOperands(*policy, *NO_PROJECTION, ids, 1 / temperature, entropy, dtype, size)
+    if ref_hidden is not None and ref_weight is not None:
         reference = _projection(ref_hidden.detach(), ref_weight, ref_bias, vocabulary, frozen=True)
-    if has_reference and kl != "exact":
-        alone = LinearOperands(*reference, *NO_PROJECTION, ids, 1 / temperature, False, dtype, size)
-        ref_logp, reference = torch.ops.ivgr.linear_statistics(*alone)[Row.LOGP], NO_PROJECTION
-    operands = LinearOperands(*policy, *reference, ids, 1 / temperature, entropy, dtype, size)
+        if kl == "exact":
+            operands = LinearOperands(*policy, *reference, ids, 1 / temperature, entropy, dtype, size)
+        else:
+            alone = LinearOperands(*reference, *NO_PROJECTION, ids, 1 / temperature, False, dtype, size)
+            ref_logp = torch.ops.ivgr.linear_statistics(*alone)[Row.LOGP]
     if token_loss is None:
         statistics = assemble(torch.ops.ivgr.linear_statistics(*operands), kl, entropy, ref_logp)
     else:
-        statistics = _with_loss(operands, token_loss, kl, ref_logp)
+        statistics = _with_loss(operands, token_loss, kl, ref_logp)  # pyright: ignore[reportCallIssue]
     return with_means(statistics, stream, streams, ids)
 
 
 class Projection(NamedTuple):
     """hidden (N, H), weight (V, H) and bias (V,), all of the hidden states' dtype."""
 
-    hidden: torch.Tensor | None
-    weight: torch.Tensor | None
+    hidden: torch.Tensor
+    weight: torch.Tensor
     bias: torch.Tensor | None
 
 
-NO_PROJECTION = Projection(None, None, None)
+NO_PROJECTION = (None, None, None)
 
 
 def _chunk_size(weight: torch.Tensor, dtype: torch.dtype, chunk_bytes: int | None) -> int:

@@ -46,7 +46,7 @@ def fused_logprob_kl(
     """
     check(kl, temperature, ref_logits is not None, "ref_logits")
     scale, exact = 1 / temperature, None
-    if kl == "exact":
+    if kl == "exact" and ref_logits is not None:
         exact = ref_logits.detach()
     elif ref_logits is not None:
         alone = (ref_logits.detach(), ids, None, scale, False, False)

@@ -16,6 +16,9 @@ gradient of logit v, for upstream a (log-prob), b (KL), c (entropy), is
     scale · ( a [v = t] + p_v ( b (log p_v - log r_v - KL) - c (log p_v + entropy) - a ) ).
 """
 
+# Triton compiles these functions: operators and calls mean what it says they mean.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+
 import torch
 import triton
 import triton.language as tl

@@ -1,6 +1,6 @@
 """What both forms return, and how it is put together from the rows of a kernel."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,8 +43,7 @@ def assemble(
     if kl == "exact":
         ref_logp = exact_ref_logp.detach()
     else:
-        has_kl = kl is not None and ref_logp is not None
-        divergence = kl_estimate(logp, ref_logp, kl) if has_kl else None
+        divergence = None if kl is None or ref_logp is None else kl_estimate(logp, ref_logp, kl)
     return TokenStatistics(logp, ref_logp, divergence, own_entropy if entropy else None)
 
 
@@ -60,7 +59,9 @@ def with_means(
         return statistics
     member = (stream == torch.arange(streams, device=stream.device)[:, None]) & (ids >= 0)
     count = member.sum(-1).clamp(min=1)
-    means = [
-        None if value is None else torch.where(member, value, 0.0).sum(-1) / count for value in statistics[:4]
-    ]
-    return statistics._replace(means=TokenStatistics(*means))
+
+    def mean(value: Any) -> Any:
+        return None if value is None else torch.where(member, value, 0.0).sum(-1) / count
+
+    logp, ref_logp, kl, entropy = map(mean, statistics[:4])
+    return statistics._replace(means=TokenStatistics(logp, ref_logp, kl, entropy))

@@ -31,7 +31,7 @@ def fit_on(train, val, root):
         "fit", "--config", TINY, "--trainer.default_root_dir", str(root),
         "--data", "ivgr.data.datamodule.ShardDataModule", "--data.train", train, "--data.val", val,
         "--data.prompts", "8", "--data.paired_ratio", "0.9", "--model.iterations", "1",
-        "--data.val_queries", "4", "--model.engine.max_new_tokens", "4",
+        "--data.val_queries", "4", "--model.engine.sampling.max_new_tokens", "4",
     ]  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def changed(**fields):
         (["--data.promts", "4"], "promts"),
         (["--model.update.loss.kl", "k7"], "model.update.loss.kl"),
         (["--model.update.schedule.name", "cosin"], "model.update.schedule.name is cosin, must be"),
-        (["--model.engine.group_size", "1"], "group_size"),
+        (["--model.engine.sampling.group_size", "1"], "group_size"),
         (["--model.policy", "/no/such/model"], "model.policy"),
         (["--data.paired_ratio", "1.5"], "paired_ratio"),
         (["--config", "/no/such/file.yaml"], "/no/such/file.yaml"),

@@ -14,6 +14,7 @@ from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.archive import Archive
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.rollout.vllm_requests import read_completion
 from ivgr.tools.inference.modes import respond
@@ -83,7 +84,7 @@ def test_only_a_block_that_is_left_open_is_part_of_the_response(tiny, ending, op
 def test_the_engine_of_the_product_begins_with_what_was_opened(tiny, opening):
     model, processor = tiny
     plain = QueryEncoder(processor, "qwen2_vl", Prompts())
-    engine = TransformersEngine(group_size=2, max_new_tokens=4)
+    engine = TransformersEngine(SamplingConfig(group_size=2, max_new_tokens=4))
     for encoder, opened in ((opening, "<think>\n"), (plain, "")):
         query = encoder(make_sample(boxes=((1, 1, 9, 9),)))
         engine.roll_out(model, processor.tokenizer, [query], 0)
@@ -94,7 +95,7 @@ def test_the_engine_of_the_product_begins_with_what_was_opened(tiny, opening):
 
 def test_a_live_answer_begins_with_what_was_opened(tiny, opening, capsys):
     query = opening(make_sample(boxes=((1, 1, 9, 9),)), ("textual",))
-    speaker = StreamingEngine(TransformersEngine(max_new_tokens=4), stream_reply=True)
+    speaker = StreamingEngine(TransformersEngine(SamplingConfig(max_new_tokens=4)), stream_reply=True)
     speaker.answer(tiny[0], opening.processor.tokenizer, [query])
     ((rollout,),) = (group.rollouts for group in query.groups)
     assert rollout.text.startswith("<think>\n")

@@ -56,7 +56,7 @@ def fit(root: Path, train: Path, *options: str) -> None:
         "fit", "--config", TINY, "--trainer.default_root_dir", str(root), "--checkpoint_every", "1",
         "--data", "ivgr.data.datamodule.ShardDataModule", "--data.train", str(train),
         "--data.val", str(root / "val"), "--data.paired_ratio", "1", "--data.val_queries", "4",
-        "--model.engine.max_new_tokens", "2", "--model.engine.group_size", "2",
+        "--model.engine.sampling.max_new_tokens", "2", "--model.engine.sampling.group_size", "2",
         "--model.encoding.max_prompt_tokens", "300", *options,
     ])  # fmt: skip
 

@@ -106,7 +106,7 @@ def test_a_cold_start_with_adapters_leaves_a_plain_model(tmp_path):
         "--data.train", folder, "--data.val", folder, "--data.val_queries", "2", "--data.steps", "2",
         "--data.batch", "4", "--model.trainable.adapter.rank", "4",
         "--model.trainable.gradient_checkpointing", "true",
-        "--model.engine.max_new_tokens", "4", "--model.policy", str(TINY),
+        "--model.engine.sampling.max_new_tokens", "4", "--model.policy", str(TINY),
     ])  # fmt: skip
     plain, trained = (
         dict(AutoModelForImageTextToText.from_pretrained(path).named_parameters())

@@ -110,7 +110,7 @@ def test_training_goes_on(tmp_path, picture):
         "--data", "ivgr.data.datamodule.ShardDataModule", "--data.train", train, "--data.val", val,
         "--data.paired_ratio", "1", "--data.val_queries", "4", "--data.max_rejected", "1",
         "--data.prompts", "96", "--model.iterations", "1", "--model.encoding.max_prompt_tokens", "300",
-        "--model.engine.max_new_tokens", "2", "--model.engine.group_size", "2",
+        "--model.engine.sampling.max_new_tokens", "2", "--model.engine.sampling.group_size", "2",
     )  # fmt: skip
     rows = list(map(json.loads, (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()))
     assert code == 0 and {row["reason"] for row in rows} == {

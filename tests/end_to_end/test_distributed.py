@@ -21,6 +21,7 @@ from ivgr.data.shards import find_shards
 from ivgr.data.stream import BatchComposition, SampleStream, WeightedSource
 from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import tree_length
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.sharded_checkpoint import read_weights
@@ -96,7 +97,7 @@ def test_what_is_rolled_out_depends_on_the_seed_and_the_place_alone(tiny):
     together, alone = copy.deepcopy(queries), copy.deepcopy(queries[4:5])
     apart = copy.deepcopy([queries[i] for i in (6, 1, 3)])
     for batch, size in ((together, 64), (alone, 64), (apart, 2)):
-        engine = TransformersEngine(group_size=3, max_new_tokens=40, batch_queries=size)
+        engine = TransformersEngine(SamplingConfig(group_size=3, max_new_tokens=40), batch_queries=size)
         engine.roll_out(model, processor.tokenizer, batch, seed=8)
     for query in alone + apart:
         texts = [rollout.text for rollout in rollouts_of([query])]
@@ -108,7 +109,9 @@ def test_the_same_sample_twice_is_rolled_out_apart(tiny):
     model, processor, encode = tiny
     sample = next(iter(draw_samples(World("train", 1, seed=5))))
     queries = [encode(sample), encode(sample)]
-    TransformersEngine(group_size=4, max_new_tokens=40).roll_out(model, processor.tokenizer, queries, 8)
+    TransformersEngine(SamplingConfig(group_size=4, max_new_tokens=40)).roll_out(
+        model, processor.tokenizer, queries, 8
+    )
     first, second = ([rollout.text for rollout in rollouts_of([query])] for query in queries)
     assert first != second
 

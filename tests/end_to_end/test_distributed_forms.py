@@ -79,8 +79,8 @@ def lessons(tmp_path_factory):
     shards = str(write_shards(folder, "train", samples, 8)[0].parent)
     return {
         "data.train": shards, "data.val": shards, "data.val_queries": 2, "data.steps": 4, "data.batch": 4,
-        "model.engine.max_new_tokens": 4, "model.update.token_budget": 200, "trainer.log_every_n_steps": 1,
-        "trainer.accelerator": "cpu",
+        "model.engine.sampling.max_new_tokens": 4, "model.update.token_budget": 200,
+        "trainer.log_every_n_steps": 1, "trainer.accelerator": "cpu",
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from ivgr.cli.main import main
 from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rollout.prefix_kv_cache import GROWTH
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -71,7 +72,9 @@ def test_greedy_tokens_are_those_of_the_cpu(models, graphs):
     found = []
     for model, own in zip(models, (False, graphs), strict=True):
         queries = trees(model, [[], []])
-        TransformersEngine(max_new_tokens=LIMIT, cuda_graphs=own).answer(model, Words(), queries)
+        TransformersEngine(SamplingConfig(max_new_tokens=LIMIT), cuda_graphs=own).answer(
+            model, Words(), queries
+        )
         found.append([rollout.tokens.tolist() for rollout in rollouts_of(queries)])
     assert found[0] == found[1]
 
@@ -80,7 +83,7 @@ def test_greedy_tokens_are_those_of_the_cpu(models, graphs):
 def test_sampled_log_probs_equal_the_scoring_forward(models, graphs):
     _, model = models
     queries = trees(model, [[], []])
-    engine = TransformersEngine(group_size=4, max_new_tokens=LIMIT, cuda_graphs=graphs)
+    engine = TransformersEngine(SamplingConfig(group_size=4, max_new_tokens=LIMIT), cuda_graphs=graphs)
     engine.roll_out(model, Words(), queries, seed=0)
     assert len({len(rollout.tokens) for rollout in rollouts_of(queries)}) > 3  # they leave at different steps
     (pack,) = pack_queries(model, queries, 1 << 40)
@@ -95,7 +98,7 @@ def test_a_run_begins_with_the_figures_of_the_cpu(tmp_path):
         main(
             f"fit --config configs/tiny.yaml --trainer.accelerator {kind} --trainer.devices 1 "
             f"--trainer.default_root_dir {folder} --model.iterations 2 --data.train_count 100 "
-            "--data.val_count 60 --data.val_queries 32 --model.engine.max_new_tokens 60".split()
+            "--data.val_count 60 --data.val_queries 32 --model.engine.sampling.max_new_tokens 60".split()
         )
     cpu, gpu = (json.loads((folder / "summary.json").read_text()) for folder in folders.values())
     for stream, figures in cpu["before"].items():

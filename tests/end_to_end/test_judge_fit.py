@@ -14,7 +14,7 @@ from ivgr.judge import CONSISTENCY_SCORES
 SETTINGS = {
     "model.iterations": 2,
     "model.update.mini_batches": 2,
-    "model.engine.max_new_tokens": 60,
+    "model.engine.sampling.max_new_tokens": 60,
     "data.prompts": 12,
     "data.train_count": 60,
     "data.val_count": 20,

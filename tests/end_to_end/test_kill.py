@@ -21,8 +21,8 @@ CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 FIT = {
     "checkpoint_every": 1,
     "model.iterations": 2,
-    "model.engine.group_size": 2,
-    "model.engine.max_new_tokens": 8,
+    "model.engine.sampling.group_size": 2,
+    "model.engine.sampling.max_new_tokens": 8,
     "data.prompts": 2,
     "data.train_count": 6,
     "data.val_count": 4,

@@ -18,7 +18,7 @@ SHORT = {
     "checkpoint_every": 1,
     "model.iterations": 4,
     "model.update.mini_batches": 2,
-    "model.engine.max_new_tokens": 24,
+    "model.engine.sampling.max_new_tokens": 24,
     "data.prompts": 8,
     "data.train_count": 40,
     "data.val_count": 20,

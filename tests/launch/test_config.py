@@ -136,9 +136,9 @@ def test_recipes_are_the_papers(capsys, name):
     update = model["update"]
     assert (model["iterations"], update["mini_batches"], update["clip_norm"]) == (360, 4, 1.0)
     assert (data["prompts"], data["paired_ratio"]) == (512, 0.9)
-    engine = model["engine"]["init_args"]
-    assert (engine["group_size"], engine["temperature"], engine["top_p"]) == (5, 1.0, 0.99)
-    assert (model["encoding"]["max_prompt_tokens"], engine["max_new_tokens"]) == (8192, 4096)
+    sampling = model["engine"]["init_args"]["sampling"]
+    assert (sampling["group_size"], sampling["temperature"], sampling["top_p"]) == (5, 1.0, 0.99)
+    assert (model["encoding"]["max_prompt_tokens"], sampling["max_new_tokens"]) == (8192, 4096)
     loss = model["update"]["loss"]
     assert (loss["clip_low"], loss["clip_high"], loss["dual_clip"], loss["kl_weight"]) == (
         0.2,

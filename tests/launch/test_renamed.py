@@ -43,7 +43,11 @@ def test_an_old_setting_is_one_line_that_names_the_new_one(old, tmp_path, capsys
     tiny = ("fit", "--config", str(CONFIGS / "tiny.yaml"))
     assert said in fails(capsys, *tiny, f"--{old}.deep", "1")
     config = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
-    config["model"]["init_args"][old.removeprefix("model.")] = {"deep": 1}
+    *above, name = old.removeprefix("model.").split(".")
+    place = config["model"]["init_args"]
+    for key in above:
+        place = place[key]["init_args"]
+    place[name] = {"deep": 1}
     path = tmp_path / "old.yaml"
     path.write_text(yaml.safe_dump(config))
     assert SETTINGS[old] + ".deep" in fails(capsys, "fit", "--config", str(path))

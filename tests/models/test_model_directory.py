@@ -23,6 +23,7 @@ from ivgr.data.sft_encode import Demonstration, encode_demonstration
 from ivgr.models.forward import end_of_turn, stop_ids
 from ivgr.models.model_directory import refuse_to_replace, write_directory
 from ivgr.models.pretrained import Pretrained
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy.tiny_model import TinyScratch
 from ivgr.trainer.reference import FrozenReference
@@ -220,7 +221,9 @@ def test_settings_of_any_type_are_read_or_refused(whole, name, share):
         try:
             model, _, encoder = answer(folder)
             query = encoder(make_sample(boxes=()), ("textual",))
-            TransformersEngine(max_new_tokens=2).answer(model.eval(), encoder.processor.tokenizer, [query])
+            TransformersEngine(SamplingConfig(max_new_tokens=2)).answer(
+                model.eval(), encoder.processor.tokenizer, [query]
+            )
             seen["answers"] += 1
         except UserError as refused:
             assert "\n" not in str(refused), case

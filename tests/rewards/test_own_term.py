@@ -45,7 +45,7 @@ SETTINGS = {
 }
 SHORT = (
     "--model.iterations", "1", "--data.train_count", "60", "--data.val_count", "8", "--data.val_queries", "2",
-    "--data.prompts", "8", "--model.engine.group_size", "2",
+    "--data.prompts", "8", "--model.engine.sampling.group_size", "2",
 )  # fmt: skip
 
 

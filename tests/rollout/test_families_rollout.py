@@ -9,7 +9,7 @@ from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rollout.branches import Branches
 from ivgr.rollout.prefix_kv_cache import GROWTH
-from ivgr.rollout.sampling import Sampling
+from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 
 LIMIT = GROWTH + 6  # past the first growth of the suffixes
@@ -50,7 +50,7 @@ def stock_greedy(model, query, group):
 
 def test_greedy_tokens_equal_stock_generate(model):
     queries = trees(model)
-    TransformersEngine(max_new_tokens=LIMIT).answer(model, Words(), queries)
+    TransformersEngine(SamplingConfig(max_new_tokens=LIMIT)).answer(model, Words(), queries)
     for query in queries:
         for group in query.groups:
             assert group.rollouts[0].tokens.tolist() == stock_greedy(model, query, group)
@@ -58,7 +58,9 @@ def test_greedy_tokens_equal_stock_generate(model):
 
 def test_sampled_logps_equal_the_scoring_forward(model):
     queries = trees(model)
-    TransformersEngine(group_size=4, max_new_tokens=LIMIT).roll_out(model, Words(), queries, seed=0)
+    TransformersEngine(SamplingConfig(group_size=4, max_new_tokens=LIMIT)).roll_out(
+        model, Words(), queries, seed=0
+    )
     lengths = {len(rollout.tokens) for rollout in rollouts_of(queries)}
     assert len(lengths) > 3  # branches left the batch at different steps
     (pack,) = pack_queries(model, queries, 1 << 40)

@@ -23,7 +23,7 @@ from ivgr.rollout import prefix_kv_cache as kv
 from ivgr.rollout.cuda_graph import CUDAGraphStep
 from ivgr.rollout.engine_timeout import TimeoutEngine
 from ivgr.rollout.prefix_kv_cache import TreeCache
-from ivgr.rollout.sampling import Sampling
+from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.trainer.policy_update import PolicyUpdate
 
@@ -58,7 +58,7 @@ def queries_of(model):
 
 
 def roll_out(model, engine=None):
-    engine = engine or TransformersEngine(group_size=3, max_new_tokens=LIMIT)
+    engine = engine or TransformersEngine(SamplingConfig(group_size=3, max_new_tokens=LIMIT))
     queries = queries_of(model)
     engine.roll_out(model, Words(), queries, seed=4)
     return rollouts_of(queries)
@@ -155,7 +155,7 @@ def test_a_rollout_that_does_not_fit_is_decoded_in_parts_with_the_same_tokens(
     limit = max(limit, 5) if depth == "prefill" else limit  # one query must be read
     counts = {"limit": limit, "failed": []}
     refuse(counts, monkeypatch, *DEPTHS[depth])
-    engine = TransformersEngine(group_size=3, max_new_tokens=LIMIT)
+    engine = TransformersEngine(SamplingConfig(group_size=3, max_new_tokens=LIMIT))
     same(roll_out(model, engine), whole)
     assert counts["failed"] and all(size > limit for size in counts["failed"])
     told = [record.getMessage() for record in caplog.records if record.name == "ivgr"]
@@ -187,12 +187,12 @@ def test_whole_queries_part_first_and_then_a_querys_branches(model, monkeypatch)
 
 def test_greedy_answers_and_one_query_at_a_time_part_too(model, monkeypatch):
     expected = queries_of(model)
-    TransformersEngine(max_new_tokens=30).answer(model, Words(), expected)
+    TransformersEngine(SamplingConfig(max_new_tokens=30)).answer(model, Words(), expected)
     counts = {"limit": 1, "failed": []}
     refuse(counts, monkeypatch, *DEPTHS["first growth"])
     for size in (64, 1):
         queries = queries_of(model)
-        engine = TimeoutEngine(TransformersEngine(max_new_tokens=30, batch_queries=size), 60)
+        engine = TimeoutEngine(TransformersEngine(SamplingConfig(max_new_tokens=30), batch_queries=size), 60)
         engine.answer(model, Words(), queries)
         same(rollouts_of(queries), rollouts_of(expected))
     assert counts["failed"] == [8, 4, 2, 2]
@@ -206,7 +206,7 @@ def test_what_is_heard_of_a_part_begins_anew(model, monkeypatch):
     def listen(branches, tokens):
         heard.append((branches.tolist(), tokens.tolist()))
 
-    engine = TransformersEngine(max_new_tokens=20)
+    engine = TransformersEngine(SamplingConfig(max_new_tokens=20))
     engine.respond(model, Words(), queries, Sampling(1.0, 0.99), 3, 0, listen)
     first = [int(rollout.tokens[0]) for rollout in rollouts_of(queries)]
     assert heard[0] == ([0, 1, 2, 3, 4, 5], first)  # which memory then ran out for
@@ -284,8 +284,8 @@ def test_no_cache_outlives_its_batch(tiny, monkeypatch, graphs):
     monkeypatch.setattr(PolicyUpdate, "run", update)
     monkeypatch.setattr(CUDAGraphStep, "_capture", capture)
     init_engine = TransformersEngine.__init__
-    monkeypatch.setattr(TransformersEngine, "__init__", lambda self, **options: (
-        init_engine(self, batch_queries=3, cuda_graphs=graphs, **options)
+    monkeypatch.setattr(TransformersEngine, "__init__", lambda self, sampling: (
+        init_engine(self, sampling, batch_queries=3, cuda_graphs=graphs)
     ))  # fmt: skip
     with without_collection():
         Run(tiny)

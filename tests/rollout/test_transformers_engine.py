@@ -11,7 +11,7 @@ from ivgr.core.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.core.query import rollouts_of
 from ivgr.data.encode import QueryEncoder
 from ivgr.packing.prefix_tree import pack_queries
-from ivgr.rollout.sampling import Sampling
+from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.rl_step import assign_advantages
@@ -25,7 +25,7 @@ def encoder(tiny):
 
 def test_greedy_text_equals_stock_generate_on_64_prompts(tiny, encoder):
     queries = [query for query in queries_of(encoder, 40) if query.group(GROUNDED)][:32]
-    TransformersEngine(max_new_tokens=72).answer(tiny[0], tiny[1].tokenizer, queries)
+    TransformersEngine(SamplingConfig(max_new_tokens=72)).answer(tiny[0], tiny[1].tokenizer, queries)
     compared = 0
     for query in queries:
         for group in query.groups:
@@ -46,7 +46,7 @@ def test_prompts_equal_the_stock_processors(tiny, encoder):
 
 def test_recorded_logps_equal_the_scoring_forward(tiny, encoder):
     model, processor = tiny
-    engine = TransformersEngine(group_size=3, temperature=0.8, top_p=0.9, max_new_tokens=40)
+    engine = TransformersEngine(SamplingConfig(group_size=3, temperature=0.8, top_p=0.9, max_new_tokens=40))
     queries = queries_of(encoder, 5)
     engine.roll_out(model, processor.tokenizer, queries, seed=1)
     (pack,) = pack_queries(model, queries, 1 << 40)
@@ -63,7 +63,7 @@ def test_same_seed_same_tokens_other_seed_other_tokens(tiny, encoder):
     drawn = []
     for seed in (1, 1, 2):
         queries = queries_of(encoder, 4)
-        TransformersEngine(group_size=2, max_new_tokens=30).roll_out(
+        TransformersEngine(SamplingConfig(group_size=2, max_new_tokens=30)).roll_out(
             tiny[0], tiny[1].tokenizer, queries, seed
         )
         drawn.append([rollout.tokens.tolist() for rollout in rollouts_of(queries)])
@@ -72,7 +72,7 @@ def test_same_seed_same_tokens_other_seed_other_tokens(tiny, encoder):
 
 def test_truncation_is_marked(tiny, encoder):
     queries = queries_of(encoder, 3)
-    TransformersEngine(max_new_tokens=3).answer(tiny[0], tiny[1].tokenizer, queries)
+    TransformersEngine(SamplingConfig(max_new_tokens=3)).answer(tiny[0], tiny[1].tokenizer, queries)
     assert all(rollout.truncated and len(rollout.tokens) == 3 for rollout in rollouts_of(queries))
 
 
@@ -84,7 +84,7 @@ def test_a_hostile_policy_cannot_emit_vision_tokens(tiny, encoder):
     with torch.no_grad():
         model.lm_head.bias.zero_()[model.config.image_token_id] = 50.0
     queries = queries_of(encoder, 2)
-    TransformersEngine(max_new_tokens=20).roll_out(model, tiny[1].tokenizer, queries, 0)
+    TransformersEngine(SamplingConfig(max_new_tokens=20)).roll_out(model, tiny[1].tokenizer, queries, 0)
     emitted = torch.cat([rollout.tokens for rollout in rollouts_of(queries)])
     assert model.config.image_token_id not in emitted
 
@@ -123,7 +123,9 @@ def test_streams_share_image_and_question(encoder, tiny):
 
 def test_advantages_are_taken_within_a_stream(tiny, encoder):
     queries = queries_of(encoder, 2)
-    TransformersEngine(group_size=2, max_new_tokens=2).roll_out(tiny[0], tiny[1].tokenizer, queries, 0)
+    TransformersEngine(SamplingConfig(group_size=2, max_new_tokens=2)).roll_out(
+        tiny[0], tiny[1].tokenizer, queries, 0
+    )
     for query in queries:
         for index, group in enumerate(query.groups):
             for n, rollout in enumerate(group.rollouts):

@@ -24,6 +24,7 @@ from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
 from ivgr.rollout import vllm_engine as engine_module
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.rollout.vllm_engine import VLLMEngine, check_device
 from ivgr.toy import RuleJudge
@@ -35,7 +36,6 @@ from ivgr.trainer.rl_step import RLStep
 from ivgr.trainer.update_config import UpdateConfig
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
-SHORT = {"max_prompt_tokens": 300, "max_new_tokens": 24}
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,12 @@ def fake(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(engine_module, "check_device", lambda device: None)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+
+
+def short_engine(*, group_size: int = 5, top_p: float = 0.99, **settings) -> VLLMEngine:
+    """Of prompts up to 300 tokens and responses up to 24."""
+    sampling = SamplingConfig(group_size=group_size, top_p=top_p, max_new_tokens=24)
+    return VLLMEngine(sampling, max_prompt_tokens=300, **settings)
 
 
 def queries_of(tiny, count):
@@ -63,8 +69,8 @@ def answers(engine, model, tiny, queries):
 
 def test_greedy_answers_are_those_of_the_transformers_engine(tiny):
     queries = queries_of(tiny, 7)
-    own = answers(TransformersEngine(max_new_tokens=24), tiny[0], tiny, queries)
-    theirs = answers(VLLMEngine(**SHORT, batch_queries=3), tiny[0], tiny, queries)
+    own = answers(TransformersEngine(SamplingConfig(max_new_tokens=24)), tiny[0], tiny, queries)
+    theirs = answers(short_engine(batch_queries=3), tiny[0], tiny, queries)
     assert len(own) == len(theirs) > 10 and len({rollout.text for rollout in own}) > 5
     for mine, other in zip(own, theirs, strict=True):
         assert mine.tokens.tolist() == other.tokens.tolist() and mine.text == other.text
@@ -76,12 +82,12 @@ def test_greedy_answers_are_those_of_the_transformers_engine(tiny):
 def test_every_wake_brings_the_policys_latest_weights(tiny):
     """The fake forgets its weights in sleep, and fills what it was not given with NaN."""
     queries, policy = queries_of(tiny, 3), copy.deepcopy(tiny[0])
-    engine, before = VLLMEngine(**SHORT), None
+    engine, before = short_engine(), None
     for scale in (1.0, 1.3):
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.mul_(scale)
-        own = answers(TransformersEngine(max_new_tokens=24), policy, tiny, queries)
+        own = answers(TransformersEngine(SamplingConfig(max_new_tokens=24)), policy, tiny, queries)
         theirs = answers(engine, policy, tiny, queries)
         tokens = [rollout.tokens.tolist() for rollout in theirs]
         assert tokens == [rollout.tokens.tolist() for rollout in own] and tokens != before
@@ -90,7 +96,7 @@ def test_every_wake_brings_the_policys_latest_weights(tiny):
 
 
 def test_calls_come_in_order(tiny):
-    engine, queries = VLLMEngine(**SHORT, group_size=2, batch_queries=2), queries_of(tiny, 3)
+    engine, queries = short_engine(group_size=2, batch_queries=2), queries_of(tiny, 3)
     assert not fake_vllm.LLM.made
     engine.roll_out(tiny[0], tiny[1].tokenizer, queries, seed=1)
     counts = [sum(len(query.groups) for query in part) for part in (queries[:2], queries[2:])]
@@ -113,7 +119,7 @@ def test_an_empty_batch_wakes_nothing(tiny):
 
 def test_rollouts_hold_full_vocabulary_log_probs_and_say_what_is_not_known(tiny):
     queries = queries_of(tiny, 4)
-    VLLMEngine(**SHORT, group_size=3, top_p=0.9).roll_out(tiny[0], tiny[1].tokenizer, queries, seed=1)
+    short_engine(group_size=3, top_p=0.9).roll_out(tiny[0], tiny[1].tokenizer, queries, seed=1)
     assert all(len(group.rollouts) == 3 for query in queries for group in query.groups)
     (pack,) = pack_queries(tiny[0], queries, 1 << 40)
     with torch.no_grad():
@@ -128,7 +134,7 @@ def test_each_group_has_its_seed_and_the_same_run_its_tokens(tiny):
     drawn = []
     for seed in (1, 1, 2):
         queries = queries_of(tiny, 3)
-        VLLMEngine(**SHORT, group_size=2).roll_out(tiny[0], tiny[1].tokenizer, queries, seed)
+        short_engine(group_size=2).roll_out(tiny[0], tiny[1].tokenizer, queries, seed)
         drawn.append([rollout.tokens.tolist() for rollout in rollouts_of(queries)])
     assert drawn[0] == drawn[1] != drawn[2]
     seeds = [params.seed for llm in fake_vllm.LLM.made[::2] for _, params in llm.seen]
@@ -140,14 +146,14 @@ def test_a_query_is_drawn_by_its_place_in_the_iteration_on_any_rank(tiny):
     for place, query in enumerate(queries):
         query.sample_index = place
     for part in (queries, queries[2:]):
-        VLLMEngine(**SHORT, group_size=2).roll_out(tiny[0], tiny[1].tokenizer, part, seed=1)
+        short_engine(group_size=2).roll_out(tiny[0], tiny[1].tokenizer, part, seed=1)
     whole, rest = ([params.seed for _, params in llm.seen] for llm in fake_vllm.LLM.made[-2:])
     assert whole[-len(rest) :] == rest and len(set(whole)) == len(whole) == 7
 
 
 def test_prompts_hold_a_token_an_image_and_vision_tokens_are_banned(tiny):
     queries = queries_of(tiny, 3)
-    answers(VLLMEngine(**SHORT), tiny[0], tiny, queries)
+    answers(short_engine(), tiny[0], tiny, queries)
     pad = tiny[0].config.image_token_id
     groups = [(query, group) for query in queries for group in query.groups]
     for (query, group), (prompt, params) in zip(groups, fake_vllm.LLM.made[0].seen, strict=True):
@@ -164,13 +170,13 @@ def test_prompts_hold_a_token_an_image_and_vision_tokens_are_banned(tiny):
 def test_an_iteration_logs_the_mismatch_and_corrects_it(tiny):
     """A trainer whose weights are the engine's: no mismatch, weights of one."""
     policy = copy.deepcopy(tiny[0])
-    engine = VLLMEngine(**SHORT, group_size=2)
+    engine = short_engine(group_size=2)
     update = PolicyUpdate(
         policy=policy,
         reference=FrozenReference().load(policy),
         config=UpdateConfig(loss=PolicyLossConfig(importance_cap=2.0), mini_batches=1, token_budget=10**9),
         stepper=OptimizerStep(torch.Tensor.backward, lambda: 0.0, lambda value: value),
-        temperature=engine.temperature,
+        temperature=engine.sampling.temperature,
     )
     iteration = RLStep(
         policy=policy,
@@ -192,15 +198,27 @@ def test_another_pixel_budget_names_both_lengths(tiny):
     with pytest.raises(
         UserError, match=rf"\d+ tokens in vLLM and {expected} in the policy.*mm_processor_kwargs"
     ):
-        answers(VLLMEngine(**SHORT, options=budget), tiny[0], tiny, queries)
+        answers(short_engine(options=budget), tiny[0], tiny, queries)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "named"),
+    [
+        ({"group_size": 1}, "model.engine.sampling.group_size is 1"),
+        ({"temperature": 0.8}, "model.engine.sampling.temperature is 0.8.*TransformersEngine"),
+        ({"temperature": 0.0}, "model.engine.sampling.temperature is 0.0"),
+        ({"top_p": 0.0}, "model.engine.sampling.top_p is 0.0"),
+        ({"max_new_tokens": 0}, "model.engine.sampling.max_new_tokens is 0"),
+    ],
+)
+def test_sampling_that_cannot_work_is_named(sampling, named):
+    with pytest.raises(UserError, match=named):
+        VLLMEngine(SamplingConfig(**sampling))
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"group_size": 1}, "group_size"),
-        ({"temperature": 0.8}, "model.engine.temperature is 0.8.*TransformersEngine"),
-        ({"top_p": 0.0}, "top_p"),
         ({"options": {"logprobs_mode": "processed_logprobs"}}, "options: logprobs_mode"),
         ({"options": {"tensor_parallel_size": 2}}, "options: tensor_parallel_size"),
         ({"options": {"hf_overrides": {"tie_word_embeddings": False}}}, "options: hf_overrides"),
@@ -214,13 +232,18 @@ def test_settings_that_cannot_work_are_named(settings, named):
 def test_what_the_policy_cannot_hold_is_named(tiny):
     queries = queries_of(tiny, 2)
     with pytest.raises(UserError, match=rf"{queries[0].sample.id}.*max_prompt_tokens 20"):
-        answers(VLLMEngine(max_prompt_tokens=20, max_new_tokens=4), tiny[0], tiny, queries)
+        answers(
+            VLLMEngine(sampling=SamplingConfig(max_new_tokens=4), max_prompt_tokens=20),
+            tiny[0],
+            tiny,
+            queries,
+        )
     with pytest.raises(UserError, match="9216 together, more than the 8192 positions"):
         answers(VLLMEngine(), tiny[0], tiny, queries)
     nameless = copy.deepcopy(tiny[0])
     nameless.name_or_path = ""
     with pytest.raises(UserError, match="set model.engine.checkpoint"):
-        answers(VLLMEngine(**SHORT), nameless, tiny, queries)
+        answers(short_engine(), nameless, tiny, queries)
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "another kind", "empty"])
@@ -231,7 +254,7 @@ def test_a_checkpoint_that_is_no_model_is_one_line(tiny, tmp_path, kind):
     elif kind != "missing":
         path.write_bytes(b"\xff\xd8" * (kind == "another kind"))
     with pytest.raises(UserError, match=f"^model.engine.checkpoint: '{path}' is no .*") as refused:
-        answers(VLLMEngine(**SHORT, checkpoint=str(path)), tiny[0], tiny, queries_of(tiny, 1))
+        answers(short_engine(checkpoint=str(path)), tiny[0], tiny, queries_of(tiny, 1))
     assert "\n" not in str(refused.value)
 
 
@@ -245,7 +268,7 @@ def test_the_wrong_device_is_named(device, named):
 def test_a_missing_package_is_one_line(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r'pip install "ivgr\[vllm\]"'):
-        answers(VLLMEngine(**SHORT), tiny[0], tiny, queries_of(tiny, 2))
+        answers(short_engine(), tiny[0], tiny, queries_of(tiny, 2))
 
 
 def test_a_config_with_the_engine_prints_without_vllm(capsys, monkeypatch):

@@ -10,6 +10,7 @@ from ivgr.core.query import rollouts_of
 from ivgr.data.encode import QueryEncoder
 from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import pack_queries
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.vllm_engine import VLLMEngine
 from ivgr.toy.world import World, draw_samples
 
@@ -31,7 +32,10 @@ def test_log_probs_are_the_policys_before_and_after_an_update():
     samples = list(draw_samples(World("val", 8, seed=5)))
     options = {"enforce_eager": True}
     engine = VLLMEngine(
-        group_size=3, max_prompt_tokens=500, max_new_tokens=60, gpu_memory_utilization=0.2, options=options
+        sampling=SamplingConfig(group_size=3, max_new_tokens=60),
+        max_prompt_tokens=500,
+        gpu_memory_utilization=0.2,
+        options=options,
     )
     texts = []
     for scale in (1.0, 1.1):

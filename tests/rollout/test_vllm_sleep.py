@@ -18,12 +18,13 @@ from ivgr.core.query import rollouts_of
 from ivgr.data.encode import QueryEncoder
 from ivgr.models.pretrained import Pretrained
 from ivgr.rollout import vllm_engine as engine_module
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.rollout.vllm_engine import VLLMEngine
 from ivgr.toy.world import World, draw_samples
 
 LONGEST = 8
-SHORT = {"max_prompt_tokens": 300, "max_new_tokens": LONGEST}
+BRIEF = SamplingConfig(max_new_tokens=LONGEST)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ class Trial:
         samples = list(draw_samples(World("train", 2, seed=9)))
         samples[-1] = replace(samples[-1], images=(), boxes=(), labels=(), kind="single")
         self.queries = [encoder(sample) for sample in samples]
-        self.engine = VLLMEngine(**SHORT | settings)
+        self.engine = VLLMEngine(BRIEF, max_prompt_tokens=300, **settings)
 
     @property
     def llm(self) -> fake_vllm.LLM:
@@ -71,7 +72,7 @@ class Trial:
 
     def check(self, queries=None) -> list[list[int]]:
         """Asks both; the engine must sleep afterwards, with nothing left of the call."""
-        expected = self.ask(TransformersEngine(max_new_tokens=LONGEST), queries)
+        expected = self.ask(TransformersEngine(BRIEF), queries)
         assert self.ask(self.engine, queries) == expected
         self.check_rest()
         return expected
@@ -104,7 +105,7 @@ def test_every_update_clears_the_caches_also_where_sleep_does_not(monkeypatch, p
     trial = Trial("tiny")
     asked = trial.ask(trial.engine)
     trial.change(part)
-    assert asked != trial.ask(trial.engine) == trial.ask(TransformersEngine(max_new_tokens=LONGEST))
+    assert asked != trial.ask(trial.engine) == trial.ask(TransformersEngine(BRIEF))
 
 
 def test_a_prefix_cache_that_stays_is_no_ground_to_answer_from(monkeypatch):

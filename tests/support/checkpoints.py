@@ -12,7 +12,7 @@ from ivgr.toy.tokenizer import SPECIAL, build_processor
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 SMALL = {
-    "model.iterations": 3, "model.engine.max_new_tokens": 6, "model.engine.group_size": 2,
+    "model.iterations": 3, "model.engine.sampling.max_new_tokens": 6, "model.engine.sampling.group_size": 2,
     "model.update.optimizer.lr": 1e-2, "model.update.schedule.warmup": 0,
     "data.prompts": 4, "data.train_count": 30, "data.val_count": 12, "data.val_queries": 2,
 }  # fmt: skip

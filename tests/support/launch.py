@@ -21,7 +21,7 @@ ITERATIONS = 5
 SETTINGS = {
     "model.iterations": ITERATIONS,
     "model.update.mini_batches": 2,
-    "model.engine.max_new_tokens": 60,
+    "model.engine.sampling.max_new_tokens": 60,
     "model.update.optimizer.lr": 2e-5,
     "data": "ivgr.data.datamodule.ShardDataModule",
     "data.prompts": 8,

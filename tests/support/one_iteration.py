@@ -8,6 +8,7 @@ from ivgr.core.prompts import Prompts
 from ivgr.data.encode import QueryEncoder
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
@@ -24,7 +25,7 @@ class Run:
     def __init__(self, tiny, updates=1, token_budget=10**9, rate=0.0, **loss):
         self.policy = copy.deepcopy(tiny[0])
         self.gradients, self.rate = [], rate
-        engine = TransformersEngine(group_size=3, max_new_tokens=60)
+        engine = TransformersEngine(SamplingConfig(group_size=3, max_new_tokens=60))
         update = PolicyUpdate(
             policy=self.policy,
             reference=FrozenReference().load(self.policy),
@@ -32,7 +33,7 @@ class Run:
                 loss=PolicyLossConfig(**loss), mini_batches=updates, token_budget=token_budget
             ),
             stepper=OptimizerStep(torch.Tensor.backward, self._step, lambda value: value),
-            temperature=engine.temperature,
+            temperature=engine.sampling.temperature,
         )
         self.iteration = RLStep(
             policy=self.policy,

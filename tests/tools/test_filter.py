@@ -18,6 +18,7 @@ from ivgr.core.sample import read_sample
 from ivgr.data.shards import find_shards, read_shards, write_shards
 from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.accuracy import read_accuracy
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.filter import make_respond, measure_rates, pass_rates, select
 from ivgr.toy import RuleJudge
@@ -141,7 +142,12 @@ def test_the_tiny_policy_is_measured_and_other_bounds_measure_nothing_anew(world
 @pytest.mark.parametrize("stream", ["textual", "grounded"])
 def test_rates_equal_a_count_over_the_engines_own_rollouts(world, stream):
     samples = list(draw_samples(World("train", 6, seed=6)))
-    respond = make_respond(Pretrained("tiny"), TransformersEngine(3, max_new_tokens=72), Prompts(), stream)
+    respond = make_respond(
+        Pretrained("tiny"),
+        TransformersEngine(SamplingConfig(group_size=3, max_new_tokens=72)),
+        Prompts(),
+        stream,
+    )
     queries = respond(samples, 1)
     asked = [stream if sample.kind == "paired" else "single" for sample in samples]
     assert [[group.stream for group in query.groups] for query in queries] == [[name] for name in asked]

@@ -139,7 +139,7 @@ def test_every_family_trains(checkpoint, tmp_path):
     main(
         ["fit", "--config", TINY, "--model.policy", str(folder), "--trainer.default_root_dir", str(tmp_path),
          "--model.iterations", "3", "--data.prompts", "6", "--data.train_count", "30",
-         "--data.val_count", "10", "--data.val_queries", "2", "--model.engine.max_new_tokens", "5",
+         "--data.val_count", "10", "--data.val_queries", "2", "--model.engine.sampling.max_new_tokens", "5",
          "--checkpoint_every", "3", "--model.rewards", "test_random_checkpoint.EvenTokens"]
     )  # fmt: skip
     figures = EventAccumulator(str(tmp_path)).Reload()

@@ -19,6 +19,7 @@ from ivgr.judge.judge_timeout import with_judge_timeout
 from ivgr.kernels import TokenStatistics
 from ivgr.packing.prefix_tree import Pack
 from ivgr.rollout.engine_timeout import TimeoutEngine
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
 from ivgr.trainer.nonfinite_guard import GuardConfig, NonFiniteGuard
@@ -208,7 +209,7 @@ class Hung(TransformersEngine):
 
 def test_a_hung_engine_ends_in_time(tiny):  # noqa: F811
     engine, start = TimeoutEngine(Hung(), 0.2), time.monotonic()
-    assert engine.temperature == 1.0
+    assert engine.sampling.temperature == 1.0
     with pytest.raises(UserError, match=r"0.2 seconds \(model.guard.engine_timeout\)"):
         engine.roll_out(tiny[0], tiny[1].tokenizer, [], 0)
     assert time.monotonic() - start < 5
@@ -217,7 +218,7 @@ def test_a_hung_engine_ends_in_time(tiny):  # noqa: F811
 
 
 def test_a_patient_engine_gives_what_the_engine_gives(tiny):  # noqa: F811
-    own = TransformersEngine(group_size=2, max_new_tokens=8)
+    own = TransformersEngine(SamplingConfig(group_size=2, max_new_tokens=8))
     texts = []
     for engine in (own, TimeoutEngine(own, 60)):
         queries = [query for query in Run(tiny).queries[:2]]

@@ -13,6 +13,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
@@ -34,13 +35,13 @@ class Run:
     def __init__(self, tiny, judge):
         policy, processor = copy.deepcopy(tiny[0]).eval(), tiny[1]
         self.steps = 0
-        engine = TransformersEngine(group_size=3, max_new_tokens=60)
+        engine = TransformersEngine(SamplingConfig(group_size=3, max_new_tokens=60))
         update = PolicyUpdate(
             policy=policy,
             reference=FrozenReference().load(policy),
             config=UpdateConfig(loss=PolicyLossConfig(), mini_batches=2, token_budget=10**9),
             stepper=OptimizerStep(torch.Tensor.backward, self.step, lambda value: value),
-            temperature=engine.temperature,
+            temperature=engine.sampling.temperature,
         )
         self.iteration = RLStep(
             policy=policy,

@@ -17,6 +17,7 @@ from ivgr.distributed.fsdp import Replica, run_pass, shard
 from ivgr.kernels import fused_linear_logprob_kl
 from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import pack_queries
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer import dummy_packs as pad_with_dummy_packs
@@ -42,7 +43,7 @@ def mesh(tmp_path):
 def packs_of(tiny, *samples):
     model, encode, tokenizer = tiny
     queries = [encode(sample) for sample in samples]
-    TransformersEngine(group_size=2, max_new_tokens=12).roll_out(model, tokenizer, queries, 0)
+    TransformersEngine(SamplingConfig(group_size=2, max_new_tokens=12)).roll_out(model, tokenizer, queries, 0)
     return pack_queries(model, queries, budget=1)
 
 
@@ -155,7 +156,7 @@ def scores_what_it_rolled_out(mesh):
         QueryEncoder(processor, "qwen2_vl", Prompts())(s) for s in draw_samples(World("train", 2, seed=5))
     ]
     replica = split_as_the_recipes(model, mesh)
-    TransformersEngine(group_size=2, max_new_tokens=12).roll_out(
+    TransformersEngine(SamplingConfig(group_size=2, max_new_tokens=12)).roll_out(
         replica.sync(), processor.tokenizer, queries, 0
     )
     (pack,) = pack_queries(replica.model, queries, budget=1 << 40)

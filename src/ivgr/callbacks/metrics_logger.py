@@ -127,8 +127,8 @@ def _itemise(group: Group, rollout: Rollout) -> str:
 
 def ranked_rollouts(group: Group) -> list[Rollout]:
     """Those whose reward is known, best first; if there are none, all as they are."""
-    known = [rollout for rollout in group.rollouts if rollout.reward is not None]
-    return sorted(known, key=lambda rollout: -rollout.reward) or group.rollouts
+    known = [(rollout.reward, rollout) for rollout in group.rollouts if rollout.reward is not None]
+    return [rollout for _, rollout in sorted(known, key=lambda pair: -pair[0])] or group.rollouts
 
 
 def draw_query(query: Query) -> tuple[np.ndarray, str]:
@@ -136,6 +136,7 @@ def draw_query(query: Query) -> tuple[np.ndarray, str]:
     below it is about, (height, width, 3) uint8; and the caption."""
     image = query.sample.open_images()[0]
     group = query.group(GROUNDED)
+    assert group is not None, "only queries with a grounded group are drawn"
     best = ranked_rollouts(group)[0]
     gold, predicted = (
         [query.frame.to_pixels(box, image.size) for box in boxes]

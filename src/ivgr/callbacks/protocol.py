@@ -49,9 +49,11 @@ class AnsweringModule(Protocol):
 
     def validation_metrics(self) -> Sequence[ValidationMetric]:
         """What the data knows beside the figures that are always there."""
+        ...
 
     def rollout_policy(self) -> PreTrainedModel:
         """The policy with whole weights; all ranks must call it."""
+        ...
 
 
 class RLModule(TrainedModule, AnsweringModule, Protocol):

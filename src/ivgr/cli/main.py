@@ -6,6 +6,7 @@ Every error that a user can mend leaves as one line on stderr with exit code 2.
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 from jsonargparse import auto_cli
 
@@ -79,7 +80,7 @@ def run_tool(name: str, words: list[str]) -> None:
 
 
 def _run_tool(name: str, words: list[str]) -> None:
-    tool = load_tool(name)
+    tool: Any = load_tool(name)
     if name != "plan":
         auto_cli(tool, args=words, prog=f"ivgr {name}", parser_class=ToolParser, description=None)
         return

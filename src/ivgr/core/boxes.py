@@ -10,6 +10,10 @@ from ivgr.core.rejection import RejectedSample
 Box = tuple[float, ...]
 LARGEST = 1e9  # of a coordinate
 
+_TAG = re.compile(r"<box>((?:(?!</?box>).)*)</box>", re.DOTALL)
+_NUMBER = r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*"
+_COORDINATES = re.compile(rf"\s*\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]\s*")
+
 
 def is_box(value: object) -> bool:
     """Four finite numbers, x1 < x2 and y1 < y2."""
@@ -42,18 +46,6 @@ def clip_box(box: Sequence[float], size: tuple[int, int], where: str) -> Box:
         "the upright original image",
         f"box: {reason}",
     )
-
-
-Box = tuple[float, ...]
-
-
-_TAG = re.compile(r"<box>((?:(?!</?box>).)*)</box>", re.DOTALL)
-
-
-_NUMBER = r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*"
-
-
-_COORDINATES = re.compile(rf"\s*\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]\s*")
 
 
 def parse_boxes(text: str) -> list[tuple[float, ...]]:

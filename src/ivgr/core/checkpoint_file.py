@@ -196,7 +196,7 @@ def _misfit_of_sequence(value: object, shape: list | tuple, name: str) -> str | 
     return next((odd for i, pair in parts if (odd := misfit(*pair, f"{name}[{i}]")) is not None), None)
 
 
-def _is(value: object, kind: type) -> bool:
+def _is(value: object, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if kind is float:

@@ -73,7 +73,7 @@ def read_size(data: bytes) -> tuple[int, int] | None:
 
 def read_format(data: bytes) -> str:
     """One of `FORMATS`, or MPO; `data` must be such that `open_image` takes it."""
-    return _read_header(data).format
+    return _read_header(data).format or ""
 
 
 def _read_header(data: bytes) -> Image.Image:

@@ -35,7 +35,7 @@ def forget_begun_iteration(trainer: L.Trainer) -> None:
 
 def validation_follows(trainer: L.Trainer) -> bool:
     """Whether the iteration that ends now is validated before the next."""
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 

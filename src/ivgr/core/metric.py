@@ -13,3 +13,4 @@ class ValidationMetric(Protocol):
 
     def __call__(self, query: Query, rollout: Rollout) -> float:
         """Of one response."""
+        ...

@@ -12,7 +12,7 @@ from math import isfinite
 from numbers import Integral, Real
 from re import fullmatch
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from jsonargparse.typing import register_type
 
@@ -48,7 +48,7 @@ class Interval:
         """`value`, a number or its text, as a plain number; Refused if it is none of the interval."""
         number = _read_number(self.kind, value)
         inside = number is not None and isfinite(number) and self.low <= number <= self.high
-        if not inside or (self.above and number == self.low):
+        if number is None or not inside or (self.above and number == self.low):
             raise Refused(f"is {_shorten(value)}, must be {self}")
         return number
 
@@ -59,7 +59,7 @@ class Interval:
         return f"{name} from {self.low:,} to {self.high:,}"
 
 
-def _read_number(kind: type, value: object) -> int | float | None:
+def _read_number(kind: Callable[[Any], int | float], value: Any) -> int | float | None:
     if isinstance(value, str):
         try:
             return kind(value)
@@ -102,7 +102,7 @@ def wording(name: str, pattern: str, said: str) -> type:
     return made
 
 
-def fixed(value: Any, mend: str) -> type:
+def fixed(value: Any, mend: str) -> Any:
     """The type of a setting that has one value here; `mend` says what to do instead."""
 
     def read(given: object) -> Any:
@@ -122,17 +122,30 @@ def _register(made: type, read: Callable, write: Callable) -> None:
 
 # No setting needs more, and what is more is a slip: 1e30 overflows where 1e9 is merely odd.
 MOST = 10**9
-PositiveInt = number("PositiveInt", int, 1, MOST)
-NonNegativeInt = number("NonNegativeInt", int, 0, MOST)
-AtLeastTwo = number("AtLeastTwo", int, 2, MOST)
-Seed = number("Seed", int, 0, 2**32 - 1)
-Outage = number("Outage", int, 10, 3600)
-PositiveFloat = number("PositiveFloat", float, 0, MOST, above=True)
-NonNegativeFloat = number("NonNegativeFloat", float, 0, MOST)
-AboveOne = number("AboveOne", float, 1, MOST, above=True)
-Share = number("Share", float, 0, 1)
-PositiveShare = number("PositiveShare", float, 0, 1, above=True)
-Device = wording("Device", r"cpu|(cuda|mps)(:\d{1,4})?", "cpu, cuda, cuda:0, … or mps")
+if TYPE_CHECKING:  # which know no bounds
+    PositiveInt: TypeAlias = int
+    NonNegativeInt: TypeAlias = int
+    AtLeastTwo: TypeAlias = int
+    Seed: TypeAlias = int
+    Outage: TypeAlias = int
+    PositiveFloat: TypeAlias = float
+    NonNegativeFloat: TypeAlias = float
+    AboveOne: TypeAlias = float
+    Share: TypeAlias = float
+    PositiveShare: TypeAlias = float
+    Device: TypeAlias = str
+else:
+    PositiveInt = number("PositiveInt", int, 1, MOST)
+    NonNegativeInt = number("NonNegativeInt", int, 0, MOST)
+    AtLeastTwo = number("AtLeastTwo", int, 2, MOST)
+    Seed = number("Seed", int, 0, 2**32 - 1)
+    Outage = number("Outage", int, 10, 3600)
+    PositiveFloat = number("PositiveFloat", float, 0, MOST, above=True)
+    NonNegativeFloat = number("NonNegativeFloat", float, 0, MOST)
+    AboveOne = number("AboveOne", float, 1, MOST, above=True)
+    Share = number("Share", float, 0, 1)
+    PositiveShare = number("PositiveShare", float, 0, 1, above=True)
+    Device = wording("Device", r"cpu|(cuda|mps)(:\d{1,4})?", "cpu, cuda, cuda:0, … or mps")
 
 
 def checked(prefix: str) -> Callable[[T], T]:
@@ -158,9 +171,9 @@ def checked(prefix: str) -> Callable[[T], T]:
             return function(*args, **kwargs)
 
         if not inspect.isclass(target):
-            return call
+            return call  # pyright: ignore[reportReturnType]  of the same signature
         target.__init__ = call
-        return target
+        return target  # pyright: ignore[reportReturnType]
 
     return decorate
 

@@ -18,9 +18,8 @@ def letter_options(items: Sequence[object]) -> dict[str, str]:
         raise ValueError(f"{len(items)} options, more than letters")
     texts = {letter: str(item) for letter, item in zip(LETTERS, items, strict=False) if item is not None}
     found = {letter: _LETTERED.fullmatch(text.strip()) for letter, text in texts.items()}
-    if all(match and match[1] == letter and match[2].strip() for letter, match in found.items()):
-        return {letter: match[2].strip() for letter, match in found.items()}
-    return texts
+    own = {letter: match[2].strip() for letter, match in found.items() if match and match[1] == letter}
+    return own if len(own) == len(texts) and all(own.values()) else texts
 
 
 def with_options(question: str, options: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -64,6 +65,8 @@ class ShardDataModule(L.LightningDataModule):
         allow_pipe: Let a path "pipe:COMMAND" run a shell command.
         validation_metrics: Figures of held-out responses beside those that are always there.
     """
+
+    trainer: L.Trainer  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning sets it before any hook
 
     # The shape of what a checkpoint keeps.
     state_shape = {
@@ -159,7 +162,7 @@ class ShardDataModule(L.LightningDataModule):
             self.trainer.global_rank,
             self.trainer.world_size,
             self.shards_by_rank,
-            self.trainer.lightning_module.update.mini_batches,
+            self._module.update.mini_batches,
             self.expected_response,
             self.streams,
         )
@@ -190,8 +193,13 @@ class ShardDataModule(L.LightningDataModule):
         quarantine.add(batch.rejected, batch.seen)
         return batch
 
+    @property
+    def _module(self) -> Any:
+        """Who is trained: has `update` (settings) and an `encoder`."""
+        return self.trainer.lightning_module
+
     def _encoder(self) -> QueryEncoder:
-        return self.trainer.lightning_module.encoder
+        return self._module.encoder
 
     def state_dict(self) -> dict:
         """Where the data stands: iterations done and what their order depends on."""

@@ -97,9 +97,10 @@ class QueryEncoder:
         if not picture:
             return Query(FILLER, torch.tensor([self.processor.tokenizer.eos_token_id]), [])
         vision = self._process([Image.new("RGB", (64, 64))], FILLER.where)
-        (count,) = self._image_tokens(vision["image_grid_thw"].tolist())
+        pixels, grid = vision["pixel_values"], vision["image_grid_thw"]
+        (count,) = self._image_tokens(grid.tolist())
         prefix = torch.full((count,), self.processor.image_token_id)
-        return Query(FILLER, prefix, [], **vision)
+        return Query(FILLER, prefix, [], pixel_values=pixels, image_grid_thw=grid)
 
     def _process(self, images: list[Image.Image], where: str) -> dict[str, torch.Tensor]:
         """pixel_values and image_grid_thw; a processor refuses images that are all too narrow."""

@@ -55,22 +55,23 @@ class Quarantine:
         if self.path is None or not rejected:
             return
         if self._listed is None:
-            self._listed = self._read()
+            self._listed = self._read(self.path)
         new = {_name(vars(rejection)): rejection for rejection in rejected}
         rows = [_row(rejection) for name, rejection in new.items() if name not in self._listed]
         self._listed |= new.keys()
         with self.path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
-    def _read(self) -> set[tuple]:
+    @staticmethod
+    def _read(path: Path) -> set[tuple]:
         """What is listed already; a line that a killed run left half written is dropped."""
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             return set()
-        data = self.path.read_bytes()
+        data = path.read_bytes()
         if not data.endswith(b"\n"):
-            write_atomically(self.path, data[: data.rfind(b"\n") + 1])
-        rows = read_json_lines(self.path, "remove it, or restore it", ("shard", "key", "reason"))
+            write_atomically(path, data[: data.rfind(b"\n") + 1])
+        rows = read_json_lines(path, "remove it, or restore it", ("shard", "key", "reason"))
         return set(map(_name, rows))
 
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.core import split_protocol
@@ -37,8 +37,9 @@ def open_shard(path: str, streamed: bool = False) -> Iterator[BinaryIO]:
             yield file
     elif is_url(path):
         http = split_protocol(path)[0] in NO_LISTING
-        with fsspec.open(path, "rb", **({"block_size": 0} if streamed and http else {})) as file:
-            yield file
+        options: dict[str, Any] = {"block_size": 0} if streamed and http else {}
+        with fsspec.open(path, "rb", **options) as file:
+            yield cast(BinaryIO, file)
     else:
         with open_file(path) as file:
             yield file
@@ -47,7 +48,7 @@ def open_shard(path: str, streamed: bool = False) -> Iterator[BinaryIO]:
 @contextmanager
 def _open_pipe(command: str) -> Iterator[BinaryIO]:
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
-        yield process.stdout
+        yield cast(BinaryIO, process.stdout)
     if process.returncode and process.returncode not in BROKEN_PIPE:
         raise OSError(f"exit code {process.returncode}")
 

@@ -55,21 +55,23 @@ class ColdStart(ShardDataModule):
     ) -> None:
         super().__init__(train, val, shuffle=shuffle, workers=workers, validation_metrics=validation_metrics)
         self.val_queries, self.val_batch = val_queries, val_batch
-        self.total_steps, self.epochs, self.batch = steps, epochs, batch
+        self.shards = train
+        self.total_steps = steps or 0  # 0 until `setup` has counted the demonstrations
+        self.epochs, self.batch = epochs, batch
 
     def _check_train(self) -> None:
         if self.batch % self.trainer.world_size:
             raise UserError(
                 f"data.batch is {self.batch}, must be a multiple of the {self.trainer.world_size} ranks"
             )
-        shards = self._find(self.train)
+        shards = self._find(self.shards)
         validate_shards(shards)
         count = self._count(shards)
         if not count:
             raise UserError(
                 f'data.train: no sample of {self.train!r} has "reasoning"; write some with `ivgr distill`'
             )
-        if self.total_steps is None:
+        if not self.total_steps:
             self.total_steps = max(self.epochs * count // self.batch, 1)
 
     def _count(self, shards: list[str]) -> int:
@@ -83,7 +85,7 @@ class ColdStart(ShardDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = DemonstrationStream(
-            self._find(self.train),
+            self._find(self.shards),
             self.batch,
             self.total_steps,
             run_seed(),

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
@@ -94,13 +94,19 @@ def _read_once(shard: str, streamed: bool) -> Iterator[dict]:
         raise RejectedSample(f"{shard}: no whole tar ({detail}); {mend}", reason) from None
 
 
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Of a regular file."""
+    with cast(BinaryIO, tar.extractfile(member)) as file:
+        return file.read()
+
+
 def _files(file: BinaryIO, shard: str) -> Iterator[dict]:
     """The regular files of a tar as WebDataset groups them."""
     local = not is_url(shard) and shard.endswith(".tar")
     for tar, member in read_members(file, shard, LARGEST_STREAM, seekable=local):
         if not META.match(member.name):
             lazy = tar.fileobj is file and not member.name.endswith(".json")
-            data = Slice(shard, member.offset_data, member.size) if lazy else tar.extractfile(member).read()
+            data = Slice(shard, member.offset_data, member.size) if lazy else _read(tar, member)
             yield {"fname": member.name, "data": data, "__url__": shard}
 
 
@@ -169,7 +175,7 @@ class _Meter:
 
 def _unpack(file: _Meter, kind: bytes) -> BinaryIO:
     """What `file`, whose first two bytes are `kind`, holds uncompressed."""
-    return COMPRESSED[kind](file, "rb") if kind in COMPRESSED else file
+    return cast(BinaryIO, COMPRESSED[kind](file, "rb") if kind in COMPRESSED else file)
 
 
 def _check_ratio(unpacked: int, packed: int, name: str) -> None:

@@ -15,7 +15,7 @@ def gather(found: object) -> list:
     """What each rank has found, in rank order."""
     if not (dist.is_available() and dist.is_initialized()):
         return [found]
-    gathered = [None] * dist.get_world_size()
+    gathered: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, found)
     return gathered
 

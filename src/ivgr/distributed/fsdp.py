@@ -25,6 +25,7 @@ from ivgr.core.sharding import is_sharded
 from ivgr.models.registry import find_family
 
 Result = TypeVar("Result")
+RUN_PASS = "run_pass"  # a method that a sharded model gets
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
@@ -38,14 +39,14 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: MixedPrecisionPol
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-    model.run_pass = types.MethodType(lambda self, call: call(), model)
-    register_fsdp_forward_method(model, "run_pass")
+    setattr(model, RUN_PASS, types.MethodType(lambda self, call: call(), model))
+    register_fsdp_forward_method(model, RUN_PASS)
 
 
 def run_pass(model: PreTrainedModel, call: Callable[[], Result]) -> Result:
     """`call()`, a pass through `model` with whatever else reads its weights, such as the head's.
     If they are split, all ranks must make the same passes, in the same order."""
-    return model.run_pass(call) if is_sharded(model) else call()
+    return getattr(model, RUN_PASS)(call) if is_sharded(model) else call()
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def reshard_after(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     try:
         yield model
     finally:
-        if is_sharded(model):
+        if isinstance(model, FSDPModule):
             model.reshard()
 
 
@@ -94,7 +95,7 @@ class Replica:
             self._take(
                 torch.empty_like(own, device=split.device).copy_(split.full_tensor()) for own, split in pairs
             )
-            self.model.to(self.policy.device)
+            self.model.to(self.policy.device)  # pyright: ignore[reportArgumentType]  transformers wraps it
             self.filled = True
         return self.model
 
@@ -104,7 +105,7 @@ class Replica:
         It is the copy's last use."""
         wholes = (split.full_tensor() for split in self.policy.parameters())
         self._take(whole.cpu() if keep else whole.new_empty(0) for whole in wholes)
-        return self.model.to("cpu")
+        return self.model.to("cpu")  # pyright: ignore[reportArgumentType]  transformers wraps it
 
     def invalidate(self) -> None:
         """Frees the copy, because the policy is about to change."""

@@ -85,7 +85,7 @@ class Links:
         self.rank, self.links = rank, links
         self.place, self.advice, self.leaving = place, advice, leaving
         self.ended: set[int] = set()
-        self.trouble: str | None = None
+        self.trouble = ""
         self.told, self.lock = Event(), Lock()
         os.register_at_fork(after_in_child=self._close)
         for peer in links:

@@ -1,6 +1,7 @@
 """Greedy evaluation of both streams on held-out paired queries."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from torchmetrics import MeanMetric
@@ -44,7 +45,7 @@ class HeldOutFigures(nn.Module):
     def __init__(self, judge: Judge, metrics: Sequence[ValidationMetric] = ()) -> None:
         super().__init__()
         self.judge, self.metrics = judge, metrics
-        self.means = nn.ModuleDict(
+        self.means: Any = nn.ModuleDict(
             {
                 stream: nn.ModuleDict({name: MeanMetric() for name in (*names, *RARE)})
                 for stream, names in names_of(metrics).items()
@@ -80,7 +81,7 @@ class HeldOutFigures(nn.Module):
             for stream, values in figures.items()
         }
 
-    def _figures(self, query: Query, stream: str, rollout: Rollout) -> dict[str, float | Agreement]:
+    def _figures(self, query: Query, stream: str, rollout: Rollout) -> dict[str, Any]:
         """Of one response; its accuracy may be a question for the judge."""
         well_formed = format_reward(rollout.text)
         figures = {

@@ -10,7 +10,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ivgr.core.background import in_background
 from ivgr.core.errors import UserError, install_hint
@@ -119,7 +119,7 @@ class _Batch:
             base_url=self.client.base_url, api_key=key, max_retries=0, http_client=bounded_client(openai)
         )
         async with server:
-            self.create = server.chat.completions.with_raw_response.create
+            self.create: Any = server.chat.completions.with_raw_response.create
             tasks = [asyncio.create_task(self._persist(i, c)) for i, c in enumerate(conversations)]
             done, late = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
             for task in late:

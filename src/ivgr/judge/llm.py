@@ -85,7 +85,8 @@ class LLMJudge:
         )
         self.votes, self.missing_limit, self.patience = votes, missing_limit, patience
         self.temperature = (0.5 if votes > 1 else 0.0) if temperature is None else temperature
-        self.structured, self.cache = structured, VerdictCache(cache)
+        self.structured: Structured = structured
+        self.cache = VerdictCache(cache)
         self.counts: Counter[str] = Counter()
 
     def agree(self, questions: list[Agreement]) -> list[bool | None]:
@@ -171,4 +172,5 @@ class LLMJudge:
 
 def _mean(votes: list[float | None]) -> float | None:
     """The mean of all votes, None if one is missing."""
-    return None if None in votes else fmean(votes)
+    known = [vote for vote in votes if vote is not None]
+    return fmean(known) if len(known) == len(votes) else None

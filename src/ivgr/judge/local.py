@@ -45,7 +45,7 @@ class LocalJudge:
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype_of(dtype), trust_remote_code=False, use_safetensors=True
             )
-        self.model = model.eval().requires_grad_(False).to(self.device)
+        self.model = model.eval().requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]  transformers wraps it
 
     def agree(self, questions: list[Agreement]) -> list[bool | None]:
         """See `Judge.agree`."""

@@ -40,11 +40,13 @@ class Judge(Protocol):
 
     def agree(self, questions: list[Agreement]) -> list[bool | None]:
         """A verdict for each question, in order; None where there is none."""
+        ...
 
     def compare(self, comparisons: list[Comparison]) -> list[float | None]:
         """A score for each comparison, in order: 1.0 the descriptions agree fully; 0.7 no
         contradiction, and something extra or something missing; 0.3 no contradiction, both
         extra and missing; 0.0 any contradiction, or nothing said. None where there is none."""
+        ...
 
 
 def take_verdicts(questions: list, verdicts: list) -> list:
@@ -65,7 +67,7 @@ def take_verdicts(questions: list, verdicts: list) -> list:
 def _is_verdict(question: Agreement | Comparison, verdict: object) -> bool:
     if not isinstance(verdict, Real):
         return False
-    return verdict in (0, 1) if isinstance(question, Agreement) else 0 <= verdict <= 1
+    return verdict in (0, 1) if isinstance(question, Agreement) else 0 <= float(verdict) <= 1
 
 
 class RulesAlone:

@@ -31,7 +31,7 @@ class VerdictCache:
     """
 
     def __init__(self, path: str | Path | None) -> None:
-        self.path = path and Path(path)
+        self.path = Path(path) if path else None
         self.connection: sqlite3.Connection | None = None
         self.unsaved: dict[str, str] = {}
         self.saved = time.monotonic()
@@ -78,6 +78,7 @@ class VerdictCache:
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
+        assert self.path is not None, "without a path nothing is kept"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Used by one thread at a time, but not always by the same.
         connection = sqlite3.connect(

@@ -42,6 +42,8 @@ class FitParser(OneLine, LightningArgumentParser):
 class CLI(IgnoresCheckpointSettings, LightningCLI):
     """Settings that every run shares: what it writes lies under trainer.default_root_dir."""
 
+    subcommand: str  # of `ivgr`, there is always one
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         skipped = {
@@ -133,7 +135,7 @@ class CLI(IgnoresCheckpointSettings, LightningCLI):
         resolved = self.parser.dump(self.config, skip_none=False)
         times = config.held_out_times if config.trainer.val_check_interval is None else 0
         subset = SubsetValidation(times, config.held_out_queries)
-        own = {
+        own: dict[str, list[L.Callback]] = {
             "rl": [
                 IterationBar(),
                 subset,
@@ -151,7 +153,7 @@ class CLI(IgnoresCheckpointSettings, LightningCLI):
             Peers(config.rank_timeout),
             RunRecord(resolved),
             Hyperparameters(resolved),
-            *own.get(getattr(self.model, "kind", None), []),
+            *own.get(getattr(self.model, "kind", ""), []),
         ]
 
     def before_fit(self) -> None:

@@ -34,10 +34,11 @@ class SettingError(UserError, TypeError):
         self.key, self.complaint = key, complaint
 
     @classmethod
-    def of(cls, message: str, cause: Exception | None, inner: "SettingError | None") -> "SettingError":
+    def of(cls, message: str, cause: BaseException | None, inner: "SettingError | None") -> "SettingError":
         """Of jsonargparse's `message`, the exception behind it, and the last refusal before it, which
         is that of a nested parser if the message holds it."""
-        key, rest = _KEY.fullmatch(message).groups("")
+        found = _KEY.fullmatch(message)
+        key, rest = found.groups("") if found else ("", message)
         if inner is not None and str(inner) in rest:
             whole = f"{key}.{inner.key}".strip(".")
             return cls.renamed(whole, inner.complaint) or cls(whole, inner.complaint)

@@ -3,6 +3,9 @@
 The others keep their names, so that a printed configuration can be read again, but have one value.
 """
 
+# pyright: reportInvalidTypeForm=false
+# The annotations are made at run time (`fixed`), for the parser.
+
 from typing import Literal
 
 import lightning as L

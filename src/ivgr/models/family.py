@@ -4,9 +4,9 @@ In: the numbers of one family file. Out: configurations of its shipped sizes, it
 processor around a tokenizer, rotary positions, and where its vision tower is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ class Family:
     sizes: dict[str, dict[str, Any]]
     hub: str
     pixels: tuple[int, int]
-    normal: tuple[tuple[float, ...], tuple[float, ...]]
+    normal: tuple[Sequence[float], Sequence[float]]
     processor: type[ProcessorMixin]
     video_processor: type
     image_processor: type = Qwen2VLImageProcessor
@@ -95,13 +95,13 @@ class Family:
         return model.get_submodule(self.vision)
 
     def vision_blocks(self, model: PreTrainedModel) -> nn.ModuleList:
-        return model.get_submodule(self.blocks)
+        return cast(nn.ModuleList, model.get_submodule(self.blocks))
 
     def language_model(self, model: PreTrainedModel) -> nn.Module:
         return model.get_submodule(self.language)
 
     def decoder_layers(self, model: PreTrainedModel) -> nn.ModuleList:
-        return model.get_submodule(self.layers)
+        return cast(nn.ModuleList, model.get_submodule(self.layers))
 
     def positions(self, model: PreTrainedModel, ids: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """Rotary positions (3, P) of a prompt ids (P,) with images of `grid` (images, 3)."""

@@ -1,6 +1,8 @@
 """The calls into the stock HF model that every phase shares: rotary positions, hidden
 states, head. Nothing of the model is patched."""
 
+from typing import Any
+
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,15 +48,15 @@ def banned_ids(model: PreTrainedModel) -> list[int]:
     vocabulary, a default that config.json does not name, never is."""
     config, words = model.config, model.config.get_text_config().vocab_size
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    found = {getattr(config, name, None) for name in names} - {None}
-    return sorted(token for token in found if token < words)
+    found = {getattr(config, name, None) for name in names}
+    return sorted(token for token in found if token is not None and token < words)
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end a response, in rising order: those of generation_config.json, the tokenizer's
     end of text and the chat template's end of a turn, which fine-tuning often lets disagree.
     UserError if there is none, or one is no token."""
-    own = model.generation_config.eos_token_id
+    own: Any = model.generation_config.eos_token_id
     named = [] if own is None else own if isinstance(own, list) else [own]
     odd = next((one for one in named if isinstance(one, bool) or not isinstance(one, int)), None)
     if odd is not None:
@@ -62,7 +64,8 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
             f"model.policy: {model.name_or_path!r} has a generation_config.json whose eos_token_id {odd!r} "
             "is no number of a token"
         )
-    stops = {*named, tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
+    end: Any = tokenizer.eos_token_id
+    stops = {*named, end, end_of_turn(tokenizer)} - {None}
     if not stops:
         raise UserError(
             f"model.policy: {model.name_or_path!r} names no token that ends a response; set eos_token_id in "
@@ -82,13 +85,14 @@ def not_finite(where: str, whose: str = "policy") -> UserError:
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the chat template writes behind an assistant's message; without one the
     tokenizer's end of text. Demonstrations end with it."""
+    end: Any = tokenizer.eos_token_id
     if tokenizer.chat_template is None:
-        return tokenizer.eos_token_id
+        return end
     chat = [
         {"role": role, "content": [{"type": "text", "text": text}]}
         for role, text in (("user", "?"), ("assistant", MESSAGE))
     ]
-    written = tokenizer.apply_chat_template(chat, tokenize=False)
+    written = str(tokenizer.apply_chat_template(chat, tokenize=False))
     ending = tokenizer(written.rpartition(MESSAGE)[2], add_special_tokens=False).input_ids
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return next((one for one in ending if one in special), tokenizer.eos_token_id)
+    return next((one for one in ending if one in special), end)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -107,7 +107,7 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
 
 
 @torch.no_grad()
-def _merge(layer: nn.Module) -> torch.Tensor:
+def _merge(layer: Any) -> torch.Tensor:
     """The adapted weight with its adapters added, rounded once, from double precision."""
     weight = layer.get_base_layer().weight
     merged = weight.to(torch.float64, copy=True)
@@ -118,7 +118,7 @@ def _merge(layer: nn.Module) -> torch.Tensor:
     return merged.to(weight.dtype)
 
 
-def _wrapped(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+def _wrapped(model: PreTrainedModel) -> list[tuple[str, Any]]:
     kind = _import("peft.tuners.tuners_utils").BaseTunerLayer
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kind)]
 

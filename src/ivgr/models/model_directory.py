@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -65,7 +66,7 @@ def read_model(
     if fault is not None:
         refuse(path, setting, fault)
     with reading(path, setting), _without_report():
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -75,6 +76,7 @@ def read_model(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+        model, report = loaded
         rotary = _fault_of_rotary(model)
     if getattr(model, "peft_config", None) is not None:
         refuse(path, setting, ADAPTER)
@@ -170,7 +172,7 @@ def _fault_of_file(file: Path) -> str | None:
 
 def _fault_of_rotary(model: PreTrainedModel) -> str | None:
     """Transformers finds out in the first pass."""
-    rotary = find_family(model.config.model_type).language_model(model).rotary_emb
+    rotary: Any = find_family(model.config.model_type).language_model(model).rotary_emb
     if not hasattr(rotary, "mrope_section"):
         return None
     section, found = rotary.mrope_section, len(rotary.inv_freq)

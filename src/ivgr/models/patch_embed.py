@@ -26,5 +26,9 @@ def use_linear_patches(model: PreTrainedModel) -> None:
     """Replaces the vision tower's patch convolution, where it has one without overlap."""
     embed = getattr(find_family(model.config.model_type).vision_tower(model), "patch_embed", None)
     convolution = getattr(embed, "proj", None)
-    if isinstance(convolution, nn.Conv3d) and convolution.stride == convolution.kernel_size:
+    if (
+        embed is not None
+        and isinstance(convolution, nn.Conv3d)
+        and convolution.stride == convolution.kernel_size
+    ):
         embed.proj = LinearPatches(convolution)

@@ -21,6 +21,7 @@ class PolicySource(Protocol):
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """The model and its processor."""
+        ...
 
 
 @checked("model.policy.")
@@ -43,7 +44,9 @@ class Pretrained:
         min_pixels: PositiveInt | None = None,
         max_pixels: PositiveInt | None = None,
     ) -> None:
-        self.path, self.dtype, self.attn_implementation = path, dtype, attn_implementation
+        self.path = path
+        self.dtype: Dtype = dtype
+        self.attn_implementation = attn_implementation
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:

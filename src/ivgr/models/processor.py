@@ -88,4 +88,4 @@ def find_unembedded(
     """The first token of `ids` that a model with `embedded` embeddings has none for: one was added to
     the tokenizer, and the model was not resized."""
     beyond = (one for one in ids if one is not None and one >= embedded)
-    return next(map(tokenizer.convert_ids_to_tokens, beyond), None)
+    return next((str(tokenizer.convert_ids_to_tokens(one)) for one in beyond), None)

@@ -1,6 +1,7 @@
 """Qwen3-VL: boxes in thousandths of the image, patches of 16 pixels. Numbers: config.json of
 https://huggingface.co/Qwen/Qwen3-VL-2B-Instruct, -4B-Instruct, -8B-Instruct, -32B-Instruct."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,10 +11,10 @@ from ivgr.core.frame import relative
 from ivgr.models.family import Family
 from ivgr.models.family_fields import text_fields
 
-interleaved_fields = partial(text_fields, interleaved=True)
-SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
+interleaved_fields: Callable[..., dict[str, Any]] = partial(text_fields, interleaved=True)
+SMALL_TOWER: dict[str, Any] = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
 SMALL_TOWER["deepstack_visual_indexes"] = [5, 11, 17]
-LARGE_TOWER = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304}
+LARGE_TOWER: dict[str, Any] = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304}
 LARGE_TOWER["deepstack_visual_indexes"] = [8, 16, 24]
 
 

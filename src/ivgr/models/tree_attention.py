@@ -48,7 +48,8 @@ def use_tree_attention(model: PreTrainedModel) -> None:
     """Lets the language model (not the vision tower) attend by tree."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    find_family(model.config.model_type).language_model(model).set_attn_implementation(NAME)
+    language: Any = find_family(model.config.model_type).language_model(model)
+    language.set_attn_implementation(NAME)
 
 
 def uses_flex(device: torch.device) -> bool:

@@ -50,7 +50,8 @@ def boxed_picture(
 ) -> Image.Image:
     """`image` as large as WIDTH × TALLEST has room for, its boxes, and the caption's sentences below it."""
     width, height = image.size
-    shown = shrink(image.convert("RGB"), max(width, height) * min(WIDTH / width, TALLEST / height))
+    side = max(width, height) * min(WIDTH / width, TALLEST / height)
+    shown = shrink(image.convert("RGB"), side)
     pen = ImageDraw.Draw(shown)
     for boxes, outline in ((gold, GOLD), (predicted, PREDICTED)):
         for box in boxes:
@@ -67,7 +68,7 @@ def boxed_picture(
     return whole
 
 
-def _wrap(sentence: str, font: ImageFont.FreeTypeFont) -> list[str]:
+def _wrap(sentence: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """At most LINES lines."""
     letters = "the quick brown fox jumps over the lazy dog "
     characters = int((WIDTH - 2 * MARGIN) / font.getlength(letters) * len(letters))

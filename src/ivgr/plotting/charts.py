@@ -142,7 +142,7 @@ def _without_total(lines: Curves) -> Curves:
 
 
 def _color(name: str, index: int) -> str:
-    return COLORS.get(_stream(name), OTHERS[index % len(OTHERS)])
+    return COLORS.get(_stream(name) or "", OTHERS[index % len(OTHERS)])
 
 
 def _label(name: str, names: Collection[str]) -> str:

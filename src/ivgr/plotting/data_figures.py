@@ -7,6 +7,7 @@ In: samples, a processor, a rolled-out query. Out: matplotlib figures.
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -72,7 +73,8 @@ def draw_frames(sample: Sample, processor: ProcessorMixin) -> Figure:
 
 def _resize(family: Family, processor: ProcessorMixin, sample: Sample) -> tuple[int, int]:
     """Width and height to which the family's own processor brings the first image."""
-    own = family.build_processor(processor.tokenizer, processor.chat_template).image_processor
+    template: Any = processor.chat_template
+    own = family.build_processor(processor.tokenizer, template).image_processor
     _, height, width = own(images=sample.open_images()[:1], return_tensors="pt")["image_grid_thw"][0].tolist()
     return width * family.patch, height * family.patch
 
@@ -119,7 +121,7 @@ def _nodes(query: Query, image_token: int) -> list[tuple[str, str, int]]:
 
 def outline(panel: Axes, box: Box, color: str, label: str = "", width: float = 1.8) -> None:
     """A box (x1, y1, x2, y2) in the panel's own units, white-edged to be seen on anything."""
-    corner, sides = box[:2], (box[2] - box[0], box[3] - box[1])
+    corner, sides = (box[0], box[1]), (box[2] - box[0], box[3] - box[1])
     panel.add_patch(Rectangle(corner, *sides, fill=False, ec="white", lw=width + 1.6))
     panel.add_patch(Rectangle(corner, *sides, fill=False, ec=color, lw=width))
     if label:

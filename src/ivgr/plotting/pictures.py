@@ -27,7 +27,7 @@ STYLE = (
 )
 
 
-def shrink(image: Image.Image, side: int = TILE, shape: tuple[int, int] | None = None) -> Image.Image:
+def shrink(image: Image.Image, side: float = TILE, shape: tuple[int, int] | None = None) -> Image.Image:
     """`image`, its longer side `side` pixels, in the proportions of `shape` (width, height;
     default: its own)."""
     width, height = shape or image.size

@@ -83,7 +83,7 @@ DESCRIPTIONS = {
     "rollout/entropy": "Entropy of the policy per response token, nats. Healthy: sinks slowly, not to 0.",
     "rollout/kl": "KL to the frozen reference per response token, nats. Healthy: rises slowly from 0.",
     "rollout/length": "Tokens per response.",
-    "rollout/truncated_frac": "Share of responses cut off at engine.max_new_tokens.",
+    "rollout/truncated_frac": "Share of responses cut off at engine.sampling.max_new_tokens.",
     "rollout/tokens_per_s": "Response tokens per second of rollout, of all ranks.",
     "rollout/logp_mismatch": "Mean distance of engine's and trainer's log-probs, nats. Healthy: near 0.",
     "rollout/completions": "The best and the worst rollout of each group, with reward, advantage and terms.",

@@ -89,7 +89,9 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self.lines = Lines(self.process.stdout.fileno())
+        assert self.process.stdin and self.process.stdout, "both are pipes"
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.lines = Lines(self.stdout.fileno())
 
     def ask(self, answer: str, gold: str) -> bool | None:
         """None if it was given up. BrokenPipeError if the process was dead before."""
@@ -97,7 +99,7 @@ class _Worker:
         self._await_start(end - LEAST)
         seconds = max(end - time.monotonic(), LEAST)
         line = json.dumps([answer, gold, seconds]).encode() + b"\n"
-        write_all(self.process.stdin.fileno(), line)
+        write_all(self.stdin.fileno(), line)
         reply = self.lines.read(seconds + SLACK / 2)
         self.sound = bool(reply)
         return json.loads(reply) if reply else None
@@ -118,8 +120,8 @@ class _Worker:
         """Ends the process and the one that it forked: its session holds both."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.stdin.close()
+        self.stdout.close()
         self.process.wait()
 
 

@@ -60,7 +60,7 @@ class Rewards:
         self.archive = archive
         self.more = more or {}
         compare = partial(ask_consistency, archive=archive)
-        own: list[tuple[str, RewardTerm]] = [
+        own: list[tuple[str, FunctionTerm]] = [
             ("format", FunctionTerm((GROUNDED,), format.weight, rate_format)),
             ("format", FunctionTerm((TEXTUAL, SINGLE), format.weight, rate_plain_format)),
             ("accuracy", FunctionTerm(PAIRED, accuracy.weight, rate_accuracy)),

@@ -3,7 +3,7 @@
 The one place where this order stands. While the judge reads, the caller may do something else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -87,7 +87,7 @@ class Scorer:
 
 
 def judge_unique(
-    ask: Callable[[list], list], questions: list[Question]
+    ask: Callable[[list], list], questions: Sequence[Question]
 ) -> dict[Question, float | bool | None]:
     """The judge's verdict on each question; identical ones are asked once. None where there is
     none, or what came is none (see `take_verdicts`)."""

@@ -1,6 +1,7 @@
 """CUDA graphs for decoding: a step launched as one graph instead of kernel by kernel."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 
@@ -15,12 +16,13 @@ class CUDAGraphStep:
     """
 
     def __init__(self) -> None:
-        self.graph, self.output = None, None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.output = torch.empty(0)
 
     def __call__(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
         if self.graph is None:
             self._capture(step)
-        self.graph.replay()
+        cast(torch.cuda.CUDAGraph, self.graph).replay()
         return self.output
 
     def _capture(self, step: Callable[[], torch.Tensor]) -> None:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.core.background import wait_for
 from ivgr.core.query import Query
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import RolloutEngine
 
 
@@ -19,11 +20,12 @@ class TimeoutEngine:
     is left behind when the program ends."""
 
     def __init__(self, engine: RolloutEngine, seconds: float) -> None:
-        self.engine, self.seconds = engine, seconds
+        self.engine = engine
+        self.seconds = seconds
 
     @property
-    def temperature(self) -> float:
-        return self.engine.temperature
+    def sampling(self) -> SamplingConfig:
+        return self.engine.sampling
 
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int

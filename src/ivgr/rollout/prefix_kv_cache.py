@@ -6,6 +6,8 @@ for all branches of its query, and never copied. In: a layer's projections. Out:
 attention output.
 """
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
@@ -80,13 +82,14 @@ class TreeCache:
         scaling: float,
     ) -> torch.Tensor:
         """Prefill: keeps the prefixes and attends under `mask`; decoding: one token per branch."""
+        layer = cast(int, module.layer_idx)
         if not self.decoding:
             self.prefix_kv.append((key.contiguous(), value.contiguous()))
             return attend_mask(module, query, key, value, mask, scaling=scaling)
         branches, heads, _, size = query.shape
         query = query.view(branches, key.shape[1], -1, size)
-        prefix, prefix_lse = self._attend_prefix(query, *self.prefix_kv[module.layer_idx], scaling)
-        keys, values = self.branch_kv[module.layer_idx]
+        prefix, prefix_lse = self._attend_prefix(query, *self.prefix_kv[layer], scaling)
+        keys, values = self.branch_kv[layer]
         keys.index_copy_(2, self.position[None], key)
         values.index_copy_(2, self.position[None], value)
         own, own_lse = _attend(query, keys, values, self.branch_bias, scaling)

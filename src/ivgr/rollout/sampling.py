@@ -1,13 +1,32 @@
-"""Choosing the next token: temperature, bans and top-p, with both log-probs recorded."""
+"""Choosing the next token: its settings; temperature, bans and top-p, with both log-probs recorded."""
 
 from dataclasses import dataclass
 
 import torch
 
 from ivgr.core.seeding import derive_seed
+from ivgr.core.settings import AtLeastTwo, PositiveFloat, PositiveInt, PositiveShare, checked
 
 # Tokens sorted at first; the whole vocabulary only where they do not hold top_p.
 HEAD = 64
+
+
+@checked("model.engine.sampling.")
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How an engine samples."""
+
+    group_size: AtLeastTwo = 5
+    """Rollouts per query and stream (N)."""
+
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; all log-probs of the run are taken at it. VLLMEngine takes 1 only."""
+
+    top_p: PositiveShare = 0.99
+    """Nucleus kept when sampling."""
+
+    max_new_tokens: PositiveInt = 1024
+    """Longest response; longer ones are cut and counted."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,7 @@ class Sampling:
         if self.temperature == 0:
             token = allowed.argmax(-1)
             return token, full.gather(1, token[:, None])[:, 0], torch.zeros_like(full[:, 0])
+        assert draw is not None, "sampling draws"
         token, sampling_logp = self._draw(allowed.softmax(-1), draw)
         return token, full.gather(1, token[:, None])[:, 0], sampling_logp
 

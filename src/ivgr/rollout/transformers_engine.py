@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ivgr.core.errors import UserError
 from ivgr.core.memory import unless_out_of_memory
 from ivgr.core.query import Group, Query, Rollout, global_indices
-from ivgr.core.settings import AtLeastTwo, PositiveFloat, PositiveInt, PositiveShare, checked
+from ivgr.core.settings import PositiveInt, checked
 from ivgr.models.forward import banned_ids, stop_ids
 from ivgr.rollout.branches import Branches, Listener
-from ivgr.rollout.sampling import Sampling, draw_noise
+from ivgr.rollout.sampling import Sampling, SamplingConfig, draw_noise
 
 LOGGER = logging.getLogger("ivgr")
 
@@ -30,7 +30,10 @@ Branch = tuple[Query, Group]
 class RolloutEngine(Protocol):
     """Fills every group of every query with responses of the policy."""
 
-    temperature: float
+    @property
+    def sampling(self) -> SamplingConfig:
+        """Settings of sampling."""
+        ...
 
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
@@ -54,25 +57,19 @@ class TransformersEngine:
     have been.
 
     Args:
-        group_size: Rollouts per query and stream (N).
-        temperature: Sampling temperature; all log-probs of the run are taken at it.
-        top_p: Nucleus kept when sampling.
-        max_new_tokens: Longest response; longer ones are cut and counted.
+        sampling: Group size, temperature, nucleus, response length.
         batch_queries: Queries decoded together, where memory holds them.
         cuda_graphs: On a GPU, launches each decoding step as one CUDA graph.
     """
 
     def __init__(
         self,
-        group_size: AtLeastTwo = 5,
-        temperature: PositiveFloat = 1.0,
-        top_p: PositiveShare = 0.99,
-        max_new_tokens: PositiveInt = 1024,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         batch_queries: PositiveInt = 64,
         cuda_graphs: bool = False,
     ) -> None:
-        self.group_size, self.temperature, self.top_p = group_size, temperature, top_p
-        self.max_new_tokens, self.batch_queries = max_new_tokens, batch_queries
+        self.sampling = sampling
+        self.batch_queries = batch_queries
         self.cuda_graphs = cuda_graphs
         # Branches decoded together, by copies a group, once memory has run out for more.
         self.most: dict[int, int] = {}
@@ -80,8 +77,9 @@ class TransformersEngine:
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
     ) -> None:
-        sampling = Sampling(self.temperature, self.top_p, tuple(banned_ids(model)))
-        self.respond(model, tokenizer, queries, sampling, self.group_size, seed)
+        config = self.sampling
+        sampling = Sampling(config.temperature, config.top_p, tuple(banned_ids(model)))
+        self.respond(model, tokenizer, queries, sampling, config.group_size, seed)
 
     def answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]
@@ -112,7 +110,7 @@ class TransformersEngine:
             noise = None
             if sampling.temperature:
                 counts = [copies * len(query.groups) for query in batch]
-                noise = draw_noise(places[start:][: len(batch)], counts, self.max_new_tokens, seed)
+                noise = draw_noise(places[start:][: len(batch)], counts, self.sampling.max_new_tokens, seed)
             responses: list[tuple] = []
             while waiting := branches[len(responses) :]:
                 part = _first_queries(waiting, self.most.get(copies, len(waiting)))
@@ -123,7 +121,7 @@ class TransformersEngine:
                     self.most[copies] = self._halve(part)
                 responses += found or []
             for (_, group), (tokens, logp, sampling_logp, ended) in zip(branches, responses, strict=True):
-                text = group.opened + tokenizer.decode(tokens, skip_special_tokens=True)
+                text = group.opened + str(tokenizer.decode(tokens, skip_special_tokens=True))
                 group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
 
     def _decode(
@@ -136,7 +134,7 @@ class TransformersEngine:
         listener: Listener | None,
     ) -> list[tuple]:
         """The responses of all `branches` together, as of `Branches.decode`."""
-        decoding = Branches(model, self.max_new_tokens, self.cuda_graphs)
+        decoding = Branches(model, self.sampling.max_new_tokens, self.cuda_graphs)
         decoding.prefill(*_prompts_of(branches))
         return decoding.decode(sampling, noise, stops, listener)
 
@@ -147,7 +145,7 @@ class TransformersEngine:
             raise UserError(
                 "memory ran out as one response was decoded, to a prompt of "
                 f"{len(query.prefix) + len(group.instruction)} tokens: lower max_new_tokens, which is "
-                f"{self.max_new_tokens}, or max_prompt_tokens; batch_queries makes no difference"
+                f"{self.sampling.max_new_tokens}, or max_prompt_tokens; batch_queries makes no difference"
             )
         half = len(branches) // 2
         LOGGER.warning(

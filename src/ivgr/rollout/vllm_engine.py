@@ -19,11 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ivgr.core.errors import UserError, install_hint
 from ivgr.core.query import Query, global_indices
 from ivgr.core.seeding import derive_seed
-from ivgr.core.settings import AtLeastTwo, Dtype, PositiveFloat, PositiveInt, PositiveShare, checked
+from ivgr.core.settings import Dtype, PositiveInt, PositiveShare, checked
 from ivgr.models.family_fields import INTERLEAVED
 from ivgr.models.forward import banned_ids, stop_ids
 from ivgr.models.model_directory import read_config
 from ivgr.models.registry import find_family
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.vllm_loader import keep_buffers
 from ivgr.rollout.vllm_requests import check_expansion, make_prompt, read_completion
 from ivgr.rollout.vllm_sleep import SleepingEngine
@@ -47,10 +48,7 @@ class VLLMEngine:
     not identical.
 
     Args:
-        group_size: Rollouts per query and stream (N).
-        temperature: Sampling temperature; must be 1.
-        top_p: Nucleus kept when sampling.
-        max_new_tokens: Longest response; longer ones are cut and counted.
+        sampling: Group size, temperature, which must be 1, nucleus, response length.
         max_prompt_tokens: Longest prompt, images included; as model.encoding.max_prompt_tokens.
         batch_queries: Queries handed over at once, whose processed images lie in host memory.
         gpu_memory_utilization: Share of the GPU for vLLM's weights and cache while it is awake.
@@ -63,10 +61,7 @@ class VLLMEngine:
 
     def __init__(
         self,
-        group_size: AtLeastTwo = 5,
-        temperature: PositiveFloat = 1.0,
-        top_p: PositiveShare = 0.99,
-        max_new_tokens: PositiveInt = 1024,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         max_prompt_tokens: PositiveInt = 8192,
         batch_queries: PositiveInt = 64,
         gpu_memory_utilization: PositiveShare = 0.4,
@@ -75,19 +70,23 @@ class VLLMEngine:
         dtype: Dtype | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        if temperature != 1:
+        if sampling.temperature != 1:
             raise UserError(
-                f"model.engine.temperature is {temperature}: vLLM gives full-vocabulary log-probs at 1 only; "
-                "set it to 1.0 or use TransformersEngine"
+                f"model.engine.sampling.temperature is {sampling.temperature}: vLLM gives full-vocabulary "
+                "log-probs at 1 only; set it to 1.0 or use TransformersEngine"
             )
         if taken := sorted(FIXED & (options or {}).keys()):
             raise UserError(f"model.engine.options: {taken[0]} is not free to choose here; remove it")
-        self.group_size, self.temperature, self.top_p = group_size, temperature, top_p
-        self.max_new_tokens, self.max_prompt_tokens = max_new_tokens, max_prompt_tokens
-        self.batch_queries, self.gpu_memory_utilization = batch_queries, gpu_memory_utilization
-        self.sleep_level, self.checkpoint, self.dtype = sleep_level, checkpoint, dtype
+        self.sampling = sampling
+        self.max_prompt_tokens = max_prompt_tokens
+        self.batch_queries = batch_queries
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.sleep_level = sleep_level
+        self.checkpoint = checkpoint
+        self.dtype = dtype
         self.options = options or {}
-        self.engine, self.checked = None, False
+        self.engine: SleepingEngine | None = None
+        self.checked = False
 
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
@@ -95,14 +94,19 @@ class VLLMEngine:
         """Appends group_size sampled rollouts to each group; UserError for a prompt that is too
         long, images that vLLM reads otherwise, or weights that it does not take."""
         placed = zip(global_indices(queries), queries, strict=True)
-        seeds = [derive_seed(seed, place, n) for place, query in placed for n in range(len(query.groups))]
-        self._respond(model, tokenizer, queries, seeds, n=self.group_size, temperature=1.0, top_p=self.top_p)
+        seeds: list[int | None] = [
+            derive_seed(seed, place, n) for place, query in placed for n in range(len(query.groups))
+        ]
+        config = self.sampling
+        self._respond(
+            model, tokenizer, queries, seeds, n=config.group_size, temperature=1.0, top_p=config.top_p
+        )
 
     def answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]
     ) -> None:
         """Appends one greedy rollout to each group; errors as of `roll_out`."""
-        seeds = [None] * sum(len(query.groups) for query in queries)
+        seeds: list[int | None] = [None] * sum(len(query.groups) for query in queries)
         self._respond(model, tokenizer, queries, seeds, n=1, temperature=0.0)
 
     def _respond(self, model, tokenizer, queries: list[Query], seeds: list[int | None], **sampling) -> None:
@@ -112,7 +116,7 @@ class VLLMEngine:
         draw, stops, greedy = iter(seeds), stop_ids(model, tokenizer), sampling["temperature"] == 0
         common = {
             **sampling,
-            "max_tokens": self.max_new_tokens,
+            "max_tokens": self.sampling.max_new_tokens,
             "stop_token_ids": stops,
             "ignore_eos": True,  # no other token ends a response
             "logit_bias": dict.fromkeys(banned_ids(model), -torch.inf),
@@ -155,11 +159,11 @@ class VLLMEngine:
             )
         if self.checkpoint:
             read_config(self.checkpoint, "model.engine.checkpoint")
-        length = self.max_prompt_tokens + self.max_new_tokens
+        length = self.max_prompt_tokens + self.sampling.max_new_tokens
         if length > (room := policy.config.get_text_config().max_position_embeddings):
             raise UserError(
-                f"model.engine: max_prompt_tokens and max_new_tokens are {length} together, more than the "
-                f"{room} positions of the policy; lower one of them"
+                f"model.engine: max_prompt_tokens and sampling.max_new_tokens are {length} together, "
+                f"more than the {room} positions of the policy; lower one of them"
             )
         vllm = import_vllm()
         keep_buffers()

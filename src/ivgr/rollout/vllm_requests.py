@@ -60,6 +60,6 @@ def read_completion(
         tokens=tokens,
         logp=logp,
         sampling_logp=torch.zeros_like(logp) if greedy else torch.full_like(logp, torch.nan),
-        text=opened + tokenizer.decode(tokens, skip_special_tokens=True),
+        text=opened + str(tokenizer.decode(tokens, skip_special_tokens=True)),
         truncated=int(tokens[-1]) not in stops,
     )

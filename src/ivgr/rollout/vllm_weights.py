@@ -7,6 +7,7 @@ weight found its place, which vLLM itself does not insist on.
 
 from collections.abc import Iterable
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 @torch.no_grad()
-def load_weights(policy: PreTrainedModel, model: nn.Module) -> None:
+def load_weights(policy: PreTrainedModel, model: Any) -> None:
     """Copies every parameter of `policy` into vLLM's `model`, low-rank adapters added to what they
     adapt; UserError that names the first which it does not take."""
     name = "the first"
@@ -67,7 +68,7 @@ def load_weights_checked(policy: PreTrainedModel, model: nn.Module) -> None:
         )
 
 
-def _place(model: nn.Module, name: str, weight: torch.Tensor) -> Iterable[str]:
+def _place(model: Any, name: str, weight: torch.Tensor) -> Iterable[str]:
     """vLLM's names of the parameters that took `weight`; none if it has no place or shape for it."""
     try:
         return model.load_weights([(name, weight)])

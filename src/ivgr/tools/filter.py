@@ -35,6 +35,7 @@ from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.accuracy import prepare
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.inference.load_policy import gpu_or_cpu, policy_and_encoder
 
@@ -94,7 +95,10 @@ def filter_shards(
         "temperature": temperature, "top_p": top_p,
         "max_new_tokens": max_new_tokens, "dtype": dtype, "batch": batch, "seed": seed,
     }  # fmt: skip
-    engine = TransformersEngine(copies, temperature, top_p, max_new_tokens, batch)
+    sampling = SamplingConfig(
+        group_size=copies, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens
+    )
+    engine = TransformersEngine(sampling, batch)
     journal = ResumableJsonl(dst, "pass_rates", settings)
     if len(journal.rows) < total:
         respond = make_respond(Pretrained(policy, dtype), engine, prompts, stream)
@@ -114,7 +118,7 @@ def make_respond(source: Pretrained, engine: TransformersEngine, prompts: Prompt
     """Asks the policy of `source`, on a GPU if there is one: samples and a seed → queries with
     their rollouts, paired ones in `stream`."""
     policy, encoder = policy_and_encoder(source, prompts)
-    policy.to(gpu_or_cpu())
+    policy.to(gpu_or_cpu())  # pyright: ignore[reportArgumentType]
 
     def respond(samples: list[Sample], seed: int) -> list[Query]:
         queries = [encoder(sample, (stream if sample.kind == "paired" else SINGLE,)) for sample in samples]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader, IterableDataset
@@ -19,12 +20,12 @@ from ivgr.core.prompts import GROUNDED, SINGLE, TEXTUAL
 from ivgr.core.sample import Sample, read_sample
 from ivgr.core.seeding import derive_seed, run_seed
 from ivgr.core.settings import NonNegativeInt, PositiveInt, Seed, Share, checked
-from ivgr.data.encode import encode_batch
+from ivgr.data.encode import QueryEncoder, encode_batch
 from ivgr.data.sft_encode import Demonstration, encode_demonstrations
 from ivgr.data.shards import find_shards, read_shards
 from ivgr.data.validation_stream import HeldOut
 from ivgr.toy.place_accuracy import PlaceAccuracy
-from ivgr.toy.world import Objects, World, write_world
+from ivgr.toy.world import Kind, Objects, World, write_world
 
 
 @checked("data.lessons: ")
@@ -44,7 +45,7 @@ class Lesson:
 
     def worlds(self, seed: int) -> dict[str, World]:
         """The pools to draw, by the world's lesson name."""
-        counts = {"describe": self.describe, "questions": self.questions}
+        counts: dict[Kind, int] = {"describe": self.describe, "questions": self.questions}
         return {
             name: World("train", count, seed, name, self.fewest, self.most)
             for name, count in counts.items()
@@ -66,6 +67,7 @@ class Curriculum(L.LightningDataModule):
     """
 
     validation_metrics = (PlaceAccuracy(),)
+    trainer: L.Trainer  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning sets it before any hook
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class Curriculum(L.LightningDataModule):
             for lesson in self.lessons
         ]
         dataset = Lessons(self.lessons, pools, self.batch, run_seed())
-        encode = partial(encode_demonstrations, encoder=self.trainer.lightning_module.encoder)
+        encode = partial(encode_demonstrations, encoder=self._encoder())
         return DataLoader(
             dataset,
             batch_size=None,
@@ -110,13 +112,15 @@ class Curriculum(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         held_out = HeldOut(find_shards(str(self._root() / "val")), None, self.val_batch, 0, 1)
-        encode = partial(
-            encode_batch, encoder=self.trainer.lightning_module.encoder, streams=(GROUNDED, TEXTUAL)
-        )
+        encode = partial(encode_batch, encoder=self._encoder(), streams=(GROUNDED, TEXTUAL))
         return DataLoader(held_out, batch_size=None, collate_fn=encode)
 
     def _root(self) -> Path:
         return Path(self.trainer.default_root_dir) / "world"
+
+    def _encoder(self) -> QueryEncoder:
+        module: Any = self.trainer.lightning_module
+        return module.encoder
 
     def _folder(self, world: World) -> Path:
         return self._root() / f"{world.lesson}-{world.fewest}-{world.most}-{world.count}"

@@ -1,6 +1,7 @@
 """Rewrites the tiny world's statements by rule, without a language model."""
 
 import random
+from collections.abc import Sequence
 from typing import Protocol
 
 from ivgr.core.frame import Frame
@@ -13,17 +14,24 @@ from ivgr.toy.statements import Claim, read_claims, say_attribute, say_place
 class GroundedResponse(Protocol):
     """What is rewritten: reasoning and answer of a grounded rollout, boxes in `frame`."""
 
-    sample: Sample
-    think: str
-    answer: str
-    frame: Frame
+    @property
+    def sample(self) -> Sample: ...
+
+    @property
+    def think(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def frame(self) -> Frame: ...
 
 
 class RuleRewriter:
     """Rewrites the tiny world's statements: a box becomes the place of its centre, in words.
     What is no statement of the world is left out; reasoning that states nothing has no rewrite."""
 
-    def rewrite(self, items: list[GroundedResponse], k: int, seed: int) -> list[list[str]]:
+    def rewrite(self, items: Sequence[GroundedResponse], k: int, seed: int) -> list[list[str]]:
         return [[write_response(text, item.answer) for text in _wordings(item, k, seed)] for item in items]
 
 

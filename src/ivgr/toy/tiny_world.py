@@ -5,7 +5,7 @@ from pathlib import Path
 from ivgr.core.settings import PositiveInt, Seed, checked
 from ivgr.data.datamodule import ShardDataModule
 from ivgr.toy.place_accuracy import PlaceAccuracy
-from ivgr.toy.world import World, write_world
+from ivgr.toy.world import Split, World, write_world
 
 
 @checked("data.")
@@ -24,7 +24,7 @@ class TinyWorld(ShardDataModule):
     ) -> None:
         super().__init__(train="", val="", **settings)
         self.validation_metrics = (PlaceAccuracy(), *self.validation_metrics)
-        self.counts = {"train": train_count, "val": val_count}
+        self.counts: dict[Split, int] = {"train": train_count, "val": val_count}
         self.world_seed = world_seed
 
     def prepare_data(self) -> None:

@@ -2,9 +2,10 @@
 processor around them. In: nothing but the prompts. Out: tokenizer and processor."""
 
 import string
+from typing import Any, cast
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 
 from ivgr.core.prompts import Prompts
 from ivgr.models.qwen2_vl import QWEN2_VL
@@ -35,12 +36,12 @@ CHAT_TEMPLATE = (
 PIXELS = (56 * 56, 448 * 448)
 
 
-def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, int] | int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The fields of a HF configuration that name the tokenizer's special tokens; those of
     its text_config stand under that name."""
 
     def ident(token: str) -> int:
-        return tokenizer.convert_tokens_to_ids(token)
+        return cast(int, tokenizer.convert_tokens_to_ids(token))
 
     return {
         "text_config": {

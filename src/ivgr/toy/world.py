@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,10 @@ PER_SHARD = 500
 Split = Literal["train", "val"]
 Kind = Literal["questions", "describe"]
 # A scene holds no more.
-Objects = number("Objects", int, 1, 8)
+if TYPE_CHECKING:
+    Objects: TypeAlias = int
+else:
+    Objects = number("Objects", int, 1, 8)
 
 
 @checked("synth: --")

@@ -4,10 +4,11 @@ training form, whole or split over ranks, and steps it by hand (manual optimisat
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ivgr.core.atomic_files import folder_to_write
 from ivgr.core.errors import UserError
@@ -15,6 +16,7 @@ from ivgr.core.lightning_private import has_trainer
 from ivgr.core.metric import ValidationMetric
 from ivgr.core.sharding import is_sharded
 from ivgr.data.encode import EncodingConfig, QueryEncoder
+from ivgr.distributed.fsdp import Replica
 from ivgr.models.lora import is_adapted, merge_adapters
 from ivgr.models.model_directory import write_directory
 from ivgr.models.pretrained import PolicySource, Pretrained
@@ -41,6 +43,12 @@ class PolicyModule(L.LightningModule):
     length: str
     kind: str
     state_shape = {"skipped": int, "policy": POLICY}
+    # None until `configure_model`.
+    policy: PreTrainedModel
+    processor: ProcessorMixin
+    encoder: QueryEncoder
+    reference: Reference | None
+    _replica: Replica | None
 
     def __init__(
         self,
@@ -57,8 +65,8 @@ class PolicyModule(L.LightningModule):
         self.encoding = encoding
         self.update = update
         self.guard = NonFiniteGuard(guard.patience)
-        self.policy, self.reference, self._replica = None, None, None
-        self.processor, self.encoder = None, None
+        self.policy = self.processor = self.encoder = None
+        self.reference = self._replica = None
         self.metrics: dict[str, float] = {}
         self.check_preempted: Callable[[], None] = lambda: None
 
@@ -100,7 +108,8 @@ class PolicyModule(L.LightningModule):
                 "model.update.optimizer.master, or fsdp2's param_dtype, compute in lower precision"
             )
         if is_sharded(self.trainer.strategy):
-            self._replica = self.trainer.strategy.split(self.policy, self.reference)
+            strategy: Any = self.trainer.strategy
+            self._replica = strategy.split(self.policy, self.reference)
 
     def roll_back(self) -> None:
         """Forgets what an iteration that was given up before its update has found."""
@@ -145,15 +154,14 @@ class PolicyModule(L.LightningModule):
         """UserError if this run cannot go on from it. Split weights are loaded and it is admitted by
         then, see `ivgr.trainer.FSDP2`."""
         if not self._replica:
-            admit(self, checkpoint, self.trainer.ckpt_path, sharded=False)
+            admit(self, checkpoint, str(self.trainer.ckpt_path), sharded=False)
         self.guard.skipped = checkpoint["ivgr"]["skipped"]
 
     def save_policy(self, folder: Path) -> None:
         """The policy as a HF directory, adapters merged, by rank 0; all ranks must call it, and none
         may train any more."""
-        policy, writes = self.policy, self.trainer.is_global_zero
-        if self._replica:
-            policy = self._replica.gather_to_cpu(writes)
+        writes = self.trainer.is_global_zero
+        policy = self._replica.gather_to_cpu(writes) if self._replica else self.policy
         if writes:
             if is_adapted(policy):
                 merge_adapters(policy)

@@ -49,7 +49,7 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer) -> None:
-        if not any(is_sharded(weight) for weight in self.model.parameters()):
+        if not any(is_sharded(weight) for weight in self._whole().parameters()):
             raise UserError("trainer.strategy fsdp2 is for ivgr.IVGR and ivgr.SFT; use ddp with other models")
         super().setup(trainer)
 
@@ -73,15 +73,20 @@ class FSDP2(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict, filepath: str | Path, storage_options=None) -> None:
         rest = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
-        write_folder(Path(filepath), self.model, self._optimizer(), rest, self.global_rank)
+        write_folder(Path(filepath), self._whole(), self._optimizer(), rest, self.global_rank)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict:
         path = Path(checkpoint_path)
         find_checkpoint(path, sharded=True)
         module = self.lightning_module
         return read_folder(
-            path, self.model, self._optimizer(), lambda rest: admit(module, rest, path, sharded=True)
+            path, self._whole(), self._optimizer(), lambda rest: admit(module, rest, path, sharded=True)
         )
+
+    def _whole(self) -> torch.nn.Module:
+        """What Lightning has handed over by then."""
+        assert self.model is not None, "set by Trainer.fit"
+        return self.model
 
     def _optimizer(self) -> torch.optim.Optimizer | None:
         return self.optimizers[0] if self.optimizers else None

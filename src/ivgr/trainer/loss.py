@@ -86,6 +86,7 @@ def policy_loss(
     )
     if settings.importance_cap is None:
         return result
+    assert rollout_logp is not None, "importance_cap compares with the rollout engine"
     return _correct_importance(result, _ratio(old_logp, rollout_logp).detach(), settings.importance_cap)
 
 

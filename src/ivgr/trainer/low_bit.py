@@ -1,6 +1,7 @@
 """torchao's optimizers, whose states take 8 or 4 bits a number and which can round bf16 weights
 stochastically. In: a name, a model. Out: an optimizer like any other."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
@@ -35,7 +36,8 @@ def create_low_bit(
 ) -> Optimizer:
     """Over the trained parameters of `model`; biases and norms have no weight decay. Its step
     wants the learning rate as a tensor, schedules and readers want a number: each gets it."""
-    optimizer = find_class(name)(param_groups_weight_decay(model, weight_decay), lr=lr, **options)
+    make: Callable[..., Optimizer] = find_class(name)
+    optimizer = make(param_groups_weight_decay(model, weight_decay), lr=lr, **options)  # pyright: ignore[reportCallIssue]
 
     def enter_rates(optimizer: Optimizer, *_) -> None:
         for group in optimizer.param_groups:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 
@@ -98,9 +99,10 @@ class UpdateMetrics:
         self, pack: Pack, statistics: TokenStatistics, loss: TokenLoss, old_logp: torch.Tensor | None
     ) -> None:
         """Adds a pack; `old_logp` on the first epoch, to compare with the rollout's."""
-        columns = {
-            "policy/kl": statistics.kl,
-            "policy/entropy": statistics.entropy,
+        kl, entropy = cast(torch.Tensor, statistics.kl), cast(torch.Tensor, statistics.entropy)
+        columns: dict[str, torch.Tensor] = {
+            "policy/kl": kl,
+            "policy/entropy": entropy,
             "policy/clip_low": loss.clipped_low,
             "policy/clip_high": loss.clipped_high,
             "optim/loss": loss.loss,
@@ -109,12 +111,12 @@ class UpdateMetrics:
             return
         if loss.importance is not None:
             columns["policy/importance_mean"] = loss.importance
-            columns["policy/importance_capped"] = loss.importance_capped
+            columns["policy/importance_capped"] = cast(torch.Tensor, loss.importance_capped)
         if old_logp is not None:
             columns["rollout/logp_mismatch"] = (old_logp - pack.rollout_logp).abs()
         for stream, own in _tokens_by_stream(pack).items():
-            columns[f"{stream}/policy/kl"] = statistics.kl[own]
-            columns[f"{stream}/policy/entropy"] = statistics.entropy[own]
+            columns[f"{stream}/policy/kl"] = kl[own]
+            columns[f"{stream}/policy/entropy"] = entropy[own]
         self.sums.update({name: value.detach().double().sum().item() for name, value in columns.items()})
         self.counts.update({name: len(value) for name, value in columns.items()})
         self.ratio_max = max(self.ratio_max, loss.ratio.max().item())

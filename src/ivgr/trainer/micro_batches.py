@@ -19,7 +19,9 @@ class Budgeted(Protocol):
 
     policy: PreTrainedModel
     token_budget: int
-    pad_with_dummy_packs: Callable | None
+
+    @property
+    def pad_with_dummy_packs(self) -> Callable | None: ...
 
 
 def run_within_memory(owner: Budgeted, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
@@ -54,8 +56,9 @@ def _halve_budget(budget: int, failed: Pack) -> int:
     if len(failed.queries) == 1:
         raise UserError(
             f"memory ran out in a pass over one query of {failed.ids.numel()} tokens, which cannot be "
-            "split: set model.trainable.gradient_checkpointing true, or lower model.engine.group_size, "
-            "model.engine.max_new_tokens or model.encoding.max_prompt_tokens"
+            "split: set model.trainable.gradient_checkpointing true, or lower "
+            "model.engine.sampling.group_size, model.engine.sampling.max_new_tokens or "
+            "model.encoding.max_prompt_tokens"
         )
     return min(budget, failed.ids.numel()) // 2
 

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ class NonFiniteGuard:
         """Takes note of a micro-batch, before its backward pass."""
         if self.fault is None and not statistics.logp.isfinite().all():
             self.fault = "the policy's logits are"
-        elif self.fault is None and not statistics.loss.isfinite():
+        elif self.fault is None and not cast(torch.Tensor, statistics.loss).isfinite():
             self.fault = "the loss is (the logits are finite)"
 
     def admits(self, norm: float, policy: nn.Module, lr: float, sum_ranks: Callable[[float], float]) -> bool:

@@ -77,7 +77,9 @@ class ScheduleConfig:
         """A schedule over `updates` updates; `step(n)` sets the rate of update n, counted from 0."""
         warmup = round(self.warmup * updates)
         # Steps of factor 1, since timm has had a "constant" of its own only from 1.0.31 on.
-        name, options = ("step", {"decay_rate": 1.0}) if self.name == "constant" else (self.name, {})
+        constant = self.name == "constant"
+        name = "step" if constant else self.name
+        options: dict[str, Any] = {"decay_rate": 1.0} if constant else {}
         with refusals("model.update.schedule", "mend its options"):
             scheduler, _ = create_scheduler_v2(
                 optimizer,

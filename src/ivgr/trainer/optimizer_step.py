@@ -5,8 +5,8 @@ In: a loss of this rank. Out: one step of all ranks together, or none.
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
-import lightning as L
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -27,7 +27,7 @@ class LightningOptimizerStep(OptimizerStep):
             the way back already.
     """
 
-    def __init__(self, module: L.LightningModule, guard: NonFiniteGuard, replica: Replica | None) -> None:
+    def __init__(self, module: Any, guard: NonFiniteGuard, replica: Replica | None) -> None:
         super().__init__(self._backward, self._step, self._sum_ranks)
         self.module, self.guard, self.replica = module, guard, replica
 

@@ -7,7 +7,7 @@ metrics of getting there.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -126,8 +126,9 @@ class PolicyUpdate:
         """Adds the gradients of the pack's share of the mean loss over `tokens`."""
         reference = self._reference_hidden(pack) if self.config.loss.kl == "exact" else {}
         statistics, loss = run_pass(self.policy, lambda: self._policy_statistics(pack, **reference))
-        self.stepper.backward(statistics.loss / tokens)
-        return statistics._replace(loss=statistics.loss.detach()), loss
+        total = cast(torch.Tensor, statistics.loss)
+        self.stepper.backward(total / tokens)
+        return statistics._replace(loss=total.detach()), loss
 
     @torch.no_grad()
     def _reference_hidden(self, pack: Pack) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ adapters. In: the policy. Out: a `Reference`, which lends a model for forward pa
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -25,6 +25,7 @@ class Reference(Protocol):
     def inference_model(self) -> AbstractContextManager[PreTrainedModel]:
         """Lends the reference, on the policy's device, for passes without gradient; none of the
         policy may run in the body. What a pass has gathered of split weights is let go at its end."""
+        ...
 
     def shard(self, split: Callable[[PreTrainedModel], None]) -> None:
         """Splits over ranks, by `split`, the weights that are not the policy's; UserError if they
@@ -58,6 +59,7 @@ class FrozenReference:
 
     def _read(self, policy: PreTrainedModel) -> PreTrainedModel:
         """UserError unless it reads the prompts of `policy` and weighs the same words."""
+        assert self.path is not None, "null takes a copy of the policy"
         folder = TINY if self.path == "tiny" else self.path
         config = read_config(folder, SETTING)
         of_both = [(c.model_type, c.get_text_config().vocab_size) for c in (policy.config, config)]
@@ -97,7 +99,7 @@ class OwnModel:
         if self.offload:
             return on_device(self.model, self.policy.device)
         if self.model.device != self.policy.device:
-            self.model.to(self.policy.device)
+            self.model.to(self.policy.device)  # pyright: ignore[reportArgumentType]  transformers wraps it
         return reshard_after(self.model)
 
     def shard(self, split: Callable[[PreTrainedModel], None]) -> None:
@@ -112,7 +114,7 @@ class OwnModel:
 @contextmanager
 def on_device(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
     """In the body copies of the model's weights lie on `device`; those at home never move."""
-    home = [
+    home: list[tuple[dict[str, Any], str, torch.Tensor]] = [
         (tensors, name, tensor)
         for module in model.modules()
         for tensors in (module._parameters, module._buffers)

@@ -29,7 +29,7 @@ LAYOUT = "optimizer_layout"
 Groups = list[dict[str, Any]]
 
 
-def admit(module: L.LightningModule, checkpoint: dict[str, Any], path: Path | str, sharded: bool) -> None:
+def admit(module: Any, checkpoint: dict[str, Any], path: Path | str, sharded: bool) -> None:
     """UserError unless `module`, an `ivgr.trainer.base_module.PolicyModule` in its trainer's hands, can use
     the checkpoint: all of it when it trains, the policy when it validates."""
     _refuse_other_kind(module.kind, checkpoint["ivgr"], path)
@@ -103,7 +103,7 @@ def _admit_progress(trainer: L.Trainer, checkpoint: dict[str, Any], path: Path |
         raise UserError(f"checkpoint {path}: its counts of iterations differ ({said}); {MEND}")
 
 
-def refuse_other_optimizer(own: OptimizerConfig, saved: object, path: Path | str) -> None:
+def refuse_other_optimizer(own: OptimizerConfig, saved: Any, path: Path | str) -> None:
     """UserError if the checkpoint's state is of no use to the optimizer of this run. Its numbers may
     differ: the new ones are in effect. `saved` is None in old checkpoints."""
     if saved is None:
@@ -127,9 +127,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _admit_optimizer(
-    module: L.LightningModule, checkpoint: dict[str, Any], path: Path | str, sharded: bool
-) -> None:
+def _admit_optimizer(module: Any, checkpoint: dict[str, Any], path: Path | str, sharded: bool) -> None:
     """UserError unless the optimizer's state is that of the parameters which this run trains. Of a
     sharded checkpoint that shows when its tensors are read."""
     own = module.update.optimizer.create(module.policy).state_dict()["param_groups"]

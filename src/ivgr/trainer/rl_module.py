@@ -2,6 +2,7 @@
 iteration its parts, and one `training_step` is one iteration."""
 
 import time
+from typing import cast
 
 from jsonargparse import lazy_instance
 
@@ -37,7 +38,7 @@ class IVGR(PolicyModule):
         trainable: Which of its parameters are trained.
         reference: Where the frozen reference comes from.
         encoding: Instructions of the streams, longest prompt.
-        engine: Rollout engine: group size, temperature, top-p, response length.
+        engine: Rollout engine, and how it samples.
         rewards: Reward terms and weights; the archive of reference reasoning.
         judge: Decides what no rule can; needed where a reward term of any weight asks it (accuracy,
             single_accuracy, consistency). Without one an answer that no rule matches is wrong.
@@ -89,10 +90,10 @@ class IVGR(PolicyModule):
     def on_fit_start(self) -> None:
         update = PolicyUpdate(
             policy=self.policy,
-            reference=self.reference,
+            reference=cast(Reference, self.reference),
             config=self.update,
             stepper=self.create_optimizer_step(),
-            temperature=self.engine.temperature,
+            temperature=self.engine.sampling.temperature,
             guard=self.guard,
             pad_with_dummy_packs=self.pad_with_dummy_packs,
         )

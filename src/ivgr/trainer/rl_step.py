@@ -7,7 +7,7 @@ module hands it the parts.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class RLStep:
     rollout_policy: Callable[[], PreTrainedModel] | None = None
     check_preempted: Callable[[], None] = lambda: None
     phase: str = ""
-    seconds: Counter = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     verdicts: list = field(default_factory=list)
     everyone: list[Query] = field(default_factory=list)
 
@@ -57,7 +57,8 @@ class RLStep:
         """Trains on `queries` once; returns the iteration's metrics by name, which are
         those of all ranks together, but for the times.
         UserError, on all ranks alike and before any update, if the judge gives it up."""
-        self.seconds, self.verdicts = Counter(rollout=0.0, reward=0.0, judge_wait=0.0, update=0.0), []
+        self.seconds = defaultdict(float, rollout=0.0, reward=0.0, judge_wait=0.0, update=0.0)
+        self.verdicts = []
         settled = not (self.resample or self.drop_zero_std)
         prepare(query.sample for query in queries)
         with self._timed("rollout"):
@@ -106,13 +107,13 @@ class RLStep:
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         """Each second counts for the innermost phase alone."""
-        start, before = time.perf_counter(), self.seconds.total()
+        start, before = time.perf_counter(), sum(self.seconds.values())
         outer, self.phase = self.phase, phase
         yield
         self.phase = outer
         if self.policy.device.type == "cuda":
             torch.cuda.synchronize()
-        inner = self.seconds.total() - before
+        inner = sum(self.seconds.values()) - before
         self.seconds[phase] += time.perf_counter() - start - inner
 
 

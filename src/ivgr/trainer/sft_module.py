@@ -4,6 +4,7 @@ directory is written."""
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jsonargparse import lazy_instance
@@ -67,7 +68,10 @@ class SFT(PolicyModule):
     def total_updates(self) -> int:
         return self.trainer.datamodule.total_steps
 
-    iterations = total_updates
+    @property
+    def iterations(self) -> int:
+        """A step is one update."""
+        return self.total_updates
 
     def on_fit_start(self) -> None:
         refuse_to_replace(self.export_folder, "model.export", Path(self.trainer.default_root_dir))
@@ -94,7 +98,7 @@ class SFT(PolicyModule):
         """Adds the gradients of the pack's share of the mean loss over `tokens`; returns that share."""
         statistics = run_pass(self.policy, lambda: self._imitate(pack))
         self.guard.watch(statistics)
-        loss = statistics.loss / tokens
+        loss = cast(torch.Tensor, statistics.loss) / tokens
         self.stepper.backward(loss)
         return loss.item()
 
@@ -107,6 +111,6 @@ class SFT(PolicyModule):
             token_loss=lambda logp, *_: -logp,
         )
 
-    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % 100 == 0:
             LOGGER.info("step %d  loss %.3f", batch_idx + 1, outputs["loss"].item())

@@ -5,6 +5,7 @@ that could run code; any number of ranks can read it.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -111,7 +112,7 @@ def _moments(module: nn.Module, optimizer: Optimizer) -> dict[str, object]:
 
 
 def _restore(
-    module: nn.Module, optimizer: Optimizer, state: object, stored: dict, path: Path
+    module: nn.Module, optimizer: Optimizer, state: Any, stored: dict, path: Path
 ) -> dict[str, torch.Tensor]:
     """Gives the optimizer its groups and small state, and room for its moments; returns the latter.
     UserError if they are not those of the parameters that are trained."""
@@ -130,7 +131,8 @@ def _restore(
     room = {}
     optimizer.state.clear()
     for key, (name, _, field) in names.items():
-        weight, value = weights[name], state["small"].get(key)
+        weight: Any = weights[name]
+        value = state["small"].get(key)
         if key in state["dims"]:
             placements = _placements(state["dims"][key])
             value = room[key] = zeros(

@@ -13,6 +13,7 @@ from ivgr.core.resumable_jsonl import ResumableJsonl
 from ivgr.data.encode import QueryEncoder
 from ivgr.models.patch_embed import use_linear_patches
 from ivgr.models.pretrained import Pretrained
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.benchmarks.benchmark_runner import BenchmarkRunner, respond_to_each
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS
@@ -73,7 +74,7 @@ def test_the_judge_is_asked_only_what_no_rule_decides(tmp_path):
 def test_a_row_that_cannot_be_asked_is_wrong_and_says_why():
     model, processor = Pretrained("tiny").load()
     encoder = QueryEncoder(processor, model.config.model_type, Prompts())
-    engine = TransformersEngine(max_new_tokens=5)
+    engine = TransformersEngine(SamplingConfig(max_new_tokens=5))
     good, bad = (make_sample(n, kind="single", boxes=()) for n in ("good", "bad"))
     bad = replace(bad, images=(b"no image",))
     found = respond_to_each(

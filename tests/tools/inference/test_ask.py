@@ -17,7 +17,7 @@ from ivgr.cli.main import main
 from ivgr.core.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.core.query import Query, rollouts_of
 from ivgr.data.encode import QueryEncoder
-from ivgr.rollout.sampling import Sampling
+from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.inference.crops import Cropping
 from ivgr.tools.inference.modes import encode_png, respond
@@ -70,7 +70,7 @@ def scripted(tiny, script, mode, family="qwen2_vl", limit=8192, **fields):
 
 
 def test_text_and_grounded_modes_give_validations_greedy_answers(tiny, encoder, scenes):
-    engine, queries = TransformersEngine(max_new_tokens=72), list(map(encoder, scenes))
+    engine, queries = TransformersEngine(SamplingConfig(max_new_tokens=72)), list(map(encoder, scenes))
     engine.answer(tiny[0], tiny[1].tokenizer, queries)
     for mode, stream in (("text", TEXTUAL), ("grounded", GROUNDED)):
         replies = respond(tiny[0], encoder, engine, scenes, mode)
@@ -83,7 +83,7 @@ def test_text_and_grounded_modes_give_validations_greedy_answers(tiny, encoder, 
 def test_tool_mode_equals_two_stock_passes(tiny, encoder, scenes, photograph):
     """The second by stock processor and `generate` on original + crops + the one around all."""
     asked = [*scenes[:4], make_sample("photo", kind="single", boxes=(), images=(encode_png(photograph),))]
-    replies = respond(tiny[0], encoder, TransformersEngine(max_new_tokens=72), asked, "tool")
+    replies = respond(tiny[0], encoder, TransformersEngine(SamplingConfig(max_new_tokens=72)), asked, "tool")
     for sample, reply in zip(asked, replies, strict=True):
         query = encoder(sample, (GROUNDED,))
         assert reply.first_pass == stock_greedy(tiny, query, GROUNDED)
@@ -99,7 +99,7 @@ def test_tool_mode_equals_two_stock_passes(tiny, encoder, scenes, photograph):
 
 
 def test_a_batch_is_answered_as_each_alone(tiny, encoder, scenes):
-    engine = TransformersEngine(max_new_tokens=72)
+    engine = TransformersEngine(SamplingConfig(max_new_tokens=72))
     together = respond(tiny[0], encoder, engine, scenes[:4], "tool")
     alone = [respond(tiny[0], encoder, engine, [sample], "tool")[0] for sample in scenes[:4]]
     assert [(r.text, r.boxes, r.tokens) for r in together] == [(r.text, r.boxes, r.tokens) for r in alone]
@@ -172,7 +172,7 @@ def test_the_engine_tells_every_token_as_it_is_chosen(tiny, encoder):
         for branch, token in zip(branches.tolist(), tokens.tolist(), strict=True):
             heard.setdefault(branch, []).append(token)
 
-    engine = TransformersEngine(max_new_tokens=60)
+    engine = TransformersEngine(SamplingConfig(max_new_tokens=60))
     engine.respond(tiny[0], tiny[1].tokenizer, queries, Sampling(1.0, 0.99), 3, 0, listen)
     assert [heard[n] for n in sorted(heard)] == [r.tokens.tolist() for r in rollouts_of(queries)]
 
@@ -212,7 +212,9 @@ def test_json_is_all_that_is_printed_and_agrees_with_the_picture(capsys, files, 
     assert reply["tokens"] > 0 and reply["seconds"] > 0 and reply["answer"]
     if name == "scene.jpg":
         processor = QueryEncoder(tiny[1], "qwen2_vl", Prompts())
-        (own,) = respond(tiny[0], processor, TransformersEngine(max_new_tokens=72), scenes[:1], mode)
+        (own,) = respond(
+            tiny[0], processor, TransformersEngine(SamplingConfig(max_new_tokens=72)), scenes[:1], mode
+        )
         assert (reply["text"], reply["answer"], reply["reasoning"]) == (own.text, own.answer, own.think)
         assert [pytest.approx(box, abs=0.06) for box in reply["boxes"]] == own.boxes
         assert reply["crops"] == list(map(list, own.crops))

@@ -198,7 +198,7 @@ def test_pack_inspect_fit_one_command_each(tmp_path, capsys):
         "fit", "--config", TINY, "--trainer.default_root_dir", str(root), "--model.iterations", "5",
         "--data", "ivgr.data.datamodule.ShardDataModule", "--data.train", shards, "--data.val", shards,
         "--data.prompts", "8", "--data.paired_ratio", "0.75", "--data.val_queries", "2",
-        "--model.engine.max_new_tokens", "4", "--model.engine.group_size", "2",
+        "--model.engine.sampling.max_new_tokens", "4", "--model.engine.sampling.group_size", "2",
     ])  # fmt: skip
     rollouts = sorted((root / "rollouts").iterdir())
     assert [path.name for path in rollouts] == [f"{n:06d}.jsonl.gz" for n in range(1, 6)]

@@ -15,6 +15,7 @@ from ivgr.core.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.data.encode import QueryEncoder
 from ivgr.data.shards import write_shards
 from ivgr.models.pretrained import Pretrained
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.probes.annotated_response import respond
 from ivgr.tools.probes.causal import probe_causal
@@ -33,7 +34,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def measures(tiny):
-    engine = TransformersEngine(max_new_tokens=60)
+    engine = TransformersEngine(SamplingConfig(max_new_tokens=60))
     state = torch.random.get_rng_state()
     found = measure(*tiny, engine, world_samples(24), TEXTUAL)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -48,7 +49,9 @@ def test_every_figure_is_a_float_under_its_streams_name(measures):
 
 
 def test_measures_are_those_of_the_probes_one_by_one(tiny, measures):
-    readings = respond(*tiny, TransformersEngine(max_new_tokens=60), world_samples(24), TEXTUAL)
+    readings = respond(
+        *tiny, TransformersEngine(SamplingConfig(max_new_tokens=60)), world_samples(24), TEXTUAL
+    )
     tokenizer = tiny[1].processor.tokenizer
     assert measures.causal == probe_causal(tiny[0], tokenizer, readings)
     assert measures.place_readout == probe_localization(tiny[0], readings, "place", [2])[2]
@@ -58,7 +61,7 @@ def test_measures_are_those_of_the_probes_one_by_one(tiny, measures):
 def test_the_shipped_policy_looks_at_what_it_speaks_of(tiny):
     """Above chance and by no little, in the stream that writes boxes; and its reasoning hangs on what
     is inside them."""
-    found = measure(*tiny, TransformersEngine(max_new_tokens=60), world_samples(32), GROUNDED)
+    found = measure(*tiny, TransformersEngine(SamplingConfig(max_new_tokens=60)), world_samples(32), GROUNDED)
     assert found.think.inside.low > found.think.area.mean
     assert found.think.inside.low > found.think.chance.mean
     assert found.causal.reasoning.difference.low > 1.0

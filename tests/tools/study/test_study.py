@@ -20,6 +20,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.evaluation.held_out import HeldOutFigures
 from ivgr.launch.lightning_cli import ParseOnly, run_lightning
 from ivgr.models.pretrained import Pretrained
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.study.policy_report import ReportSettings, read_enough, report_on
 from ivgr.tools.study.process_pool import Pool, Task
@@ -104,7 +105,9 @@ def test_an_examination_finds_what_evaluation_while_training_finds(tmp_path):
 
     def evaluate(samples):
         queries = [encoder(sample) for sample in samples]
-        TransformersEngine(max_new_tokens=72).answer(policy.eval(), processor.tokenizer, queries)
+        TransformersEngine(SamplingConfig(max_new_tokens=72)).answer(
+            policy.eval(), processor.tokenizer, queries
+        )
         held_out = HeldOutFigures(RuleJudge(), [PlaceAccuracy()])
         held_out.update(queries)
         return held_out.compute()
@@ -189,7 +192,7 @@ def test_a_failing_task_is_named_and_ends_the_others(tmp_path):
 
 SMALL = f"""base: {TINY}
 checkpoint_every: 1
-model: {{init_args: {{engine: {{init_args: {{max_new_tokens: 24}}}}}}}}
+model: {{init_args: {{engine: {{init_args: {{sampling: {{max_new_tokens: 24}}}}}}}}}}
 data: {{init_args: {{prompts: 8, paired_ratio: 0.75}}}}
 """
 

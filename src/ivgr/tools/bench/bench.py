@@ -130,7 +130,7 @@ def _print(figures: dict[str, Measurement]) -> None:
             f"{figure.peak_bytes / 2**20:.1f}",
             f"{figure.peak_bytes / max(tree.peak_bytes, 1):.2f}",
         )
-        if figure.rollout_seconds is not None:
+        if figure.rollout_seconds is not None and tree.rollout_seconds is not None:
             rest = figure.seconds - figure.rollout_seconds
             table.add_row("  rollout", *_seconds(figure.rollout_seconds, tree.rollout_seconds))
             table.add_row("  the rest", *_seconds(rest, tree.seconds - tree.rollout_seconds))

@@ -72,7 +72,7 @@ class Setting:
 def build_model(setting: Setting) -> PreTrainedModel:
     """The policy on the setting's device, in eval mode."""
     if setting.shape == "tiny":
-        model = Pretrained("tiny", setting.dtype).load()[0].to(setting.device)
+        model = Pretrained("tiny", setting.dtype).load()[0].to(setting.device)  # pyright: ignore[reportArgumentType]
     else:
         model = _random_model(setting)
         use_tree_attention(model)
@@ -124,7 +124,7 @@ def _build_query(setting: Setting, model, generator: torch.Generator, rollouts: 
         for stream in (GROUNDED, TEXTUAL)
     ]
     return Query(
-        sample=None,
+        sample=None,  # pyright: ignore[reportArgumentType]
         prefix=torch.cat([torch.tensor(image), words(setting.question)]),
         groups=groups,
         pixel_values=torch.randn(setting.image_tokens * 4, features, generator=generator),

@@ -51,7 +51,7 @@ def efficiency_of(setting: Setting, tree: Measurement, rows: int) -> Efficiency:
     return Efficiency(
         responses_per_second=2 * setting.group_size * setting.queries / tree.seconds,
         tokens_per_second=rows / tree.seconds,
-        update_rate=work.update_flops / (tree.seconds - tree.rollout_seconds),
+        update_rate=work.update_flops / (tree.seconds - (tree.rollout_seconds or 0.0)),
         gemm_rate=gemm_rate(square, square, 5),
         planned_bytes=planned_bytes(run),
         measured_bytes=tree.peak_bytes,

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
 from ivgr.core.atomic_files import write_json
 from ivgr.core.prompts import TEXTUAL, Prompts
@@ -24,6 +25,7 @@ from ivgr.core.settings import PositiveInt, checked
 from ivgr.models.forward import banned_ids
 from ivgr.models.patch_embed import use_linear_patches
 from ivgr.models.pretrained import Pretrained
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.inference.load_policy import gpu_or_cpu, policy_and_encoder
 from ivgr.tools.inference.modes import respond
@@ -101,9 +103,9 @@ def time_evaluate(rows: int, batch: int, limit: int, repeats: int) -> EvaluateFi
 def evaluate_contenders(batch: int, limit: int) -> dict[str, Contender]:
     """Samples in, replies out, all of one checkpoint."""
     model, encoder = policy_and_encoder(Pretrained("tiny"), Prompts())
-    model.to(gpu_or_cpu())
+    model.to(gpu_or_cpu())  # pyright: ignore[reportArgumentType]
     use_linear_patches(model)
-    engine = TransformersEngine(max_new_tokens=limit, batch_queries=batch)
+    engine = TransformersEngine(SamplingConfig(max_new_tokens=limit), batch_queries=batch)
     stock = partial(generate, stock_like(model), encoder.processor, limit)
     return {
         LOOP: lambda samples: in_batches(stock, samples, 1),
@@ -114,7 +116,7 @@ def evaluate_contenders(batch: int, limit: int) -> dict[str, Contender]:
 
 def stock_like(model: PreTrainedModel) -> PreTrainedModel:
     """The same checkpoint as transformers loads it."""
-    return type(model).from_pretrained(model.config._name_or_path, dtype=model.dtype).eval().to(model.device)
+    return type(model).from_pretrained(model.config._name_or_path, dtype=model.dtype).eval().to(model.device)  # pyright: ignore[reportArgumentType]
 
 
 def in_batches(respond_to: Contender, samples: list[Sample], size: int) -> list[str]:
@@ -128,9 +130,7 @@ def answer(model, encoder, engine, samples: list[Sample]) -> list[str]:
 
 
 @torch.no_grad()
-def generate(
-    model: PreTrainedModel, processor: ProcessorMixin, limit: int, samples: list[Sample]
-) -> list[str]:
+def generate(model: Any, processor: Any, limit: int, samples: list[Sample]) -> list[str]:
     """Processor and `generate` as their documentation shows them for a batch."""
     prompts = [Prompts().messages(sample.question, len(sample.images), TEXTUAL) for sample in samples]
     texts = processor.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 
@@ -42,18 +43,23 @@ class Inputs:
         near = hidden + 0.1 * random(tokens, width), weight + 0.1 * width**-0.5 * random(vocabulary, width)
         states = (tensor.to(dtype_of(dtype)) for tensor in (hidden, weight, *near))
         ids = torch.randint(vocabulary, (tokens,), generator=generator, device=device)
-        return Inputs(*states, ids)
+        return Inputs(*states, ids)  # pyright: ignore[reportCallIssue]
 
     def make_logits(self) -> None:
         padded = torch.cat([self.hidden, self.hidden[:1]]), torch.cat([self.ref_hidden, self.ref_hidden[:1]])
         self.logits, self.ref_logits = padded[0] @ self.weight.T, padded[1] @ self.ref_weight.T
+
+    @staticmethod
+    def made(logits: torch.Tensor | None) -> torch.Tensor:
+        assert logits is not None, "make_logits comes first"
+        return logits
 
     def drop_logits(self) -> None:
         self.logits = self.ref_logits = None
 
     def reference(self) -> list[torch.Tensor]:
         """The reference's logits, or hidden states and head."""
-        return [self.ref_hidden, self.ref_weight] if self.logits is None else [self.ref_logits[:-1]]
+        return [self.ref_hidden, self.ref_weight] if self.ref_logits is None else [self.ref_logits[:-1]]
 
     def leaves(self, road: "Implementation") -> list[torch.Tensor]:
         """What a road differentiates, fresh."""
@@ -129,7 +135,7 @@ def _compile(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Tenso
 def _trl(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Tensor:
     from trl.trainer.utils import selective_log_softmax
 
-    ref_logp = selective_log_softmax(inputs.ref_logits[:-1], inputs.ids)
+    ref_logp = selective_log_softmax(inputs.made(inputs.ref_logits)[:-1], inputs.ids)
     logp = selective_log_softmax(leaves[0], inputs.ids)
     return _token_loss(logp, ref_logp, kl_estimate(logp, ref_logp, kl))
 
@@ -153,7 +159,7 @@ def _liger(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Tensor:
     from liger_kernel.transformers.grpo_loss import fused_selective_log_softmax, triton_grpo_loss
 
     ids, advantage = inputs.ids[None], torch.ones(1, device=inputs.ids.device)
-    ref_logp = fused_selective_log_softmax(inputs.ref_logits[None], ids, 1.0)
+    ref_logp = fused_selective_log_softmax(inputs.made(inputs.ref_logits)[None], ids, 1.0)
     options = {"temperature": 1.0, "beta": KL_WEIGHT, "inplace": False}
     return triton_grpo_loss(leaves[0][None], None, ref_logp, ids, advantage, **options)[0]
 
@@ -172,20 +178,25 @@ def _liger_linear(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.
 
 
 def _ours(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Tensor:
-    return _token_loss(*fused_logprob_kl(leaves[0], inputs.ids, ref_logits=inputs.ref_logits[:-1], kl=kl)[:3])
+    reference = inputs.made(inputs.ref_logits)[:-1]
+    return _token_loss(*fused_logprob_kl(leaves[0], inputs.ids, ref_logits=reference, kl=kl)[:3])
 
 
-def _reference_of(inputs: Inputs) -> dict[str, torch.Tensor]:
+def _reference_of(inputs: Inputs) -> dict[str, Any]:
     return {"ref_hidden": inputs.ref_hidden, "ref_weight": inputs.ref_weight}
 
 
 def _ours_linear(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Tensor:
-    return _token_loss(*fused_linear_logprob_kl(*leaves, inputs.ids, **_reference_of(inputs), kl=kl)[:3])
+    hidden, weight = leaves
+    found = fused_linear_logprob_kl(hidden, weight, inputs.ids, **_reference_of(inputs), kl=kl)
+    return _token_loss(*found[:3])
 
 
 def _ours_known(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Tensor:
-    options = {"kl": kl, "token_loss": _token_loss}
-    return fused_linear_logprob_kl(*leaves, inputs.ids, **_reference_of(inputs), **options).loss
+    hidden, weight = leaves
+    reference = _reference_of(inputs)
+    found = fused_linear_logprob_kl(hidden, weight, inputs.ids, **reference, kl=kl, token_loss=_token_loss)
+    return cast(torch.Tensor, found.loss)
 
 
 LOGITS = {

@@ -56,7 +56,7 @@ class Clock:
 
     def measurement(self, tokens: int) -> Measurement:
         rollout = statistics.median(self.rollouts[1:]) if self.rollouts else None
-        return Measurement(statistics.median(self.seconds), tokens, sum(self.images), self.peak, rollout)
+        return Measurement(statistics.median(self.seconds), tokens, sum(self.images), self.peak or 0, rollout)
 
     @contextmanager
     def _appending(self, seconds: list[float]) -> Iterator[None]:

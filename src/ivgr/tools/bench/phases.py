@@ -15,7 +15,7 @@ from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import Layout, tree_length
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
-from ivgr.rollout.sampling import Sampling
+from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.bench.bench_setting import OPTIMIZERS, Setting, build_model, build_queries
 from ivgr.tools.bench.measure import Contender
@@ -80,7 +80,7 @@ def build_iteration(setting: Setting) -> RLStep:
         reference=FrozenReference().load(policy),
         config=UpdateConfig(loss=PolicyLossConfig(), mini_batches=1, token_budget=MOST),
         stepper=OptimizerStep(torch.Tensor.backward, step, lambda value: value),
-        temperature=engine.temperature,
+        temperature=engine.sampling.temperature,
     )
     return RLStep(
         policy=policy,
@@ -100,8 +100,7 @@ class Endless(TransformersEngine):
 
 def _engine(setting: Setting, limit: int) -> TransformersEngine:
     return Endless(
-        group_size=setting.group_size,
-        max_new_tokens=limit,
+        sampling=SamplingConfig(group_size=setting.group_size, max_new_tokens=limit),
         batch_queries=MOST,
         cuda_graphs=setting.cuda_graphs,
     )

@@ -53,7 +53,7 @@ def step_figures(setting: Setting, repeats: int) -> dict[str, Measurement]:
     with TemporaryDirectory() as folder:
         stock = _stock(setting, folder)
         clocks = {"tree": Clock(policy), "trl": Clock(stock)}
-        train_trl(stock.to(policy.device), processor, chats, setting, clocks["trl"], ours, repeats + 1)
+        train_trl(stock.to(policy.device), processor, chats, setting, clocks["trl"], ours, repeats + 1)  # pyright: ignore[reportArgumentType]
     return {name: clock.measurement(tokens[name]) for name, clock in clocks.items()}
 
 

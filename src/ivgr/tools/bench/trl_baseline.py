@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from datasets import Dataset
 from PIL import Image
@@ -82,7 +83,7 @@ def train_trl(
         )
         trainer = Peer(
             model=model,
-            reward_funcs=_format,
+            reward_funcs=[_format],  # pyright: ignore[reportArgumentType]
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=processor,
@@ -101,7 +102,8 @@ def _adapter(setting: Setting):
     from peft import LoraConfig
 
     ours = AdapterConfig(rank=setting.adapter)
-    return LoraConfig(r=ours.rank, lora_alpha=ours.alpha, target_modules=r".*language_model.*_proj")
+    alpha: Any = ours.alpha  # declared int, any number does
+    return LoraConfig(r=ours.rank, lora_alpha=alpha, target_modules=r".*language_model.*_proj")
 
 
 def _format(completions: list, **kwargs) -> list[float]:

@@ -80,7 +80,7 @@ class BenchmarkRunner:
         """The judge's word where no rule decided and something was answered; wrong without a judge."""
         doubtful = [n for n, v in enumerate(verdicts) if v.right is None and replies[n].answer and self.judge]
         asked = [Agreement(samples[n], replies[n].answer) for n in doubtful]
-        said = take_verdicts(asked, self.judge.agree(asked)) if asked else []
+        said = take_verdicts(asked, self.judge.agree(asked)) if self.judge and asked else []
         judged = {
             n: replace(verdicts[n], right=right, why=_by_judge(verdicts[n].why))
             for n, right in zip(doubtful, said, strict=True)
@@ -95,7 +95,7 @@ def _by_judge(why: str) -> str:
 def respond_to_each(respond: Respond, samples: list[Sample]) -> list[Reply | RejectedSample]:
     """The replies, with the `RejectedSample` in the place of each sample that cannot be encoded."""
     try:
-        return respond(samples)
+        return list(respond(samples))
     except RejectedSample as error:
         if len(samples) == 1:
             return [error]

@@ -140,4 +140,4 @@ def compare_rows(a: Sequence[dict], b: Sequence[dict], benchmark: Benchmark) -> 
 
 
 def _asked(row: dict | None) -> tuple | None:
-    return row and (row["question"], row["gold"])
+    return (row["question"], row["gold"]) if row else None

@@ -8,6 +8,7 @@ folder OUT/MODEL/MODE.
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ from ivgr.core.settings import Dtype, PositiveInt, checked
 from ivgr.data.encode import QueryEncoder
 from ivgr.judge import Judge
 from ivgr.models.patch_embed import use_linear_patches
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.benchmarks.batch_size import MOST, choose_batch
 from ivgr.tools.benchmarks.benchmark_runner import BenchmarkRunner
@@ -127,7 +129,7 @@ def evaluate(
     for label, source in labels.items():
         own = replace(settings, dtype=dtype or saved_dtype("evaluate", source))
         policy = Policy(source, own)
-        for one in dict.fromkeys(mode):
+        for one in cast(list[Mode], list(dict.fromkeys(mode))):
             for name, file in rows.items():
                 folder = out / label / one
                 saved = {"model": source, "data": list(map(str, files[name])), "rows": file.total}
@@ -179,7 +181,8 @@ class Policy:
         )
         use_linear_patches(model)
         most = settings.batch or MOST
-        return model, encoder, TransformersEngine(max_new_tokens=settings.max_new_tokens, batch_queries=most)
+        sampling = SamplingConfig(max_new_tokens=settings.max_new_tokens)
+        return model, encoder, TransformersEngine(sampling, batch_queries=most)
 
     def batch(self, mode: Mode) -> int:
         """Rows to ask together, in `mode`."""
@@ -213,7 +216,7 @@ def examine(policy: Policy, mode: Mode, name: str, file: RowFile, journal: Resum
 def summarise(journal: ResumableJsonl, folder: Path, name: str) -> None:
     """Writes BENCHMARK.scores.json."""
     figures = [asdict(figure) for figure in figures_of(journal.rows, name, folder.name != "text")]
-    report = {"notes": notes_of(journal.rows, folder.name), "figures": figures}
+    report = {"notes": notes_of(journal.rows, cast(Mode, folder.name)), "figures": figures}
     write_json(folder / f"{name}{SCORES}", report)
 
 

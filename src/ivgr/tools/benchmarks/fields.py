@@ -179,7 +179,7 @@ def _read_boxes(fields: dict) -> tuple[tuple[float, ...], ...]:
         items = read_list(given) if isinstance(given, str) else given
         items = [items] if _is_box(items) else items or []
         boxes = [item["bbox"] if isinstance(item, dict) else item for item in items]
-        return tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes)
+        return tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes)  # pyright: ignore[reportGeneralTypeIssues]
     except (ArithmeticError, ValueError, TypeError, KeyError) as error:
         raise Fault(f"boxes {str(given)[:60]!r} are not [[x1, y1, x2, y2], …]") from error
 

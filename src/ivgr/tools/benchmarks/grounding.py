@@ -71,7 +71,7 @@ def read_gold(gold: str) -> tuple[Box, float, float]:
     """Back from `write_gold`: the box, width and height."""
     box, _, size = gold.partition(" of ")
     width, _, height = size.partition(" x ")
-    return tuple(read_numbers(box)), float(width), float(height)
+    return tuple(read_numbers(box) or ()), float(width), float(height)
 
 
 def overlap(answer: str, gold: str) -> float | None:

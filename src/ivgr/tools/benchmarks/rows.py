@@ -33,12 +33,15 @@ class RowFile(Protocol):
 
     def read(self, numbers: Container[int]) -> Iterator[Row]:
         """The rows of those numbers, counted from 0, with their images."""
+        ...
 
     def texts(self) -> Iterator[Row]:
         """All rows without their images."""
+        ...
 
     def columns(self) -> Iterator[dict]:
         """All rows as they stand in the file: filled columns by name, without the images."""
+        ...
 
 
 class StockedRows:

@@ -7,7 +7,7 @@ In: finished runs, OUT/MODEL/MODE/BENCHMARK.jsonl. Out: `BenchmarkFigure`s, scor
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -173,7 +173,7 @@ def write_tables(columns: Sequence[Column], folder: Path) -> None:
     write_atomically(folder / "scores.md", _as_markdown(lines_of(columns)).encode())
 
 
-def _as_csv(columns: Iterable[Column]) -> str:
+def _as_csv(columns: Sequence[Column]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "mode", "benchmark", "part", "value", "low", "high", "rows"])

@@ -4,7 +4,7 @@ In: `Candidate`s. Out: textual responses, `<think>…</think><answer>…</answer
 has checked yet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from ivgr.core.errors import UserError
@@ -16,14 +16,16 @@ T = TypeVar("T")
 
 
 class Rewriter(Protocol):
-    def rewrite(self, items: list[Candidate], k: int, seed: int) -> list[list[str]]:
+    def rewrite(self, items: Sequence[Candidate], k: int, seed: int) -> list[list[str]]:
         """For each item at most `k` different responses; which they are depends on the item
         and `seed` alone, not on the other items."""
+        ...
 
 
 class Client(Protocol):
     def ask(self, conversations: list[list[dict]], parse: Callable[[str], T | None]) -> list[T | None]:
         """What `parse` made of each reply, None where there was none that it could read."""
+        ...
 
 
 class ChatRewriter:
@@ -37,7 +39,7 @@ class ChatRewriter:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def rewrite(self, items: list[Candidate], k: int, seed: int) -> list[list[str]]:
+    def rewrite(self, items: Sequence[Candidate], k: int, seed: int) -> list[list[str]]:
         conversations = [
             [{"role": "user", "content": _request(item, manner)}]
             for item in items

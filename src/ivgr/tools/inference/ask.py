@@ -13,6 +13,7 @@ from ivgr.core.regular_files import read_file
 from ivgr.core.sample import Sample
 from ivgr.core.settings import Dtype, NonNegativeFloat, PositiveInt, PositiveShare, Seed, checked
 from ivgr.plotting.pictures import write_sheet
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.inference.crops import Cropping
 from ivgr.tools.inference.draw_reply import draw_reply, lay_out, name_crops
@@ -68,7 +69,11 @@ def ask(
     policy, encoder = load_policy("ask", model, dtype, prompts, max_prompt_tokens, max_pixels)
     stream_reply = not json and sys.stdout.isatty()
     engine = StreamingEngine(
-        TransformersEngine(max_new_tokens=max_new_tokens), temperature, top_p, seed, stream_reply
+        TransformersEngine(SamplingConfig(max_new_tokens=max_new_tokens)),
+        temperature,
+        top_p,
+        seed,
+        stream_reply,
     )
     start = time.perf_counter()
     (reply,) = respond(policy, encoder, engine, [sample], mode, cropping)

@@ -37,11 +37,10 @@ class Cropping:
     def crop(self, box: Sequence[float], size: tuple[int, int]) -> Rectangle | None:
         """The rectangle cut out for `box` of an image of `size` (width, height); None if nothing
         of the box lies in the image."""
-        sides = [self._span(box[axis], box[axis + 2], size[axis]) for axis in (0, 1)]
-        if None in sides:
+        across, down = (self._span(box[axis], box[axis + 2], size[axis]) for axis in (0, 1))
+        if across is None or down is None:
             return None
-        (x1, x2), (y1, y2) = sides
-        return x1, y1, x2, y2
+        return across[0], down[0], across[1], down[1]
 
     def _span(self, low: float, high: float, limit: int) -> tuple[int, int] | None:
         """Of one axis: within [0, limit], the margin added, at least `smallest` long."""

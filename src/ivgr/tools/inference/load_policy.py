@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ def load_policy(
     with _naming_the_option(tool):
         source = Pretrained(model, dtype, max_pixels=max_pixels)
         policy, encoder = policy_and_encoder(source, prompts, max_prompt_tokens)
-    return policy.to(gpu_or_cpu()), encoder
+    return policy.to(gpu_or_cpu()), encoder  # pyright: ignore[reportArgumentType]
 
 
 def policy_and_encoder(
@@ -53,7 +53,7 @@ def saved_dtype(tool: str, model: str) -> Dtype:
     for part in (config, config.get_text_config()):
         name = str(getattr(part, "dtype", None)).removeprefix("torch.")
         if name in get_args(Dtype):
-            return name
+            return cast(Dtype, name)
     return "float32"
 
 

@@ -7,7 +7,8 @@ words, depends on the image's file name and the category alone, so it outlives f
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ivgr.core.boxes import grid_cell, is_coordinate
 from ivgr.core.printable import brief
@@ -56,6 +57,8 @@ def ask_coco(content: dict) -> Iterator[Asked]:
         reason = _why_unusable(entry, image in images, name)
         if reason:
             yield {}, f"annotation {key}: {reason}"
+        if name is None:
+            continue
         if reason or entry.get("iscrowd"):
             unsure[image].add(name)
         else:
@@ -77,12 +80,12 @@ def _by_id(entries: list) -> Iterator[tuple[str, dict]]:
         yield str(entry.get("id")), entry
 
 
-def _why_unusable(entry: dict, known_image: bool, name: str | None) -> str:
+def _why_unusable(entry: dict[str, Any], known_image: bool, name: str | None) -> str:
     if not known_image:
         return f"image_id {brief(entry.get('image_id'))} is not among the images"
     if name is None:
         return f"category_id {brief(entry.get('category_id'))} is not among the categories"
-    box = entry.get("bbox")
+    box: Any = entry.get("bbox")
     numbers = isinstance(box, list) and len(box) == 4 and all(map(is_coordinate, box))
     if not (numbers and box[2] > 0 and box[3] > 0):
         return f"bbox {brief(box)} is no [x, y, width, height] with an area"
@@ -122,15 +125,16 @@ def _ask_image(image: dict, found: Found, absent: list[str]) -> Iterator[dict]:
     yield from ask("side", [pair for pair in sides if sides[pair]], SIDE, lambda a, b: sides[a, b])
 
 
-def _place(box: list[float], image: dict) -> str:
+def _place(box: Sequence[float], image: dict) -> str:
     """The ninth of the image in which the box's centre lies; "" near a border between two, or
     where the image's size is not given."""
-    sides = (image.get("width"), image.get("height"))
-    if not all(is_coordinate(side) and side > 0 for side in sides):
+    width: Any = image.get("width")
+    height: Any = image.get("height")
+    if not all(is_coordinate(side) and side > 0 for side in (width, height)):
         return ""
-    centre = ((box[0] + box[2]) / 2 / sides[0], (box[1] + box[3]) / 2 / sides[1])
+    centre = ((box[0] + box[2]) / 2 / width, (box[1] + box[3]) / 2 / height)
     near = any(abs(c - border) < MARGIN for c in centre for border in (1 / 3, 2 / 3))
-    return "" if near else grid_cell(box, *sides)
+    return "" if near else grid_cell(tuple(box), width, height)
 
 
 def _side(a: list[float], b: list[float]) -> str:

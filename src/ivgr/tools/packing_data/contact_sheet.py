@@ -4,7 +4,7 @@ In: samples, and their queries if a processor is given. Then an image is drawn a
 processor gives it, and boxes where the query's frame says: what the model is trained on.
 """
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -12,13 +12,16 @@ from ivgr.core.query import Query
 from ivgr.core.sample import Sample
 from ivgr.plotting.pictures import TILE, Tile, draw_boxes, shrink
 
+if TYPE_CHECKING:  # it loads torchvision
+    from ivgr.data.encode import QueryEncoder
 
-def make_tile(sample: Sample, encoder: Callable[[Sample], Query] | None) -> Tile:
+
+def make_tile(sample: Sample, encoder: "QueryEncoder | None") -> Tile:
     """`sample` drawn; UserError names it if an image is broken or it cannot be encoded."""
     images = sample.open_images()
     query = encoder(sample) if encoder else None
     boxes, size = list(sample.boxes), images[0].size if images else (TILE, TILE)
-    if query is not None and images:
+    if encoder is not None and query is not None and query.image_grid_thw is not None:
         patch = encoder.processor.image_processor.patch_size
         size = (int(query.image_grid_thw[0, 2]) * patch, int(query.image_grid_thw[0, 1]) * patch)
         boxes = [query.frame.to_pixels(box, size) for box in query.boxes]

@@ -1,20 +1,21 @@
 """`ivgr inspect`: tables in the terminal and a contact sheet."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ivgr.core.errors import UserError
 from ivgr.core.prompts import Prompts
-from ivgr.core.query import Query
-from ivgr.core.sample import Sample
 from ivgr.core.settings import PositiveInt, checked
 from ivgr.data.shards import find_shards
 from ivgr.plotting.pictures import WRITERS, write_sheet
 from ivgr.tools.packing_data.contact_sheet import make_tile
 from ivgr.tools.packing_data.survey import TOKENS, Histogram, survey_shards
+
+if TYPE_CHECKING:  # it loads torchvision
+    from ivgr.data.encode import QueryEncoder
 
 ENCODED = 256
 
@@ -46,7 +47,7 @@ def inspect(
     print(f"{min(count, len(survey.chosen))} samples drawn on {out}")
 
 
-def _load_encoder(path: str) -> Callable[[Sample], Query]:
+def _load_encoder(path: str) -> "QueryEncoder":
     """As training encodes, but for prompts of any length."""
     # Libraries of models take seconds to load, and without a processor nothing here needs them.
     from ivgr.data.encode import QueryEncoder
@@ -59,7 +60,7 @@ def _load_encoder(path: str) -> Callable[[Sample], Query]:
     return QueryEncoder.of(config, read_processor(place, config, setting), Prompts(), sys.maxsize)
 
 
-def _prompt_lengths(samples: list, encoder: Callable[[Sample], Query]) -> Histogram:
+def _prompt_lengths(samples: list, encoder: "QueryEncoder") -> Histogram:
     """Tokens of each sample's longest prompt."""
     lengths = Histogram(f"tokens of the prompt, {len(samples)} samples", TOKENS)
     for sample in samples:

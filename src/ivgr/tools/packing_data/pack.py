@@ -84,7 +84,7 @@ def _pack(
         raise UserError(f"pack: {sources[0]} holds no row")
     admit = partial(admit_row, folder=folder, most_pixels=most_pixels)
     with _progress(counts.total()) as moved:
-        packer = Packer(target, journal, admit, workers or os.cpu_count(), moved)
+        packer = Packer(target, journal, admit, workers or os.cpu_count() or 1, moved)
         packer.pack(mix_kinds(sources, kind_of, counts))
 
 

@@ -147,18 +147,23 @@ def _read_json(path: Path, light: bool) -> Iterator[Row]:
         yield Row(f"{path.name}:{number}", fields, broken)
 
 
+def _skip(text: str, at: int) -> int:
+    """Past the space at `at`."""
+    return found.end() if (found := _SPACE.match(text, at)) else at
+
+
 def _elements(file) -> Iterator[object]:
     """The elements of the array in `file`, a chunk of text in memory at a time."""
     decoder = json.JSONDecoder()
     text = file.read(CHUNK)
     at, comma = text.index("[") + 1, False
     while True:
-        at = _SPACE.match(text, at).end()
+        at = _skip(text, at)
         if text[at : at + 1] == "]" and not comma:
             break
         try:
             element, end = decoder.raw_decode(text, at)
-            end = _SPACE.match(text, end).end()
+            end = _skip(text, end)
         except json.JSONDecodeError:
             end = len(text)
         if text[end : end + 1] and text[end] in ",]":
@@ -180,7 +185,7 @@ def _read_csv(path: Path, light: bool) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
-            _check_columns(path, reader.fieldnames or [])
+            _check_columns(path, list(reader.fieldnames or []))
             for number, fields in enumerate(reader, 1):
                 yield _csv_row(f"{path.name}:{number}", fields)
         except (csv.Error, UnicodeDecodeError) as error:

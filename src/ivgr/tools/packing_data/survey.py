@@ -116,7 +116,7 @@ def upright_size(data: bytes, id: str) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-            return image.size[::-1] if turned else image.size
+            return (image.height, image.width) if turned else image.size
     except Exception as error:
         # Decoders of broken files raise whatever they like.
         reason = type(error).__name__

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import zlib
 from pathlib import Path
+from typing import IO, cast
 
 from ivgr.core.atomic_files import file_to_write, write_atomically
 from ivgr.core.errors import UserError
@@ -65,5 +66,5 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
     path = folder / tarfile.data_filter(member, str(folder)).name
     if path.exists() and path.stat().st_size == member.size:
         return
-    with tar.extractfile(member) as packed, file_to_write(path, forced=False) as file:
+    with cast(IO[bytes], tar.extractfile(member)) as packed, file_to_write(path, forced=False) as file:
         shutil.copyfileobj(packed, file)

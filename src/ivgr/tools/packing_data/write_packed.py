@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import cast
 
 from ivgr.core.atomic_files import PART, file_to_write
 from ivgr.core.printable import in_line
@@ -105,7 +106,7 @@ class Packer:
                 continue
             for note in verdict.notes:
                 self.journal.note(self.number, verdict.position, note)
-            yield verdict.sample
+            yield cast(Sample, verdict.sample)
 
     def _write_report(self) -> None:
         with file_to_write(self.target.folder / REPORT, "w") as file:

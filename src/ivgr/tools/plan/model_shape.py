@@ -3,6 +3,7 @@ device. In: a path as `model.policy` has it. Out: a `Shape`; no network, no weig
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -59,7 +60,8 @@ def read_shape(config: PreTrainedConfig) -> Shape:
     decoder, tower = family.decoder_layers(model), family.vision_tower(model)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     blocks = family.vision_blocks(model)
-    first, block = decoder[0], blocks[0]
+    first: Any = decoder[0]
+    block: Any = blocks[0]
     linear = [part for part in decoder.modules() if isinstance(part, nn.Linear)]
     feed = next(m.out_features for m in block.mlp.modules() if isinstance(m, nn.Linear))
     return Shape(

@@ -39,7 +39,7 @@ def plan(
         image_tokens: Suppose so many tokens a query's images, after the merge of patches.
         prompt: Suppose so many tokens of question.
         instruction: Suppose so many tokens of a stream's instruction.
-        response: Suppose so many tokens a response; at worst model.engine.max_new_tokens.
+        response: Suppose so many tokens a response; at worst model.engine.sampling.max_new_tokens.
         tflops: Of one GPU in half precision; 312 is an A100's.
         bandwidth: Of one GPU's memory in GB/s; 2000 is an A100's.
     """
@@ -96,7 +96,7 @@ def _mend_rollout(run: RunSpec, room: float) -> str:
     for queries in range(run.batch_queries - 1, 0, -1):
         if sum(item.bytes for item in rollout(replace(run, batch_queries=queries))) <= room:
             return f"set model.engine.batch_queries to {queries}"
-    return "lower model.policy.max_pixels or model.engine.max_new_tokens, or shard over more GPUs"
+    return "lower model.policy.max_pixels or model.engine.sampling.max_new_tokens, or shard over more GPUs"
 
 
 def _mend_update(run: RunSpec, room: float) -> str:
@@ -106,7 +106,7 @@ def _mend_update(run: RunSpec, room: float) -> str:
         budget = run.token_budget * trees // trees_at_once(run)
         if sum(item.bytes for item in update(replace(run, token_budget=budget))) <= room:
             return f"set model.update.token_budget to {budget}"
-    return "lower model.policy.max_pixels or model.engine.group_size, or shard over more GPUs"
+    return "lower model.policy.max_pixels or model.engine.sampling.group_size, or shard over more GPUs"
 
 
 def _judge(run: RunSpec, limit: float, work: Work) -> bool:

@@ -12,9 +12,10 @@ from jsonargparse._util import import_object
 from torch import nn
 
 from ivgr.core.errors import UserError
-from ivgr.core.settings import dtype_of
+from ivgr.core.settings import Dtype, dtype_of
 from ivgr.data.stream import BatchComposition
 from ivgr.launch.lightning_cli import parse_fit
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.tools.plan.model_shape import Shape, find_config, read_shape
 from ivgr.toy.tiny_model import TinyScratch
 from ivgr.trainer.optimizer import OptimizerConfig
@@ -98,7 +99,8 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
     cold_start = import_object(fit["model"]["class_path"]).kind == SFT.kind
     gpus = gpus or _devices(fit["trainer"])
     engine, update = model["engine"]["init_args"], model["update"]
-    longest = engine["max_new_tokens"]
+    sampling = SamplingConfig(**engine["sampling"])
+    longest = sampling.max_new_tokens
     described, dtype = _policy(model["policy"])
     weight = dtype_of(dtype).itemsize
     mix = BatchComposition(0, data["batch"] // gpus) if cold_start else _mix(data, gpus)
@@ -112,7 +114,7 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
         states=measure_states(OptimizerConfig(**update["optimizer"])) * weight,
         paired=mix.paired,
         single=mix.single,
-        group=1 if cold_start else engine["group_size"],
+        group=1 if cold_start else sampling.group_size,
         updates=1 if cold_start else update["mini_batches"],
         epochs=1 if cold_start else update["epochs"],
         iterations=1 if cold_start else model["iterations"],
@@ -151,7 +153,7 @@ def _compute(strategy: Any, weight: int) -> int:
     return dtype_of(dtype).itemsize if dtype else weight
 
 
-def _policy(policy: Any) -> tuple[Any, str]:
+def _policy(policy: Any) -> tuple[Any, Dtype]:
     """Configuration and dtype of `model.policy`."""
     if isinstance(policy, str):
         return find_config(policy), "float32"

@@ -57,7 +57,7 @@ def probe_attention(
 ) -> dict[Look, Attention]:
     """How readings' responses look at their pictures, each reading an image of its own. UserError for
     a layer that is not there; NaN over 0 images where nothing can be looked at."""
-    glances = {look: AttentionStats(model, readings, look) for look in looks}
+    glances: dict[Look, AttentionStats] = {look: AttentionStats(model, readings, look) for look in looks}
     for index, traced in enumerate(trace_readings(model, readings, layers, budget=budget)):
         for found in glances.values():
             found.add(index, traced)
@@ -72,8 +72,11 @@ class AttentionStats:
     """
 
     def __init__(self, model: PreTrainedModel, readings: list[AnnotatedResponse], look: Look) -> None:
-        self.model, self.look = model, look
-        self.boxes = [[_to_unit(box, r.query.frame) for box in r.query.boxes] for r in readings]
+        self.model = model
+        self.look: Look = look
+        self.boxes: list[list[Box]] = [
+            [_to_unit(box, r.query.frame) for box in r.query.boxes] for r in readings
+        ]
         self.images: list[int] = []
         self.rows: list[tuple[np.ndarray, ...]] = []
 
@@ -88,10 +91,10 @@ class AttentionStats:
 
     def _looks(self, index: int, traced: Traced) -> Iterator[tuple[np.ndarray, list[Box]]]:
         """Attention (layers, heads, image tokens), and the boxes that are sought by it."""
-        boxes, reading = self.boxes[index], traced.reading
-        if self.look != "think":
-            looks = traced.at(self.look, traced.looks)
-            for (box, _), found in zip(reading.points(self.look), looks, strict=True):
+        boxes, reading, look = self.boxes[index], traced.reading, self.look
+        if look != "think":
+            looks = traced.at(look, traced.looks)
+            for (box, _), found in zip(reading.points(look), looks, strict=True):
                 yield found.numpy(), [boxes[box]]
         elif reading.think and boxes:
             yield traced.think.numpy(), boxes
@@ -121,12 +124,12 @@ class AttentionStats:
     def compute(self) -> Attention:
         if not self.rows:
             nothing = mean_interval(np.zeros(0), np.zeros(0))
-            return Attention(*[nothing] * 7, (), ())
+            return Attention(*[nothing] * 7, (), ())  # pyright: ignore[reportCallIssue]
         images = np.array(self.images)
         total, inside, chance, hit, area, touched = map(np.stack, zip(*self.rows, strict=True))
         means = [mean_interval(_over_heads(c), images) for c in (total, inside, area, chance, hit, touched)]
         best = mean_interval(_best_of_other_half(inside, images), images)
-        return Attention(*means, best, _by_head(inside, images), _by_head(hit, images))
+        return Attention(*means, best, _by_head(inside, images), _by_head(hit, images))  # pyright: ignore[reportCallIssue]
 
 
 def _to_unit(box: Box, frame: Frame) -> tuple[float, ...]:

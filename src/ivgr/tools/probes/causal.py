@@ -8,6 +8,7 @@ without any, and that of the reasoning.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def probe_causal(
     table = np.array(logps).reshape(len(trials), len(CONDITIONS), 3)
     images = np.array([n for n, _ in trials], int)
     drops = [_drop(table[:, :, text], images) for text in range(3)]
-    return Causal(*drops, len(readings) - len(trials))
+    return Causal(*drops, len(readings) - len(trials))  # pyright: ignore[reportCallIssue]
 
 
 def _set_up(
@@ -144,6 +145,7 @@ def tokens_replaced(model: PreTrainedModel, queries: list[Query], lost: list[np.
     family = find_family(model.config.model_type)
     edits, start = [], 0
     for query, tokens in zip(queries, lost, strict=True):
+        assert query.image_grid_thw is not None, "its image's tokens are replaced"
         sizes = (query.image_grid_thw.prod(1) // family.merge**2).tolist()
         kept = np.setdiff1d(np.arange(sizes[0]), tokens)
         edits.append((start + torch.from_numpy(tokens).long(), start + torch.from_numpy(kept).long()))
@@ -156,7 +158,7 @@ def tokens_replaced(model: PreTrainedModel, queries: list[Query], lost: list[np.
         return features
 
     def replace_tokens(_module, _inputs, output):
-        changed = {"pooler_output": edit(output.pooler_output)}
+        changed: dict[str, Any] = {"pooler_output": edit(output.pooler_output)}
         if getattr(output, "deepstack_features", None) is not None:
             changed["deepstack_features"] = [edit(level) for level in output.deepstack_features]
         return replace(output, **changed)

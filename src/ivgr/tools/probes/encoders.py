@@ -9,6 +9,7 @@ over all pictures.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import timm
@@ -62,10 +63,10 @@ def encode_named(encoder: Encoder, readings: list[AnnotatedResponse], named: Nam
 
 
 @torch.no_grad()
-def _encode(model: torch.nn.Module, pictures: Sequence[Image.Image]) -> np.ndarray:
+def _encode(model: Any, pictures: Sequence[Image.Image]) -> np.ndarray:
     """(pictures, CELLS · CELLS · C) fp64."""
     config = resolve_model_data_config(model)
-    prepare = create_transform(**config | {"crop_pct": 1.0, "crop_mode": "squash"}, is_training=False)
+    prepare: Any = create_transform(**config | {"crop_pct": 1.0, "crop_mode": "squash"}, is_training=False)
     channels, found = model.feature_info.channels()[-1], []
     for start in range(0, len(pictures), BATCH):
         (grid,) = model(torch.stack([prepare(picture) for picture in pictures[start : start + BATCH]]))

@@ -4,6 +4,7 @@ scalars and heat maps."""
 from collections.abc import Sequence
 
 import lightning as L
+import numpy as np
 
 from ivgr.callbacks.protocol import RLModule
 from ivgr.callbacks.writer import writer_of
@@ -88,7 +89,7 @@ class Probing(L.Callback):
             readings = respond(policy, module.encoder, module.engine, self.samples, stream)
             found = measure_readings(policy, module.encoder, readings, stream, self.layer, self.budget)
             shown = [reading for reading in readings if reading.query.sample.images][: self.pictures]
-            strip = draw_readings(policy, shown, "place", found.layer, SIDE) if shown else None
+            strip = draw_readings(policy, shown, "place", found.layer, SIDE) if shown else np.zeros((0, 0, 3))
             writer.scalars({name_of(name): value for name, value in found.metrics().items()}, step)
             for number, reading in enumerate(shown):
                 picture = strip[:, number * SIDE : (number + 1) * SIDE]

@@ -3,6 +3,7 @@ found. Out: matplotlib figures."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +26,7 @@ from ivgr.tools.probes.trace import Traced, trace_readings
 
 COLORS = {GROUNDED: "#d1495b", TEXTUAL: "#2a6f97"}
 GREY = "#8d99ae"
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 POINTS = {"noun": "at the noun", "place": "before the place"}
 
 

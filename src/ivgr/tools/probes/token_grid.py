@@ -34,12 +34,13 @@ def coverage(boxes: Sequence[Sequence[float]], frame: Frame, shape: tuple[int, i
     """The share (rows, columns) of each token's area that lies in any of `boxes`; its mean is the
     share of the picture that they cover together."""
     sides = (shape[1] / frame.width, shape[0] / frame.height) * 2
-    boxes = np.array([[c * side for c, side in zip(box, sides, strict=True)] for box in boxes]).reshape(-1, 4)
-    ys, y_first = _cuts(boxes[:, 1::2], shape[0])
-    xs, x_first = _cuts(boxes[:, 0::2], shape[1])
+    scaled = [[c * side for c, side in zip(box, sides, strict=True)] for box in boxes]
+    in_tokens = np.array(scaled).reshape(-1, 4)
+    ys, y_first = _cuts(in_tokens[:, 1::2], shape[0])
+    xs, x_first = _cuts(in_tokens[:, 0::2], shape[1])
     y, x = (ys[1:] + ys[:-1]) / 2, (xs[1:] + xs[:-1]) / 2
     inside = np.zeros((len(y), len(x)), bool)
-    for x1, y1, x2, y2 in boxes:
+    for x1, y1, x2, y2 in in_tokens:
         inside |= np.outer((y1 < y) & (y < y2), (x1 < x) & (x < x2))
     area = inside * np.outer(np.diff(ys), np.diff(xs))
     return np.add.reduceat(np.add.reduceat(area, y_first, 0), x_first, 1)

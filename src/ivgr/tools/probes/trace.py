@@ -7,7 +7,7 @@ asked for is kept.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -40,13 +40,14 @@ class Traced:
 
     states (points, layers, H) fp32, the hidden states behind the layers; looks (points, layers,
     heads, image tokens) fp32, their attention to each token of the first image; think (layers,
-    heads, image tokens), that of the reasoning's tokens, averaged, NaN if there are none.
+    heads, image tokens), that of the reasoning's tokens, averaged, NaN if there are none. The latter two are
+    empty where attention was not looked at.
     """
 
     reading: AnnotatedResponse
     states: torch.Tensor
-    looks: torch.Tensor | None = None
-    think: torch.Tensor | None = None
+    looks: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    think: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def at(self, point: Point, values: torch.Tensor) -> torch.Tensor:
         """Those of `values` (points, …) that belong to `point`."""

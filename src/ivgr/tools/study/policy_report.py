@@ -21,6 +21,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.models.pretrained import Pretrained
 from ivgr.rewards.accuracy import read_accuracy
 from ivgr.rewards.box_terms import box_reward
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.inference.load_policy import policy_and_encoder
 from ivgr.tools.inference.mode_names import MODES, Mode
@@ -53,7 +54,7 @@ def report_on(examination: ReportSettings) -> dict:
     since = time.perf_counter()
     source = Pretrained(examination.policy, "float32")
     policy, encoder = policy_and_encoder(source, Prompts(**examination.prompts))
-    engine = TransformersEngine(max_new_tokens=examination.max_new_tokens)
+    engine = TransformersEngine(SamplingConfig(max_new_tokens=examination.max_new_tokens))
     samples = read_enough(examination.shards, examination.questions)
     figures = answer_figures(partial(respond, policy, encoder, engine), encoder, samples)
     figures = probe(policy, encoder, engine, samples[: examination.probed]) | figures

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from ivgr.core.errors import UserError
 
@@ -55,7 +56,7 @@ class Pool:
                 process = self._start(task, log)
                 self.running.add(process)
             code = process.wait()
-            process.stdin.close()
+            cast(IO, process.stdin).close()
         self.running.discard(process)
         if code and not self.over:
             raise UserError(f"study: {task.name}: {last_line(task.log)} ({task.log})")

@@ -12,6 +12,7 @@ from ivgr.core.errors import UserError, require_package
 from ivgr.core.readers import read_json
 from ivgr.core.settings import PositiveInt, checked
 from ivgr.launch.config import read_config
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.tools.study.policy_report import ReportSettings
 from ivgr.tools.study.process_pool import Pool, Task
 from ivgr.tools.study.significance import MOST
@@ -123,9 +124,15 @@ def plan_examination(training: Training, world: Path, probed: int) -> ReportSett
         shards=str(world / "val"),
         questions=training.questions,
         probed=probed,
-        max_new_tokens=model.get("engine", {}).get("init_args", {}).get("max_new_tokens", 1024),
+        max_new_tokens=longest_response(model),
         prompts=model.get("prompts", {}),
     )
+
+
+def longest_response(model: dict) -> int:
+    """In tokens, of the config's engine."""
+    sampling = model.get("engine", {}).get("init_args", {}).get("sampling", {})
+    return sampling.get("max_new_tokens", SamplingConfig().max_new_tokens)
 
 
 def name_policy(model: dict) -> str:

@@ -19,7 +19,7 @@ class Arm:
     tested: bool = False
 
 
-APART = {"model.rewards.consistency.weight": 0.0}
+APART: dict[str, object] = {"model.rewards.consistency.weight": 0.0}
 ARMS = {
     "cold": Arm("cold start", trained=False),
     "textual": Arm("textual only", {"data.streams": ["textual"], **APART}),
