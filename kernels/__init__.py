@@ -15,9 +15,9 @@ if __name__ == "ivgr.kernels":
 
     __all__ = [
         "KL_ESTIMATORS",
+        "LARGEST_EXPONENT",
         "TokenStatistics",
         "fused_linear_logprob_kl",
         "fused_logprob_kl",
-        "LARGEST_EXPONENT",
         "kl_estimate",
     ]

@@ -10,7 +10,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from ivgr.cli.main import main  # noqa: E402
+from ivgr.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
-from support.samples import make_query, make_rollout, make_sample
 
 from ivgr.callbacks.rollout_log import RolloutRecord
+from support.samples import make_query, make_rollout, make_sample
 
 
 @pytest.mark.parametrize(

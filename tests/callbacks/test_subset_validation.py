@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.checkpoints import CONFIG, SMALL
-from support.contents import contents, differences
 
 from ivgr.callbacks import subset_validation
 from ivgr.callbacks.subset_validation import SubsetValidation, iterations_of
 from ivgr.callbacks.validation_summary import evaluate
 from ivgr.cli.main import main
 from ivgr.plotting.event_files import read_curves
+from support.checkpoints import CONFIG, SMALL
+from support.contents import contents, differences
 
 ITERATIONS, QUERIES = 6, 2
 

@@ -12,7 +12,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
-from support.samples import make_query, make_rollout, make_sample, response
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
@@ -39,6 +38,7 @@ from ivgr.plotting.event_files import read_curves
 from ivgr.plotting.share_stack import SHADES, paint_shares
 from ivgr.plotting.tags import OWN
 from ivgr.rewards.box_terms import box_reward
+from support.samples import make_query, make_rollout, make_sample, response
 
 SMALL = (
     "--data.train_count 100 --data.val_count 60 --data.val_queries 8 --data.prompts 8 --model.iterations 2 "

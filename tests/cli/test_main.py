@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support.command_line import CONFIGS, TINY, fails
 
 from ivgr.cli.main import main
 from ivgr.data.shards import write_shards
 from ivgr.toy.world import World, draw_samples
+from support.command_line import CONFIGS, TINY, fails
 
 LESSONS = '--data.lessons=[{"steps": 1, "fewest": 1, "most": 1, "describe": 4}]'
 

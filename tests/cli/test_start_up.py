@@ -28,7 +28,7 @@ def run(*words: str) -> tuple[set[str], str, str]:
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    ("words", "said"),
     [
         (["--help"], "ivgr fit --config FILE"),
         (["--version"], "ivgr 0."),
@@ -42,7 +42,8 @@ def test_what_needs_no_model_loads_no_library_of_models(words, said):
 
 
 @pytest.mark.parametrize(
-    "word, near", [("evalute", "did you mean 'evaluate'?"), ("fti", "did you mean 'fit'?"), ("zzz", "--help")]
+    ("word", "near"),
+    [("evalute", "did you mean 'evaluate'?"), ("fti", "did you mean 'fit'?"), ("zzz", "--help")],
 )
 def test_a_misspelt_command_gets_a_suggestion(word, near):
     loaded, _, error = run(word)

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
+
+from ivgr.cli.main import main
 from support.checkpoints import fit_small
 from support.samples import jpeg
 from support.sweep import (
@@ -30,8 +32,6 @@ from support.sweep import (
     watched,
     words_of,
 )
-
-from ivgr.cli.main import main
 
 # Classes that the commands make themselves, of what a config says elsewhere.
 RUN = "is made by the run itself, for every config"

@@ -11,7 +11,6 @@ import torch
 from lightning import Trainer
 from PIL import Image
 from safetensors.torch import save_file
-from support.checkpoints import CONFIG, SMALL
 
 from ivgr.cli.main import main
 from ivgr.core.checkpoint_file import read_checkpoint
@@ -21,6 +20,7 @@ from ivgr.launch.lightning_cli import CLI, run_lightning
 from ivgr.models.model_directory import write_directory
 from ivgr.models.pretrained import TINY, Pretrained
 from ivgr.toy.tiny_model import TinyScratch
+from support.checkpoints import CONFIG, SMALL
 
 WORDS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
 

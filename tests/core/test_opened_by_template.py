@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.samples import RecordingJudge, make_sample
 
 from ivgr.core.prompts import Prompts
 from ivgr.core.response import format_reward
@@ -21,6 +20,7 @@ from ivgr.tools.inference.modes import respond
 from ivgr.tools.inference.streaming import StreamingEngine
 from ivgr.tools.probes.annotated_response import read_response
 from ivgr.tools.probes.causal import _write_out
+from support.samples import RecordingJudge, make_sample
 
 GENERATION = "<|im_start|>assistant\n"
 BOX = "<box>[0,0,1000,1000]</box>"

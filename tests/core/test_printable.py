@@ -16,9 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from rich.console import Console
-from support.harmless import HARMFUL, harmless
-from support.packing import pack
-from support.samples import jpeg, make_query, make_rollout, make_sample
 from tensorboard.plugin_util import markdown_to_safe_html
 from torch import tensor
 
@@ -38,6 +35,9 @@ from ivgr.tools.benchmarks.tables import Column, print_lines, write_tables
 from ivgr.tools.inference.ask import print_reply, to_json
 from ivgr.tools.inference.modes import Reply
 from ivgr.tools.inference.streaming import TokenPrinter
+from support.harmless import HARMFUL, harmless
+from support.packing import pack
+from support.samples import jpeg, make_query, make_rollout, make_sample
 
 MARKUP = "[/x] [link=http://e]y[/link] [red]"
 ORDERS = "\x1b[31m\x1b]0;title\x07 \x9b2J \r \x08 \u202eabc\u2069"
@@ -68,7 +68,7 @@ def prints(char: str) -> bool:
     """Neither a control character, a line separator, half a pair, nor what turns the writing around."""
     turns = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
     controls = unicodedata.category(char) in ("Cc", "Zl", "Zp", "Cs")
-    return char in "\n\t" or not controls and unicodedata.bidirectional(char) not in turns
+    return char in "\n\t" or (not controls and unicodedata.bidirectional(char) not in turns)
 
 
 @calm

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.samples import BOX, encode_image, jpeg, make_sample
 
 from ivgr.core.errors import UserError
 from ivgr.core.rejection import RejectedSample
 from ivgr.core.sample import Sample, parse_sample, read_sample
+from support.samples import BOX, encode_image, jpeg, make_sample
 
 WHERE = "/data/train-000003.tar: 00000042"
 GOOD = {"id": "s0", "question": "What?", "answer": "B", "boxes": [[1, 2, 3, 4], [5.5, 6, 7, 8]]}
@@ -27,8 +27,18 @@ BAD_VALUES = {
     "answer": EMPTY,
     "kind": ("Paired", "", None, 1, ["paired"]),
     "check": ("vqa", "", None, {"text": 1}),
-    "boxes": (*NOT_LISTS, [], None, {"a": 1}, [5], [None], [[]], ["1234"], [[1, 2, 10**400, 4]])
-    + tuple([box, [5, 6, 7, 8]] for box in BAD_BOXES + EMPTY_BOXES + ENDLESS_BOXES),
+    "boxes": (
+        *NOT_LISTS,
+        [],
+        None,
+        {"a": 1},
+        [5],
+        [None],
+        [[]],
+        ["1234"],
+        [[1, 2, 10**400, 4]],
+        *tuple([box, [5, 6, 7, 8]] for box in BAD_BOXES + EMPTY_BOXES + ENDLESS_BOXES),
+    ),
     "labels": (*NOT_LISTS, ["cat"], ["a", "b", "c"], [1, 2]),
     "options": (*NOT_LISTS, ["cat", "dog"], {"A": 1, "B": 2}),
     "reasoning": (*NOT_LISTS, ["x"], {"textual": 5}),

@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.samples import jpeg
 
 import ivgr.data.parquet as parquet
 import ivgr.data.tar as tar
@@ -25,6 +24,7 @@ from ivgr.data.tar import read_shard
 from ivgr.tools.benchmarks.lists import read_list
 from ivgr.tools.packing_data.source_rows import read_rows
 from ivgr.tools.packing_data.unpack import unpack_archive
+from support.samples import jpeg
 
 
 def packed(path: Path, table: dict, **options) -> Path:

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.samples import encode_image, jpeg, make_sample
 
 from ivgr.core.prompts import Prompts
 from ivgr.core.rejection import RejectedSample
 from ivgr.data.encode import QueryEncoder, clip_box
 from ivgr.models.pretrained import Pretrained
+from support.samples import encode_image, jpeg, make_sample
 
 SIZE = (100, 80)
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(lambda text: "<|" not in text)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.hostile import HOSTILE, usable, write_tar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ivgr.cli.main import main
@@ -18,6 +17,7 @@ from ivgr.data.encode import QueryEncoder, encode_batch
 from ivgr.data.stream import BatchComposition, SampleStream, WeightedSource
 from ivgr.models.pretrained import Pretrained
 from ivgr.toy.world import World, write_world
+from support.hostile import HOSTILE, usable, write_tar
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from support.samples import make_sample
 
 from ivgr.core.errors import UserError
 from ivgr.core.rejection import Rejection
 from ivgr.data.shard_index import ShardSize, write_sizes
 from ivgr.data.shards import find_shards, read_samples, validate_shards, write_shards
+from support.samples import make_sample
 
 COUNT = 7
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.samples import make_sample
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText
 
@@ -20,6 +19,7 @@ from ivgr.data.shards import read_heads, write_shards
 from ivgr.data.tar import Slice
 from ivgr.models.pretrained import TINY
 from ivgr.toy.world import World, draw_samples
+from support.samples import make_sample
 
 CONFIG = Path(__file__).parents[2] / "configs" / "distill_sft.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

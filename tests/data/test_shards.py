@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.samples import encode_image, make_sample
 
 from ivgr.core.errors import UserError
 from ivgr.core.sample import Sample, read_sample
 from ivgr.data.shards import find_shards, read_samples, read_shards, validate_shards, write_shards
+from support.samples import encode_image, make_sample
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
 said = words.filter(str.strip)

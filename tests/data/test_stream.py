@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.samples import make_sample
 from torch.utils.data import DataLoader
 
 from ivgr.core.errors import UserError
@@ -15,6 +14,7 @@ from ivgr.data.shards import write_shards
 from ivgr.data.stream import BatchComposition, SampleStream, WeightedSource
 from ivgr.data.tar import Slice
 from ivgr.data.weighted_sampling import weighted_round_robin
+from support.samples import make_sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 SHARDS, PAIRED, SINGLE = 6, 5, 3

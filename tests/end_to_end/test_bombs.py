@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.hostile import GOOD, usable, write_tar
-from support.samples import encode_image, jpeg
 
 from ivgr.toy.world import World, write_world
+from support.hostile import GOOD, usable, write_tar
+from support.samples import encode_image, jpeg
 
 pytestmark = pytest.mark.slow
 GIB = 2**30

@@ -6,13 +6,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.contents import contents, differences
-from support.launch import finish, fit, said, start, write_world
 
 from ivgr.distributed import peers
 from ivgr.distributed.links import open_links
 from ivgr.distributed.peers import Links
 from ivgr.launch.error_lines import mendable_line
+from support.contents import contents, differences
+from support.launch import finish, fit, said, start, write_world
 
 pytestmark = pytest.mark.multiprocess
 

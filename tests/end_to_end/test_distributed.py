@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.launch import ITERATIONS, finish, fit, rollouts, said, same_figures, scalars, start, write_world
 
 from ivgr.core.checkpoint_file import read_checkpoint
 from ivgr.core.prompts import Prompts
@@ -25,6 +24,7 @@ from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.sharded_checkpoint import read_weights
+from support.launch import ITERATIONS, finish, fit, rollouts, said, same_figures, scalars, start, write_world
 
 pytestmark = pytest.mark.multiprocess
 

@@ -3,12 +3,12 @@ process gives; their checkpoints and models can be read by one."""
 
 import pytest
 import torch
-from support.launch import CONFIG, fit, same_figures, scalars, write_world
 from transformers import AutoModelForImageTextToText
 
 from ivgr.cli.main import main
 from ivgr.data.shards import write_shards
 from ivgr.toy.world import World, draw_samples
+from support.launch import CONFIG, fit, same_figures, scalars, write_world
 
 FSDP2 = {"trainer.strategy": "fsdp2"}
 FORMS = {

@@ -6,8 +6,6 @@ import json
 
 import pytest
 import torch
-from support.families import FAMILIES, Words, make_tree, tiny_family
-from support.trees import gradients, tree_logps
 
 from ivgr.cli.main import main
 from ivgr.core.query import rollouts_of
@@ -15,6 +13,8 @@ from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rollout.prefix_kv_cache import GROWTH
 from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
+from support.families import FAMILIES, Words, make_tree, tiny_family
+from support.trees import gradients, tree_logps
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from support.judge_server import JudgeServer, lossy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ivgr.cli.main import main
 from ivgr.judge import CONSISTENCY_SCORES
+from support.judge_server import JudgeServer, lossy
 
 SETTINGS = {
     "model.iterations": 2,
@@ -195,11 +195,9 @@ def test_a_run_whose_rewards_ask_nobody_needs_no_judge(tmp_path, capsys):
     rows = rollouts(tmp_path, 1)
     for row in rows:
         assert row["reward"] == row["terms"]["format"] + row["terms"].get("box", 0.0)
-        assert (
-            row["terms"]["accuracy"] in (0.0, 1.0)
-            and not row["reference"]
-            or "consistency" not in row["terms"]
-        )
+        assert (row["terms"]["accuracy"] in (0.0, 1.0) and not row["reference"]) or "consistency" not in row[
+            "terms"
+        ]
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     assert not [name for name in board.Tags()["scalars"] if name.startswith("reward_judge/")]

@@ -6,8 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.kill import Moment, Subject, Trial
-from support.samples import jpeg
 
 from ivgr.cli.main import main
 from ivgr.data.sft_encode import write_response
@@ -16,6 +14,8 @@ from ivgr.models.model_directory import write_directory
 from ivgr.toy import world as write
 from ivgr.toy.tiny_model import TinyScratch
 from ivgr.toy.world import World, draw_samples
+from support.kill import Moment, Subject, Trial
+from support.samples import jpeg
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 FIT = {

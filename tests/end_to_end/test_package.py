@@ -48,7 +48,7 @@ runpy.run_module("ivgr", run_name="__main__")
 
 
 @pytest.mark.parametrize(
-    "given, found",
+    ("given", "found"),
     [
         ({}, "PASSIVE 1000"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonargparse import capture_parser
-from support.sweep import outcome_of, parsed_only
 
 from ivgr.cli.commands import load_tool
 from ivgr.cli.main import main
 from ivgr.launch.renamed import CLASSES
+from support.sweep import outcome_of, parsed_only
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -92,7 +92,7 @@ def test_every_command_that_is_mentioned_exists_with_its_options(command):
     lightning = name in ("fit", "validate")
     subcommands = (name,) if lightning else load_tool(name)
     subcommand = None
-    if lightning or isinstance(subcommands, dict) and rest:
+    if lightning or (isinstance(subcommands, dict) and rest):
         subcommand = name if lightning else rest[0]
         assert subcommand in subcommands
     given = {word.partition("=")[0].partition(".")[0] for word in rest if word.startswith("--")}

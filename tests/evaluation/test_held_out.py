@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.samples import RecordingJudge
 
 from ivgr.core.prompts import GROUNDED, TEXTUAL, Prompts
 from ivgr.core.query import Rollout
@@ -13,6 +12,7 @@ from ivgr.toy import PlaceAccuracy, RuleJudge
 from ivgr.toy.place_accuracy import names_places
 from ivgr.toy.tokenizer import build_processor
 from ivgr.toy.world import World, draw_samples
+from support.samples import RecordingJudge
 
 PLACES = (PlaceAccuracy(),)
 

@@ -27,7 +27,7 @@ BY_HAND = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("answer, letter", BY_HAND)
+@pytest.mark.parametrize(("answer", "letter"), BY_HAND)
 def test_answers_read_by_hand(answer, letter):
     assert match_option(answer, CAR) == letter
 

@@ -11,8 +11,6 @@ import zlib
 from contextlib import closing
 
 import pytest
-from support.judge_server import JudgeServer, fair_verdict, lossy
-from support.samples import RELATIVE, make_sample
 
 from ivgr.core.errors import UserError
 from ivgr.judge import Agreement, Comparison, LLMJudge
@@ -20,6 +18,8 @@ from ivgr.judge.bounded_transport import LONGEST_REPLY
 from ivgr.judge.chat_client import ChatClient
 from ivgr.judge.rubric import AGREEMENT, agreement_data, comparison_data
 from ivgr.judge.verdict_cache import VerdictCache
+from support.judge_server import JudgeServer, fair_verdict, lossy
+from support.samples import RELATIVE, make_sample
 
 QUESTIONS = [Agreement(make_sample(f"s{i}"), f"answer {i}") for i in range(40)]
 COMPARISONS = [

@@ -3,6 +3,8 @@ GPU in its interpreter)."""
 
 import pytest
 import torch
+
+from ivgr.kernels import fused_logprob_kl, kl_estimate
 from support.kernel_cases import (
     DEVICE,
     FIELDS,
@@ -14,8 +16,6 @@ from support.kernel_cases import (
     upstream,
     weighted,
 )
-
-from ivgr.kernels import fused_logprob_kl, kl_estimate
 
 # Where a value is guarded by a mask, the interpreter computes it all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+
+from ivgr.kernels import fused_linear_logprob_kl, fused_logprob_kl
 from support.kernel_cases import (
     DEVICE,
     FIELDS,
@@ -14,8 +16,6 @@ from support.kernel_cases import (
     upstream,
     weighted,
 )
-
-from ivgr.kernels import fused_linear_logprob_kl, fused_logprob_kl
 
 FEW = 4 * 1271 * 4  # bytes of four tokens' logits
 

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import torch
-from support.kernel_cases import DEVICE, assert_gradient, random_case, random_head
 
 import ivgr.kernels
 from ivgr.kernels import fused_linear_logprob_kl, fused_logprob_kl
 from ivgr.kernels.dispatch import row_kernels
+from support.kernel_cases import DEVICE, assert_gradient, random_case, random_head
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

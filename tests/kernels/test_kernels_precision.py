@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from support.kernel_cases import assert_gradient, oracle, random_head
 
 from ivgr.kernels import fused_linear_logprob_kl
+from support.kernel_cases import assert_gradient, oracle, random_head
 
 
 @pytest.mark.parametrize("kl", ["k3", "exact"])

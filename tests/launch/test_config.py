@@ -7,12 +7,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from support.command_line import CONFIGS, SHIPPED, fails
 
 from ivgr.cli.main import main
 from ivgr.launch.config import compose_words, merge, read_config
 from ivgr.models.registry import find_shipped
 from ivgr.tools.random_checkpoint import build_skeleton
+from support.command_line import CONFIGS, SHIPPED, fails
 
 RECIPES = [name for name in SHIPPED if not name.endswith("_sft")]
 keys = st.sampled_from("abcd")

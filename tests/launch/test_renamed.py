@@ -4,10 +4,10 @@ from importlib import import_module
 
 import pytest
 import yaml
-from support.command_line import CONFIGS, fails
 
 from ivgr.cli.main import main
 from ivgr.launch.renamed import CLASSES, SETTINGS, renamed_class, renamed_setting
+from support.command_line import CONFIGS, fails
 
 
 @pytest.mark.parametrize("old", CLASSES)

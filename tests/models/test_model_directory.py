@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.samples import make_sample
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ivgr.cli.main import main
@@ -27,6 +26,7 @@ from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy.tiny_model import TinyScratch
 from ivgr.trainer.reference import FrozenReference
+from support.samples import make_sample
 
 WEIGHTS = "model.safetensors"
 PLAIN = ("config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json")

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.families import FAMILIES, make_tree, tiny_family
-from support.trees import gradients, tree_logps
 
 from ivgr.models.tree_attention import attend_mask, block_mask, tree_mask
 from ivgr.packing.prefix_tree import pack_queries
+from support.families import FAMILIES, make_tree, tiny_family
+from support.trees import gradients, tree_logps
 
 MODELS = {family: tiny_family(family) for family in FAMILIES}
 

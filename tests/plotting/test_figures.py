@@ -6,8 +6,6 @@ import re
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
-from support.one_iteration import Run
-from support.samples import make_query, make_rollout, make_sample, response
 
 from ivgr.callbacks.rollout_log import rollout_rows
 from ivgr.core.query import rollouts_of, separate
@@ -19,6 +17,8 @@ from ivgr.rewards.scorer import Scorer
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.rl_step import assign_advantages
+from support.one_iteration import Run
+from support.samples import make_query, make_rollout, make_sample, response
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.samples import make_sample, response
 
 from ivgr.judge import Agreement
 from ivgr.rewards.accuracy import choice_match, math_match, read_accuracy, rule_match, text_match
+from support.samples import make_sample, response
 
 OPTIONS = {"A": "a cat", "B": "a dog", "C": "the left one", "D": "3"}
 SAME_TEXT = [

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from support.samples import make_query, make_rollout, make_sample, response
 
 from ivgr.core.query import Query, Rollout
 from ivgr.rewards.archive import Archive, read_key
+from support.samples import make_query, make_rollout, make_sample, response
 
 TAU = 0.3
 rewards = st.sampled_from([0.0, 0.2, 0.3, 0.31, 0.5, 0.5, 0.8, 1.0])

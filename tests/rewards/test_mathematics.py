@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
-from support.samples import RELATIVE, RecordingJudge, make_query, make_rollout, make_sample, response
 
 import ivgr.rewards
 from ivgr.core.errors import UserError
@@ -33,6 +32,7 @@ from ivgr.tools.distill.keep import GIVEN_UP, KEPT, judge_rewrites
 from ivgr.tools.filter import measure_rates
 from ivgr.toy import RuleJudge
 from ivgr.trainer.metrics import batch_metrics
+from support.samples import RELATIVE, RecordingJudge, make_query, make_rollout, make_sample, response
 
 ENDLESS = [
     "3^{ 3^{ 3^{ 9 } } }",

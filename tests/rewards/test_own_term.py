@@ -4,8 +4,6 @@ import gzip
 import json
 
 import pytest
-from support.command_line import TINY, fails
-from support.samples import make_query, make_rollout, make_sample, response
 
 from ivgr.callbacks.progress import IterationBar
 from ivgr.cli.main import main
@@ -15,6 +13,8 @@ from ivgr.plotting.event_files import read_curves
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
 from ivgr.toy import RuleJudge
+from support.command_line import TINY, fails
+from support.samples import make_query, make_rollout, make_sample, response
 
 
 class Brevity:

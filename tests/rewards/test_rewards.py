@@ -3,8 +3,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.samples import RELATIVE, RecordingJudge, make_query, make_rollout, make_sample, response
-from support.scored import NAMES, score, weights
 
 from ivgr.core.errors import UserError
 from ivgr.core.frame import Frame
@@ -13,6 +11,8 @@ from ivgr.judge import Agreement, Comparison, RulesAlone
 from ivgr.judge.protocol import take_verdicts
 from ivgr.rewards.archive import Archive
 from ivgr.rewards.rewards import Rewards, TermConfig
+from support.samples import RELATIVE, RecordingJudge, make_query, make_rollout, make_sample, response
+from support.scored import NAMES, score, weights
 
 WHOLE = "The red circle is at <box>[100,100,300,300]</box>."
 HALF = "The red circle is at <box>[100,100,300,200]</box>."

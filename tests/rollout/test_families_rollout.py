@@ -3,7 +3,6 @@ scoring forward, and what a CUDA graph needs of a step."""
 
 import pytest
 import torch
-from support.families import FAMILIES, Words, make_tree, tiny_family
 
 from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import pack_queries
@@ -11,6 +10,7 @@ from ivgr.rollout.branches import Branches
 from ivgr.rollout.prefix_kv_cache import GROWTH
 from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
+from support.families import FAMILIES, Words, make_tree, tiny_family
 
 LIMIT = GROWTH + 6  # past the first growth of the suffixes
 SHAPES = [([(2, 2)], 2), ([(1, 3), (2, 1)], 2), ([], 1), ([(3, 3)], 1)]

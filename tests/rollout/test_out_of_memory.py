@@ -8,10 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.checkpoints import CONFIG, SMALL
-from support.families import Words, make_tree, tiny_family
-from support.launch import rollouts
-from support.one_iteration import Run
 
 from ivgr.cli.main import main
 from ivgr.core.background import in_background
@@ -26,6 +22,10 @@ from ivgr.rollout.prefix_kv_cache import TreeCache
 from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.trainer.policy_update import PolicyUpdate
+from support.checkpoints import CONFIG, SMALL
+from support.families import Words, make_tree, tiny_family
+from support.launch import rollouts
+from support.one_iteration import Run
 
 GROWTH = 4  # tokens by which suffixes grow here, so that short responses grow twice
 LIMIT = GROWTH + 6
@@ -147,7 +147,7 @@ SLOW = [(depth, limit) for depth in DEPTHS for limit in (4, 1) if (depth, limit)
 
 
 @pytest.mark.parametrize(
-    "depth, limit", PARTS + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
+    ("depth", "limit"), PARTS + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
 )
 def test_a_rollout_that_does_not_fit_is_decoded_in_parts_with_the_same_tokens(
     model, whole, monkeypatch, caplog, depth, limit

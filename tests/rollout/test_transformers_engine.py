@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from support.greedy import queries_of, stock_greedy
 
 from ivgr.core.errors import UserError
 from ivgr.core.prompts import GROUNDED, TEXTUAL, Prompts
@@ -15,6 +14,7 @@ from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.rl_step import assign_advantages
+from support.greedy import queries_of, stock_greedy
 
 
 @pytest.fixture(scope="module")

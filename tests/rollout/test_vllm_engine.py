@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import fake_vllm
-from support.vllm_signatures import SIGNATURES, installed_signatures
 
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
@@ -34,6 +32,8 @@ from ivgr.trainer.policy_update import OptimizerStep, PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
 from ivgr.trainer.rl_step import RLStep
 from ivgr.trainer.update_config import UpdateConfig
+from support import fake_vllm
+from support.vllm_signatures import SIGNATURES, installed_signatures
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
 

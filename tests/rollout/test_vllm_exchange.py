@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import fake_vllm
 
 from ivgr.core.errors import UserError
 from ivgr.models.lora import AdapterConfig, merge_adapters
 from ivgr.models.pretrained import Pretrained
 from ivgr.rollout.vllm_requests import fold_images
 from ivgr.rollout.vllm_weights import load_weights, load_weights_checked
+from support import fake_vllm
 
 
 @pytest.fixture(scope="module")

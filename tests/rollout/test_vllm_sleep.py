@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import fake_vllm
 
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
@@ -22,6 +21,7 @@ from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.rollout.vllm_engine import VLLMEngine
 from ivgr.toy.world import World, draw_samples
+from support import fake_vllm
 
 LONGEST = 8
 BRIEF = SamplingConfig(max_new_tokens=LONGEST)

@@ -9,9 +9,6 @@ import torch.distributed as dist
 import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
-from support.one_iteration import Run
-from support.samples import make_query, make_rollout, make_sample, response
-from support.scored import score
 from torch import nn
 
 from ivgr.core.query import Group, rollouts_of
@@ -25,6 +22,9 @@ from ivgr.rollout.zero_std import (
     zero_std_groups,
 )
 from ivgr.trainer.optimizer import sum_gradients
+from support.one_iteration import Run
+from support.samples import make_query, make_rollout, make_sample, response
+from support.scored import score
 
 rewards_of_group = st.lists(st.sampled_from([0.0, 0.3, 1.0, 2.0]), min_size=2, max_size=4)
 batches = st.lists(
@@ -101,8 +101,12 @@ def test_only_flat_groups_are_rolled_out_again_and_at_most_so_often(batch, round
 def test_a_group_that_varies_is_left_in_peace():
     """The first group varies at once, the second in round 2, the third never."""
     queries = make_batch([{"grounded": [1.0, 1.0], "textual": [0.0, 0.0]}, {"textual": [2.0, 2.0]}])
-    dice = Dice(lambda round, q, g: [round, 9.0 if g.stream == "grounded" or round == 2 and q.sample.id == "0"
-                                     else round])  # fmt: skip
+
+    def draw(round, query, group):
+        varies = group.stream == "grounded" or (round == 2 and query.sample.id == "0")
+        return [round, 9.0 if varies else round]
+
+    dice = Dice(draw)
     figures = dice.resample(queries, 3)
     first, second, third = ("0", "grounded"), ("0", "textual"), ("1", "textual")
     assert dice.calls == [[first, second, third], [second, third], [third]]

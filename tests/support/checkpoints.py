@@ -4,11 +4,11 @@ and the chat template are the shipped policy's."""
 from pathlib import Path
 
 import torch
-from support.families import TEXT, VISION
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 from ivgr.cli.main import main
 from ivgr.toy.tokenizer import SPECIAL, build_processor
+from support.families import TEXT, VISION
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 SMALL = {

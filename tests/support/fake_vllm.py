@@ -15,8 +15,9 @@ from itertools import chain
 from types import ModuleType, SimpleNamespace
 
 import torch
-from support.vllm_signatures import SIGNATURES, installed_signatures, signature_of
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LogitsProcessorList
+
+from support.vllm_signatures import SIGNATURES, installed_signatures, signature_of
 
 REAL = installed_signatures() or json.loads(SIGNATURES.read_text())
 TAGS = {"weights", "kv_cache"}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
 from support.samples import encode_image
 
 SIZE = (60, 40)

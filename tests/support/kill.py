@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from support.contents import contents, differences
-from support.warm import warm_context
 
 from ivgr.cli.main import main
+from support.contents import contents, differences
+from support.warm import warm_context
 
 EVENTS = "events.out.tfevents"
 # Of os; each changes the path that is its last argument.

@@ -58,7 +58,7 @@ def option_hit(row, reply):
 
 def letter_hit(row, reply):
     """MME-RealWorld and TreeBench: the first block in capitals, or the reply as it is."""
-    before, opened, rest = reply.partition("<answer>")
+    _before, opened, rest = reply.partition("<answer>")
     inner, closed, _ = rest.partition("</answer>")
     text = (inner.strip().upper() if opened and closed else reply).strip()
     for kind in ("The best answer is", "The correct answer is", "The answer is", "The answer",

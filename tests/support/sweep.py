@@ -268,11 +268,8 @@ class Sweep:
 
 
 def is_number(hint: Any) -> bool:
-    return (
-        hint in (int, float)
-        or inspect.isclass(hint)
-        and hasattr(hint, "rule")
-        and issubclass(hint, int | float)
+    return hint in (int, float) or (
+        inspect.isclass(hint) and hasattr(hint, "rule") and issubclass(hint, int | float)
     )
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-from support.samples import RELATIVE, make_sample, response
 
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
@@ -23,6 +22,7 @@ from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.filter import make_respond, measure_rates, pass_rates, select
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
+from support.samples import RELATIVE, make_sample, response
 
 GOOD = (response("Seen."), response("", "Red."))
 BAD = (response("Seen.", "blue"), "red", response("<box>[1,2,3,4]</box>"), response("Seen.") + "!")

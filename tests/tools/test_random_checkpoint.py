@@ -9,9 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from support.command_line import TINY, fails
-from support.families import FAMILIES
-from support.samples import jpeg, make_sample
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -26,6 +23,9 @@ from ivgr.models.registry import find_family, find_shipped
 from ivgr.rewards.rewards import Rewards
 from ivgr.tools.random_checkpoint import build_skeleton, configure, draw_model
 from ivgr.toy.tokenizer import build_tokenizer
+from support.command_line import TINY, fails
+from support.families import FAMILIES
+from support.samples import jpeg, make_sample
 
 # Parameters, from the index of each hub checkpoint's safetensors.
 PUBLISHED = {

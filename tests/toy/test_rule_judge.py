@@ -1,11 +1,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.samples import RELATIVE, make_sample
 
 from ivgr.core.frame import Frame
 from ivgr.judge import CONSISTENCY_SCORES, Agreement, Comparison
 from ivgr.toy import RuleJudge
+from support.samples import RELATIVE, make_sample
 
 SAMPLE = make_sample()
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "center", "right")

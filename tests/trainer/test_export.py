@@ -4,14 +4,14 @@ import pickle
 
 import pytest
 import torch
-from support.checkpoints import fit_small, write_checkpoint
-from support.families import FAMILIES, make_tree
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ivgr.cli.main import main
 from ivgr.models.lora import AdapterConfig
 from ivgr.models.pretrained import Pretrained
 from ivgr.packing.prefix_tree import pack_queries
+from support.checkpoints import fit_small, write_checkpoint
+from support.families import FAMILIES, make_tree
 
 LORA = ("--model.trainable.adapter.rank", "3", "--model.trainable.adapter.targets", "language+vision")
 

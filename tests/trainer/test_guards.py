@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.checkpoints import CONFIG, SMALL
-from support.one_iteration import Run
 from torch import nn
 
 from ivgr.cli.main import main
@@ -23,6 +21,8 @@ from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
 from ivgr.trainer.nonfinite_guard import GuardConfig, NonFiniteGuard
+from support.checkpoints import CONFIG, SMALL
+from support.one_iteration import Run
 
 FINE, BAD = torch.zeros(3), torch.tensor([0.0, math.nan, 0.0])
 
@@ -153,7 +153,7 @@ def small_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["tree", "rows"])
-def test_packs_too_large_for_memory_are_split_with_the_same_gradients(tiny, small_memory, layout):  # noqa: F811
+def test_packs_too_large_for_memory_are_split_with_the_same_gradients(tiny, small_memory, layout):
     run = Run(tiny)
     update = run.iteration.update
     update.config = replace(update.config, layout=layout)
@@ -171,7 +171,7 @@ def test_packs_too_large_for_memory_are_split_with_the_same_gradients(tiny, smal
     assert all(pack.ids.numel() <= LIMIT for pack in update.pack(run.queries)[0])  # for the rest of the run
 
 
-def test_a_break_on_the_way_back_leaves_no_trace(tiny, small_memory):  # noqa: F811
+def test_a_break_on_the_way_back_leaves_no_trace(tiny, small_memory):
     """The scoring pass is done already, so that memory runs out with gradient only."""
     run = Run(tiny, updates=1)
     update, whole = run.iteration.update, run.gradients.pop()
@@ -190,7 +190,7 @@ def test_a_break_on_the_way_back_leaves_no_trace(tiny, small_memory):  # noqa: F
     assert (run.gradients.pop() - whole).abs().max() < 1e-6
 
 
-def test_one_tree_that_does_not_fit_names_the_settings(tiny, small_memory):  # noqa: F811
+def test_one_tree_that_does_not_fit_names_the_settings(tiny, small_memory):
     run = Run(tiny)
     small_memory["tokens"] = 20
     with pytest.raises(UserError, match="model.trainable.gradient_checkpointing true, or lower model.engine"):
@@ -207,7 +207,7 @@ class Hung(TransformersEngine):
         raise TimeoutError("its own")
 
 
-def test_a_hung_engine_ends_in_time(tiny):  # noqa: F811
+def test_a_hung_engine_ends_in_time(tiny):
     engine, start = TimeoutEngine(Hung(), 0.2), time.monotonic()
     assert engine.sampling.temperature == 1.0
     with pytest.raises(UserError, match=r"0.2 seconds \(model.guard.engine_timeout\)"):
@@ -217,7 +217,7 @@ def test_a_hung_engine_ends_in_time(tiny):  # noqa: F811
         engine.answer(tiny[0], tiny[1].tokenizer, [])
 
 
-def test_a_patient_engine_gives_what_the_engine_gives(tiny):  # noqa: F811
+def test_a_patient_engine_gives_what_the_engine_gives(tiny):
     own = TransformersEngine(SamplingConfig(group_size=2, max_new_tokens=8))
     texts = []
     for engine in (own, TimeoutEngine(own, 60)):

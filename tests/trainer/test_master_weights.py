@@ -5,7 +5,6 @@ import io
 import pytest
 import torch
 import torch.distributed as dist
-from support.checkpoints import CONFIG, SMALL
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -13,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
 from ivgr.trainer.optimizer import OptimizerConfig
+from support.checkpoints import CONFIG, SMALL
 
 NAMES = ("adamw", "sgd", "muon", "lion", "sgdw")
 

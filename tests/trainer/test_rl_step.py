@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import ImageColor
-from support.one_iteration import Run
 
 from ivgr.callbacks.metrics_logger import completions_table, draw_query
 from ivgr.callbacks.rollout_log import rollout_rows
@@ -15,6 +14,7 @@ from ivgr.core.query import rollouts_of
 from ivgr.plotting.boxed_picture import GOLD
 from ivgr.trainer.loss import PolicyLossConfig
 from ivgr.trainer.reference import FrozenReference
+from support.one_iteration import Run
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def constant(part: float, final: float) -> float:
 @pytest.mark.parametrize("warmup", [0.0, 0.02, 0.2, 0.5])
 @pytest.mark.parametrize("final", [0.0, 0.1])
 @pytest.mark.parametrize(
-    "name, options, form",
+    ("name", "options", "form"),
     [("constant", {}, constant), ("cosine", {}, cosine), ("poly", {"decay_rate": 1.0}, linear),
      ("wsd", {"decay_epochs": 0.999999, "decay_fn": "linear"}, linear)],
 )  # fmt: skip

@@ -4,8 +4,6 @@ import sys
 
 import pytest
 import torch
-from support.checkpoints import fit_small, write_checkpoint
-from support.families import FAMILIES, make_tree, tiny_family
 from transformers import AutoModelForImageTextToText
 
 from ivgr.core.errors import UserError
@@ -15,6 +13,8 @@ from ivgr.models.trainable import TrainableConfig
 from ivgr.packing.prefix_tree import pack_queries
 from ivgr.trainer.optimizer import OptimizerConfig
 from ivgr.trainer.reference import FrozenReference
+from support.checkpoints import fit_small, write_checkpoint
+from support.families import FAMILIES, make_tree, tiny_family
 
 FORMS = {
     "full": ["--model.trainable.gradient_checkpointing", "true"],

@@ -1,6 +1,8 @@
 """What a run shows of itself: every metric of every iteration, and now and then the completions of all
 streams and pictures with gold and predicted boxes."""
 
+from typing import Any
+
 import lightning as L
 import numpy as np
 
@@ -47,7 +49,7 @@ class MetricsLogger(L.Callback):
         writer_of(trainer).summary(layout_summary())
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: RLModule, outputs, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, module: RLModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero:
             return
@@ -85,7 +87,7 @@ class ColdStartMetrics(L.Callback):
     """The metrics of every trainer.log_every_n_steps-th step of a cold start."""
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: TrainedModule, outputs, batch, batch_idx: int
+        self, trainer: L.Trainer, module: TrainedModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = finished_iterations(trainer)
         if step % trainer.log_every_n_steps == 0:

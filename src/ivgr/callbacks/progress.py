@@ -1,5 +1,7 @@
 """The run in the terminal: a progress bar with the figures that matter."""
 
+from typing import Any
+
 import lightning as L
 from rich.console import Console
 from rich.progress import (
@@ -48,7 +50,7 @@ class IterationBar(L.Callback):
         self.bar.start()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: RLModule, outputs, batch, batch_idx: int
+        self, trainer: L.Trainer, module: RLModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero:
             return

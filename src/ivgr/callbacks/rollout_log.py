@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -24,7 +25,7 @@ class RolloutRecord(L.Callback):
         self.every = every
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: RLModule, outputs, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, module: RLModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         wanted = module.iteration % self.every == 0 or module.iteration == module.iterations
         if not (trainer.is_global_zero and wanted):

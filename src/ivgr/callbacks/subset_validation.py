@@ -1,5 +1,7 @@
 """Held-out figures while the run goes on: a fixed subset that costs little, several times in a run."""
 
+from typing import Any
+
 import lightning as L
 
 from ivgr.callbacks.protocol import RLModule
@@ -21,7 +23,7 @@ class SubsetValidation(L.Callback):
     def __init__(self, times: int, queries: int) -> None:
         self.times, self.queries = times, queries
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: RLModule, batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: RLModule, batch: Any, batch_idx: int) -> None:
         """Before the next iteration rather than after the last: what has ended is then in a checkpoint
         that is whole, if the judge fails here."""
         self._validate(trainer, module)

@@ -29,7 +29,7 @@ _MARKS = re.compile(r"[&<>|*`~#\\\[\]{}]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def printable(text: object) -> str:
-    """`text` with what cannot be printed written out, such as \\x1b."""
+    r"""`text` with what cannot be printed written out, such as \x1b."""
     return _UNPRINTABLE.sub(_write_out, str(text))
 
 

@@ -108,7 +108,7 @@ def _parse(fields: dict, images: tuple[bytes, ...], where: str) -> Sample:
 def _check_said(text: object, name: str, where: str) -> None:
     if _is_text(text) and text.strip():
         return
-    empty = text is None or isinstance(text, str) and not text.strip()
+    empty = text is None or (isinstance(text, str) and not text.strip())
     reason = f"{name}: {'empty' if empty else 'malformed'}"
     raise RejectedSample(f'{where}: "{name}" must be a non-empty string of valid characters', reason)
 

@@ -161,7 +161,7 @@ def checked(prefix: str) -> Callable[[T], T]:
         hints = {name: hint for name, p in signature.parameters.items() if _is_known(hint := p.annotation)}
 
         @wraps(function)
-        def call(*args, **kwargs):
+        def call(*args, **kwargs) -> Any:
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError:  # which the call itself words better

@@ -169,7 +169,7 @@ class QueryEncoder:
             self.processor.apply_chat_template([chat], tokenize=False, add_generation_prompt=flag)[0]
             for flag in (False, True)
         )
-        opened = _OPENED.search(whole, len(commonprefix([without, whole])))
+        opened = _OPENED.search(whole, len(commonprefix([without, whole])))  # noqa: RUF071  by character
         return opened[0] if opened else ""
 
     @cached_property
@@ -201,7 +201,7 @@ def encode_batch(
     drawn: list[ShardedSample | Rejection],
     encoder: QueryEncoder,
     streams: tuple[str, ...] = PAIRED,
-    spread: RankAssignment = RankAssignment(),  # noqa: B008
+    spread: RankAssignment = RankAssignment(),
 ) -> Batch:
     """Encodes what can be encoded of this rank's part of `drawn`, paired samples in `streams`."""
     mine = spread.take(drawn, encoder.processor)

@@ -6,6 +6,7 @@ and deal them alike, so nothing is sent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import ProcessorMixin
 
@@ -77,7 +78,7 @@ def expected_tokens(
     return patches // vision.merge_size**2 + text + response * len(streams_of(item.kind, streams))
 
 
-def _patches(data: bytes, vision) -> int:
+def _patches(data: bytes, vision: Any) -> int:
     """Of one image, before the merge; 0 where it will be rejected."""
     size = read_size(data)
     if size is None:

@@ -32,7 +32,7 @@ def encode_demonstration(demonstration: Demonstration, encoder: QueryEncoder) ->
     said = write_response(reasoning, sample.answer)
     opened, tokenizer = query.groups[0].opened, encoder.processor.tokenizer
     said = said.removeprefix("<think>") if opened else said
-    ids = tokenizer(said).input_ids + [end_of_turn(tokenizer)]
+    ids = [*tokenizer(said).input_ids, end_of_turn(tokenizer)]
     encoder.check_embedded(ids, sample.id)
     unknown = torch.zeros(len(ids))
     query.groups[0].rollouts.append(Rollout(torch.tensor(ids), unknown, unknown, opened + said, False))

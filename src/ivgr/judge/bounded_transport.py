@@ -21,7 +21,7 @@ def bounded_client(openai: ModuleType) -> Any:
     """
 
     class BoundedClient(openai.DefaultAsyncHttpxClient):
-        async def send(self, request, *, stream: bool = False, **options):
+        async def send(self, request: Any, *, stream: bool = False, **options) -> Any:
             options["follow_redirects"] = False
             for _ in range(MOST_REDIRECTS):
                 response = await super().send(request, stream=True, **options)

@@ -191,7 +191,7 @@ def read_reply(body: bytes) -> str | None:
     return text if isinstance(text, str) and whole else None
 
 
-def _import_openai():
+def _import_openai() -> Any:
     try:
         import openai
     except ImportError as error:

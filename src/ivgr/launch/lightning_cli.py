@@ -179,7 +179,9 @@ class CLI(IgnoresCheckpointSettings, LightningCLI):
 class CheckpointFile(TorchCheckpointIO):
     """How Lightning reads a checkpoint that is one file; it writes as ever."""
 
-    def load_checkpoint(self, path, map_location=None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return read_checkpoint(path, whole=True)
 
 

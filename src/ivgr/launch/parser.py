@@ -68,14 +68,14 @@ class OneLine:
 
     latest: SettingError | None = None
 
-    def add_argument(self, *args, **kwargs):
+    def add_argument(self, *args, **kwargs) -> Any:
         if kwargs.get("type") is bool:
             kwargs |= {"nargs": "?", "const": True}
         if args == ("words",):
             kwargs = {"nargs": "+", "help": kwargs["help"]}
         return super().add_argument(*args, **kwargs)
 
-    def parse_args(self, args: list[str] | None = None, **options):
+    def parse_args(self, args: list[str] | None = None, **options) -> Any:
         if args is not None:
             switches = {name for a in self._actions if a.const is True for name in a.option_strings}
             followed = zip(args, [*args[1:], ""], strict=False)
@@ -85,7 +85,7 @@ class OneLine:
         except (UnicodeError, RecursionError, OSError) as error:  # of a file that a setting names
             self.error(say(error), error)
 
-    def instantiate(self, cfg, **options):
+    def instantiate(self, cfg: Any, **options) -> Any:
         """A class that none of several alternatives takes is a SettingError with its own complaint."""
         try:
             return super().instantiate(cfg, **options)
@@ -107,7 +107,7 @@ class Parser(OneLine, ArgumentParser):
 class ToolParser(Parser):
     """Of a tool: an option that is a list of strings takes them one behind the other."""
 
-    def add_argument(self, *args, **kwargs):
+    def add_argument(self, *args, **kwargs) -> Any:
         if getattr(kwargs.get("action"), "_typehint", None) == list[str]:
             del kwargs["action"]
             args, kwargs = args[:1], kwargs | {"nargs": "+", "type": str}

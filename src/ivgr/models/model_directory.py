@@ -105,7 +105,7 @@ def refuse_to_replace(path: Path, setting: str, root: Path) -> None:
     held = sorted(one.name for one in path.iterdir()) if path.is_dir() else []
     if root.resolve().is_relative_to(path.resolve()):
         refuse(path, setting, "holds the run itself; name a folder in it")
-    if (held or path.exists() and not path.is_dir()) and "config.json" not in held:
+    if (held or (path.exists() and not path.is_dir())) and "config.json" not in held:
         refuse(path, setting, "is there already and is no model, which it would be replaced by; name another")
 
 

@@ -74,7 +74,7 @@ def visible(reach: torch.Tensor) -> torch.Tensor:
 def block_mask(reach: torch.Tensor) -> BlockMask:
     """The same for FlexAttention."""
 
-    def sees(row, head, query, key):
+    def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return (query >= key) & (query < reach[row, key])
 
     rows, length = reach.shape

@@ -4,6 +4,7 @@ tree that its rollouts share. Needs matplotlib (the extra `notebooks`).
 In: samples, a processor, a rolled-out query. Out: matplotlib figures.
 """
 
+import itertools
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -110,7 +111,7 @@ def _nodes(query: Query, image_token: int) -> list[tuple[str, str, int]]:
     starts = [0, *(kinds.diff().nonzero()[:, 0] + 1).tolist(), len(kinds)]
     runs = [
         (IMAGE, "image", end - start) if kinds[start] else (QUESTION, "chat and question", end - start)
-        for start, end in zip(starts, starts[1:], strict=False)
+        for start, end in itertools.pairwise(starts)
     ]
     for group in query.groups:
         color, name = STREAM_COLORS[group.stream], group.stream

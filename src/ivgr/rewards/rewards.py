@@ -48,13 +48,13 @@ class Rewards:
 
     def __init__(
         self,
-        format: TermConfig = TermConfig(),  # noqa: B008
-        accuracy: TermConfig = TermConfig(),  # noqa: B008
-        single_accuracy: TermConfig = TermConfig(weight=1.5),  # noqa: B008
-        box: TermConfig = TermConfig(),  # noqa: B008
-        validity: TermConfig = TermConfig(weight=0.0),  # noqa: B008
-        consistency: TermConfig = TermConfig(),  # noqa: B008
-        archive: Archive = lazy_instance(Archive),  # noqa: B008
+        format: TermConfig = TermConfig(),
+        accuracy: TermConfig = TermConfig(),
+        single_accuracy: TermConfig = TermConfig(weight=1.5),
+        box: TermConfig = TermConfig(),
+        validity: TermConfig = TermConfig(weight=0.0),
+        consistency: TermConfig = TermConfig(),
+        archive: Archive = lazy_instance(Archive),
         more: dict[str, RewardTerm] | None = None,
     ) -> None:
         self.archive = archive

@@ -64,7 +64,7 @@ class TransformersEngine:
 
     def __init__(
         self,
-        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+        sampling: SamplingConfig = SamplingConfig(),
         batch_queries: PositiveInt = 64,
         cuda_graphs: bool = False,
     ) -> None:

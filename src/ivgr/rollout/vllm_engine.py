@@ -61,7 +61,7 @@ class VLLMEngine:
 
     def __init__(
         self,
-        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+        sampling: SamplingConfig = SamplingConfig(),
         max_prompt_tokens: PositiveInt = 8192,
         batch_queries: PositiveInt = 64,
         gpu_memory_utilization: PositiveShare = 0.4,
@@ -109,7 +109,14 @@ class VLLMEngine:
         seeds: list[int | None] = [None] * sum(len(query.groups) for query in queries)
         self._respond(model, tokenizer, queries, seeds, n=1, temperature=0.0)
 
-    def _respond(self, model, tokenizer, queries: list[Query], seeds: list[int | None], **sampling) -> None:
+    def _respond(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        queries: list[Query],
+        seeds: list[int | None],
+        **sampling,
+    ) -> None:
         """Appends n rollouts to each group; seeds, one a group, in order."""
         if not queries:
             return

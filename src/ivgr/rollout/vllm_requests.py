@@ -48,7 +48,7 @@ def check_expansion(query: Query, group: Group, found: list[int]) -> None:
 
 
 def read_completion(
-    completion, tokenizer: PreTrainedTokenizerBase, stops: list[int], greedy: bool, opened: str = ""
+    completion: Any, tokenizer: PreTrainedTokenizerBase, stops: list[int], greedy: bool, opened: str = ""
 ) -> Rollout:
     """The rollout of a vLLM `CompletionOutput` whose log-probs are raw and flat, its text behind what
     the prompt has `opened`; UserError if they are not finite."""

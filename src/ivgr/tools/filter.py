@@ -52,7 +52,7 @@ def filter_shards(
     highest: Share = 0.9,
     stream: Literal["textual", "grounded"] = "textual",
     judge: Judge | None = None,
-    prompts: Prompts = Prompts(),  # noqa: B008
+    prompts: Prompts = Prompts(),
     temperature: PositiveFloat = 1.0,
     top_p: PositiveShare = 0.99,
     max_new_tokens: PositiveInt = 1024,

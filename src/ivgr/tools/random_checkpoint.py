@@ -9,7 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ivgr.core.atomic_files import folder_to_write
 from ivgr.core.errors import UserError
@@ -60,7 +66,9 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype | None = None) -
     return model
 
 
-def configure(family: Family, size: str, layers: int | None, tokenizer) -> PreTrainedConfig:
+def configure(
+    family: Family, size: str, layers: int | None, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedConfig:
     """The size's own configuration, vocabulary size too; special tokens are the tokenizer's."""
     special = special_ids(tokenizer)
     text = family.fields(size)["text_config"] | special.pop("text_config")

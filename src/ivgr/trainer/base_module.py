@@ -131,7 +131,7 @@ class PolicyModule(L.LightningModule):
         self.scheduler = self.update.schedule.create(optimizer, self.total_updates)
         return optimizer
 
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Queries stay on the host; packing and decoding move what they need."""
         return batch
 

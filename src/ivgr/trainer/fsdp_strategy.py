@@ -3,9 +3,10 @@ and its checkpoints as folders that hold no pickled code."""
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
@@ -48,7 +49,7 @@ class FSDP2(ModelParallelStrategy):
         spread_data_over_all_ranks(self)
         super().setup_environment()
 
-    def setup(self, trainer) -> None:
+    def setup(self, trainer: Trainer) -> None:
         if not any(is_sharded(weight) for weight in self._whole().parameters()):
             raise UserError("trainer.strategy fsdp2 is for ivgr.IVGR and ivgr.SFT; use ddp with other models")
         super().setup(trainer)
@@ -68,10 +69,10 @@ class FSDP2(ModelParallelStrategy):
         """Nothing: `save_checkpoint` takes the weights where they lie."""
         return {}
 
-    def optimizer_state(self, optimizer) -> dict:
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict:
         return {}
 
-    def save_checkpoint(self, checkpoint: dict, filepath: str | Path, storage_options=None) -> None:
+    def save_checkpoint(self, checkpoint: dict, filepath: str | Path, storage_options: Any = None) -> None:
         rest = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
         write_folder(Path(filepath), self._whole(), self._optimizer(), rest, self.global_rank)
 

@@ -147,7 +147,13 @@ class PolicyUpdate:
         each token's loss, for its figures."""
         advantage, rollout_logp = pack.advantage, pack.rollout_logp
 
-        def token_loss(logp, ref_logp, kl, entropy, rows=slice(None)) -> TokenLoss:
+        def token_loss(
+            logp: torch.Tensor,
+            ref_logp: torch.Tensor | None,
+            kl: torch.Tensor,
+            entropy: torch.Tensor | None,
+            rows: slice = slice(None),
+        ) -> TokenLoss:
             old = logp.detach() if pack.old_logp is None else pack.old_logp[rows]
             return policy_loss(logp, old, advantage[rows], kl, self.config.loss, rollout_logp[rows])
 

@@ -2,8 +2,9 @@
 iteration its parts, and one `training_step` is one iteration."""
 
 import time
-from typing import cast
+from typing import Any, cast
 
+import torch
 from jsonargparse import lazy_instance
 
 from ivgr.core.query import Query
@@ -54,15 +55,15 @@ class IVGR(PolicyModule):
     def __init__(
         self,
         policy: PolicySource | str = "tiny",
-        trainable: TrainableConfig = TrainableConfig(),  # noqa: B008
-        reference: FrozenReference = lazy_instance(FrozenReference),  # noqa: B008
-        encoding: EncodingConfig = EncodingConfig(),  # noqa: B008
-        engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
-        rewards: Rewards = lazy_instance(Rewards),  # noqa: B008
+        trainable: TrainableConfig = TrainableConfig(),
+        reference: FrozenReference = lazy_instance(FrozenReference),
+        encoding: EncodingConfig = EncodingConfig(),
+        engine: RolloutEngine = lazy_instance(TransformersEngine),
+        rewards: Rewards = lazy_instance(Rewards),
         judge: Judge | None = None,
-        update: UpdateConfig = UpdateConfig(),  # noqa: B008
+        update: UpdateConfig = UpdateConfig(),
         iterations: PositiveInt = 360,
-        guard: GuardConfig = GuardConfig(),  # noqa: B008
+        guard: GuardConfig = GuardConfig(),
     ) -> None:
         judge = rewards.choose_judge(judge)
         super().__init__(policy, trainable, encoding, update, guard)
@@ -112,7 +113,7 @@ class IVGR(PolicyModule):
     def on_train_start(self) -> None:
         self.idle_since = time.perf_counter()
 
-    def transfer_batch_to_device(self, batch: Batch, device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """The first that is called when a batch is there; what callbacks do before the iteration is no
         waiting."""
         self.waited = time.perf_counter() - self.idle_since
@@ -144,7 +145,7 @@ class IVGR(PolicyModule):
             self.archive.load_state_dict(archive)
             self.trainer.datamodule.quarantine.load_state_dict(quarantine)
 
-    def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.idle_since = time.perf_counter()
 
     def validation_step(self, batch: Batch, _: int) -> None:

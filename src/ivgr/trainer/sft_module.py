@@ -50,13 +50,13 @@ class SFT(PolicyModule):
     def __init__(
         self,
         policy: PolicySource | str,
-        trainable: TrainableConfig = TrainableConfig(),  # noqa: B008
-        encoding: EncodingConfig = EncodingConfig(),  # noqa: B008
-        engine: RolloutEngine = lazy_instance(TransformersEngine),  # noqa: B008
+        trainable: TrainableConfig = TrainableConfig(),
+        encoding: EncodingConfig = EncodingConfig(),
+        engine: RolloutEngine = lazy_instance(TransformersEngine),
         judge: Judge | None = None,
-        update: StepConfig = StepConfig(),  # noqa: B008
+        update: StepConfig = StepConfig(),
         export: str = "model",
-        guard: GuardConfig = GuardConfig(),  # noqa: B008
+        guard: GuardConfig = GuardConfig(),
     ) -> None:
         super().__init__(policy, trainable, encoding, update, guard)
         self.engine = engine

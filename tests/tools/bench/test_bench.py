@@ -250,7 +250,7 @@ def test_rows_answered_beside_stock_generate(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "family, size, layers, heads, head_size",  # as published
+    ("family", "size", "layers", "heads", "head_size"),  # as published
     [("qwen2_5_vl", "7b", 28, 4, 128), ("qwen3_vl", "4b", 36, 8, 128), ("qwen3_vl", "32b", 64, 8, 128)],
 )
 def test_a_tokens_keys_and_values_have_their_own_head_size(family, size, layers, heads, head_size):

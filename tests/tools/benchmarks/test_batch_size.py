@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.benchmark_files import ABCD, ASK, BASE64, write_tsv
 
 from ivgr.cli.main import main
 from ivgr.core import memory
@@ -19,6 +18,7 @@ from ivgr.tools.benchmarks import batch_size as room
 from ivgr.tools.benchmarks import evaluate as command
 from ivgr.tools.benchmarks.batch_size import MOST, choose_batch, fit_rows, row_bytes
 from ivgr.tools.plan.model_shape import read_shape
+from support.benchmark_files import ABCD, ASK, BASE64, write_tsv
 
 GB = 10**9
 
@@ -89,8 +89,12 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("options, dtype", [([], torch.bfloat16), (["--dtype", "float32"], torch.float32)])
-@pytest.mark.parametrize("free, asked, together", [(0, [], 1), (10**15, [], 3), (0, ["--batch", "2"], 2)])
+@pytest.mark.parametrize(
+    ("options", "dtype"), [([], torch.bfloat16), (["--dtype", "float32"], torch.float32)]
+)
+@pytest.mark.parametrize(
+    ("free", "asked", "together"), [(0, [], 1), (10**15, [], 3), (0, ["--batch", "2"], 2)]
+)
 def test_evaluate_takes_both_from_what_is_there(
     saved, tmp_path, monkeypatch, capsys, options, dtype, free, asked, together
 ):

@@ -6,11 +6,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from support.command_line import fails
-from support.launch import CONFIG, fit, scalars, write_world
 
 from ivgr.cli.main import main
 from ivgr.tools.benchmarks.benchmark_callback import draw_rows
+from support.command_line import fails
+from support.launch import CONFIG, fit, scalars, write_world
 
 MODES = ("text", "grounded", "tool")
 ROWS = 12
@@ -80,7 +80,7 @@ def test_a_policy_that_learns_nothing_keeps_the_figures_of_evaluate(world, confi
     assert len(scalars(root, "textual/held_out/accuracy_whole")) == 4 and 0 < expected["text"] < 1
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(("change", "message"), [
     ({"benchmark": ["coco"]}, "must be among vstar"), ({"benchmark": []}, "name a benchmark"),
     ({"rows": 0}, "must be a whole number from 1"), ({"data": "/no/such"}, "/no/such: nothing there"),
     ({"benchmark": ["pope"]}, "of POPE"), ({"mode": ["loud"]}, "mode"),

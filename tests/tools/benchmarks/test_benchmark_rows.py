@@ -7,11 +7,11 @@ import tracemalloc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.benchmark_files import ABCD, ABCDE, ASK, BASE64, BOX, LISTED, PICTURES, TSV, write_tsv
 
 from ivgr.core.errors import UserError
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS
 from ivgr.tools.benchmarks.find_files import find_files, open_rows
+from support.benchmark_files import ABCD, ABCDE, ASK, BASE64, BOX, LISTED, PICTURES, TSV, write_tsv
 
 STRUCTS = [{"bytes": picture, "path": None} for picture in PICTURES]
 
@@ -100,7 +100,7 @@ def test_parquet(tmp_path, name):
     assert [row.index for row in file.read(range(33, 41))] == [f"{before}{n}" for n in range(33, 40)]
 
 
-@pytest.mark.parametrize("column, cells", [
+@pytest.mark.parametrize(("column", "cells"), [
     ("image", BASE64), ("image", PICTURES), ("bytes", PICTURES), ("images", [[one] for one in STRUCTS]),
     ("image", ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]),
     ("image", [{"bytes": None, "path": f"{n}.jpg"} for n in range(4)]),
@@ -199,7 +199,7 @@ def test_files_are_found_by_their_usual_names(tmp_path):
 GOOD = {"index": "1", "question": ASK, **ABCD, "answer": "A", "image": BASE64[0]}
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(("change", "message"), [
     ({"answer": "E"}, "row 1: answer 'E' is none of its options A, B, C, D"),
     ({"question": ""}, "row 1: no question"),
     ({"answer": ""}, "row 1: no answer"), ({"image": ""}, "row 1: no image"),
@@ -255,7 +255,7 @@ STRANGE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change, message", STRANGE)
+@pytest.mark.parametrize(("change", "message"), STRANGE)
 def test_values_of_another_type_are_a_fault_of_their_row(tmp_path, change, message):
     plain = {"question": ASK, "options": list(ABCD.values()), "answer": "A", "image": BASE64[0]}
     (tmp_path / "vstar.json").write_text(json.dumps([{**plain, **change}, plain]))

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.samples import RecordingJudge, jpeg, make_sample
 
 from ivgr.core.prompts import Prompts
 from ivgr.core.rejection import RejectedSample
@@ -21,6 +20,7 @@ from ivgr.tools.benchmarks.fields import Row
 from ivgr.tools.benchmarks.tables import figures_of, notes_of
 from ivgr.tools.inference.modes import Reply, respond
 from ivgr.tools.inference.parse_reply import read_parts
+from support.samples import RecordingJudge, jpeg, make_sample
 
 
 def reply_with(answers):

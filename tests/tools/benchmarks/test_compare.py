@@ -34,7 +34,7 @@ def line(index, verdict, iou=None, predicted="", gold="A", question=None, tokens
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("only_a, only_b", itertools.product(range(7), range(7)))
+@pytest.mark.parametrize(("only_a", "only_b"), itertools.product(range(7), range(7)))
 def test_mcnemar_by_tossing_every_coin(only_a, only_b):
     count = only_a + only_b
     gap = abs(only_a - only_b)
@@ -55,7 +55,7 @@ def test_mcnemar_against_scipy():
         assert mcnemar(a, b) == pytest.approx(stats.binomtest(a, a + b).pvalue)
 
 
-@pytest.mark.parametrize("count, right", [(400, 250), (100, 50), (1000, 30)])
+@pytest.mark.parametrize(("count", "right"), [(400, 250), (100, 50), (1000, 30)])
 def test_the_interval_of_a_mean_is_the_binomial_one(count, right):
     units = np.stack([np.arange(count) < right, np.ones(count)], 1)
     scores = mean_of_groups(resample(units, 4000))

@@ -205,7 +205,7 @@ def test_compare_and_analyse_print_the_difference(runs, capsys):
     assert f"{difference:+.1f} [" in printed and "(0.75, 1]" in printed
 
 
-@pytest.mark.parametrize("args, message", [
+@pytest.mark.parametrize(("args", "message"), [
     (["--benchmark", "vstar"], "--data are needed"), (["--data", "{data}"], "--benchmark (of vstar"),
     (["--benchmark", "coco", "--data", "{data}"], "must be among vstar, hrbench4k"),
     (["--benchmark", "vstar", "--data", "{data}", "--max_pixels", "9", "--out", "{out}"], "--max_pixels"),

@@ -12,10 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.harmless import harmless
-from support.hostile import HOSTILE, NASTY, picture, write_tar
-from support.packing import rejected, samples
-from support.samples import encode_image, jpeg, make_query, make_rollout, make_sample, response
 
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
@@ -26,6 +22,10 @@ from ivgr.tools.benchmarks.find_files import open_rows
 from ivgr.tools.inference.modes import Reply
 from ivgr.tools.packing_data.admit import admit_row
 from ivgr.tools.packing_data.source_rows import read_rows
+from support.harmless import harmless
+from support.hostile import HOSTILE, NASTY, picture, write_tar
+from support.packing import rejected, samples
+from support.samples import encode_image, jpeg, make_query, make_rollout, make_sample, response
 
 DEEP = "[" * 900 + "]" * 900
 LONG = ("9" * 5000, "[" * 100_000, DEEP, "pipe.jpg", "zero.jpg")
@@ -63,7 +63,7 @@ def call(capsys, *words) -> tuple[int, str]:
         code = stop.code
     out, err = capsys.readouterr()
     harmless(out + err)
-    assert code in (0, 1) or code == 2 and err.startswith("ivgr: error: ") and err.count("\n") == 1
+    assert code in (0, 1) or (code == 2 and err.startswith("ivgr: error: ") and err.count("\n") == 1)
     return code, out + err
 
 
@@ -87,7 +87,7 @@ def test_pack_takes_or_counts_every_row(capsys, form):
     else:
         broken = []
         Path("rows.json").write_text(f"[{','.join(lines)}]")
-    code, said = call(capsys, "pack", f"rows.{form}", "out", "--workers", 2)
+    code, _said = call(capsys, "pack", f"rows.{form}", "out", "--workers", 2)
     assert code == 1
     kept, left = samples("out"), rejected("out")
     assert len(kept) + len(left) == len(rows) + len(broken) and len(kept) > 100
@@ -244,7 +244,7 @@ def test_filter_measures_nasty_samples_and_names_a_broken_one(capsys):
     Path("broken").mkdir()
     write_tar(Path("broken/train-000000.tar"), HOSTILE[:3])
     code, said = call(capsys, "filter", "broken", "none", *small)
-    assert code == 2 and "image: truncated" in said or "cannot be read" in said
+    assert (code == 2 and "image: truncated" in said) or "cannot be read" in said
     os.mkfifo("broken/train-000001.tar")
     assert call(capsys, "filter", "broken", "none", *small)[0] == 2
 

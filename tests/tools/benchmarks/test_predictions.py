@@ -3,11 +3,11 @@
 import csv
 
 import pytest
-from support.benchmark_files import ASK, BASE64, TSV, write_tsv
 
 from ivgr.tools.benchmarks.benchmarks import BENCHMARKS
 from ivgr.tools.benchmarks.export_predictions import export_rows, name_file
 from ivgr.tools.benchmarks.find_files import open_rows
+from support.benchmark_files import ASK, BASE64, TSV, write_tsv
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -6,8 +6,6 @@ import random
 import re
 
 import pytest
-from support import kit
-from support.benchmark_files import write_tsv
 
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
@@ -19,6 +17,8 @@ from ivgr.tools.benchmarks.find_files import open_rows
 from ivgr.tools.benchmarks.predictions import read_predictions
 from ivgr.tools.benchmarks.scoring import RULES
 from ivgr.tools.inference.parse_reply import read_parts
+from support import kit
+from support.benchmark_files import write_tsv
 
 WORDS = {"A": "red", "B": "dark blue", "C": "a cat", "D": "None of these"}
 NUMBERS = {"A": "3", "B": "2", "C": "13", "D": "0.5"}
@@ -203,7 +203,7 @@ def test_benchmarks_that_the_kit_lacks_say_so(tmp_path, capsys):
 ROW = '{"index": 1, "prediction": "A"}\n'
 
 
-@pytest.mark.parametrize("name, content, message", [
+@pytest.mark.parametrize(("name", "content", "message"), [
     ("p.jsonl", '{"index": 1}\n', "line 1: no column prediction; it has index"),
     ("p.jsonl", '{"prediction": "A"}\n', "line 1: no column index"),
     ("p.jsonl", ROW + ROW, "index '1' stands there twice"),
@@ -236,7 +236,7 @@ def test_misuse_is_one_clear_line(tmp_path, capsys, name, content, message):
     assert stop.value.code == 2 and message in error and error.count("\n") == 1 and len(error) < 700
 
 
-@pytest.mark.parametrize("args, message", [
+@pytest.mark.parametrize(("args", "message"), [
     (["{p}"], "--data are needed"), (["{p}", "--benchmark", "coco", "--data", "."], "must be among vstar"),
     (["{p}", "--benchmark", "vstar", "--data", "/no"], "nothing there"),
     (["/no.jsonl", "--benchmark", "vstar", "--data", "{d}"], "nothing there"),
@@ -275,7 +275,7 @@ def test_predictions_stay_the_texts_they_are(tmp_path, form):
     if form == "xlsx":
         openpyxl = pytest.importorskip("openpyxl")
         export_rows(lines, columns, path)
-        header, *rows = openpyxl.load_workbook(path).active.iter_rows()
+        _, *rows = openpyxl.load_workbook(path).active.iter_rows()
         cells = [cell for row in rows for cell in row[1:]]
         assert {cell.data_type for cell in cells} <= {"s", "inlineStr", "n"} and all(
             c.value is None for c in cells if c.data_type == "n"
@@ -285,7 +285,7 @@ def test_predictions_stay_the_texts_they_are(tmp_path, form):
         assert len(risky) == 6 and all(cell.quotePrefix for cell in risky)
     else:
         export_rows(lines, columns, path)
-        header, *table = csv.reader(path.open(newline=""), delimiter="\t", strict=True)
+        _header, *table = csv.reader(path.open(newline=""), delimiter="\t", strict=True)
     assert [row[-1] for row in table] == [row[1] for row in table] == LIVE
 
 

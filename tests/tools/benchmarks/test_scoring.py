@@ -35,7 +35,7 @@ def test_a_letter_that_is_stated_is_read(letter, form):
         assert (verdict.predicted, verdict.right) == (letter, letter == "B"), form.format(said)
 
 
-@pytest.mark.parametrize("answer, letter", [
+@pytest.mark.parametrize(("answer", "letter"), [
     ("", ""), ("  ", ""), ("()", ""), ("(", ""), ("12", ""), ("b. the blue van", "B"), ("the blue van", "E"),
     ("B, not A", "B"), ("(B) the blue van, since A is too small", "B"), ("no idea", "D"), ("not in it", ""),
     ("Answer: D", "D"), ("Correct answer: A", "A"), ("answer is a car", "A"), ("The answer", "E"),
@@ -49,7 +49,7 @@ def test_first_letter_by_hand(answer, letter):
 COLORED = {"A": "blue", "B": "green", "C": "black", "D": "a cat"}
 
 
-@pytest.mark.parametrize("answer, letter", [
+@pytest.mark.parametrize(("answer", "letter"), [
     ("The answer is blue.", "A"), ("The answer is black.", "C"), ("The answer is a cat", "D"),
     ("The answer is B", "B"), ("The answer is **C** since the black one is a cat", "C"),
     ("the answer is d", "D"), ("The answer is b since nothing else is left there", "B"),
@@ -103,7 +103,7 @@ def test_yes_or_no():
 
 
 @pytest.mark.parametrize(
-    "answer, said",
+    ("answer", "said"),
     [
         ("Yes, there is.", "Yes"),
         ("No", "No"),
@@ -135,7 +135,7 @@ def test_relaxed_numbers_around_the_border():
 
 
 @pytest.mark.parametrize(
-    "answer, gold, right",
+    ("answer", "gold", "right"),
     [
         ("Blue", "blue", True), ("blue ", "Blue", True), ("the blue", "blue", False), ("0", "0", True),
         ("0.0", "0", False), ("1", "0", False), ("105", "100", True), ("105.1", "100", False), 

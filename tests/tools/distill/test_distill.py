@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.samples import RELATIVE, make_sample
 
 from ivgr.cli.main import main
 from ivgr.core.boxes import ROWS
@@ -21,6 +20,7 @@ from ivgr.tools.distill.distill import RewritePipeline
 from ivgr.toy import RuleJudge
 from ivgr.toy.rule_rewriter import RuleRewriter
 from ivgr.toy.world import World, draw_samples
+from support.samples import RELATIVE, make_sample
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 GOOD = {"format": 1.0, "accuracy": 1.0, "box": 1.0}

@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.samples import RELATIVE, RecordingJudge, make_sample, response
 
 from ivgr.core.errors import UserError
 from ivgr.core.frame import Frame
@@ -17,6 +16,7 @@ from ivgr.tools.distill.rewrite import ChatRewriter, read_reply
 from ivgr.toy import RuleJudge
 from ivgr.toy.rule_rewriter import RuleRewriter
 from ivgr.toy.statements import read_claims
+from support.samples import RELATIVE, RecordingJudge, make_sample, response
 
 CIRCLE = "The red circle is at <box>[0,0,200,200]</box>. The cross is at <box>[700,700,900,900]</box>."
 WORDS = "The red circle is in the upper left. The cross is in the lower right."

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.command_line import fails
-from support.greedy import queries_of, stock_greedy
-from support.samples import encode_image, make_rollout, make_sample
 
 from ivgr.cli.main import main
 from ivgr.core.prompts import GROUNDED, TEXTUAL, Prompts
@@ -23,6 +20,9 @@ from ivgr.tools.inference.crops import Cropping
 from ivgr.tools.inference.modes import encode_png, respond
 from ivgr.tools.inference.streaming import TokenPrinter
 from ivgr.toy.world import World, draw_samples
+from support.command_line import fails
+from support.greedy import queries_of, stock_greedy
+from support.samples import encode_image, make_rollout, make_sample
 
 GOLD = (120, 60, 300, 190)
 

@@ -12,8 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.packing import admit
-from support.samples import encode_image, jpeg, make_sample
 from transformers import AutoProcessor
 
 from ivgr.core.boxes import clip_box, is_box
@@ -26,6 +24,8 @@ from ivgr.tools.packing_data.admit import LONGEST, admit_row, content_id
 from ivgr.tools.packing_data.convert import Draft, Rejected
 from ivgr.tools.packing_data.source_images import MOST_PIXELS, fetch_image, fit_image, shrunk_size
 from ivgr.tools.packing_data.source_rows import Row
+from support.packing import admit
+from support.samples import encode_image, jpeg, make_sample
 
 odd = st.sampled_from([float("nan"), 1e308, 10**400])
 coordinates = st.one_of(st.integers(-300, 300), st.floats(-300, 300), odd)

@@ -1,8 +1,6 @@
 """What follows from a row: question, kind, check, options."""
 
 import pytest
-from support.packing import admit
-from support.samples import jpeg
 
 from ivgr.tools.packing_data.convert import (
     LONGEST_TEXT,
@@ -12,6 +10,8 @@ from ivgr.tools.packing_data.convert import (
     place_markers,
     read_options,
 )
+from support.packing import admit
+from support.samples import jpeg
 
 
 @pytest.mark.parametrize(

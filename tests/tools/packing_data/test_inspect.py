@@ -14,10 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from rich.console import Console
-from support.command_line import TINY, fails
-from support.packing import pack, samples
-from support.published import write_published
-from support.samples import encode_image, make_sample
 from transformers import AutoProcessor
 
 from ivgr.cli.main import main
@@ -28,6 +24,10 @@ from ivgr.models.pretrained import TINY as POLICY
 from ivgr.plotting.pictures import COLORS, TILE
 from ivgr.tools.packing_data.contact_sheet import make_tile
 from ivgr.tools.packing_data.survey import Histogram, survey_shards, upright_size
+from support.command_line import TINY, fails
+from support.packing import pack, samples
+from support.published import write_published
+from support.samples import encode_image, make_sample
 
 GREEN = tuple(bytes.fromhex(COLORS[0][1:]))
 
@@ -84,7 +84,7 @@ def test_the_absolute_frame_is_that_of_the_resized_image():
     box = (43, 50, 301, 250)
     sample = make_sample(boxes=(box,), images=(block((430, 250), box),))
     last = make_tile(sample, encoder("qwen2_5_vl")).lines[-1]
-    x1, y1, x2, y2, width, height, *resized = map(int, re.findall(r"\d+", last))
+    x1, _y1, _x2, y2, width, height, *resized = map(int, re.findall(r"\d+", last))
     assert (width, height) == tuple(resized) and width % 28 == height % 28 == 0 and width != 430
     assert (x1 / width, y2 / height) == pytest.approx((0.1, 1.0), abs=0.002)
 

@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.packing import contents, pack, rejected, samples
-from support.published import BY_HAND, PHOTOS, published_row, write_published
-from support.samples import encode_image, jpeg
 
 from ivgr.core.sample import read_sample
 from ivgr.data.shard_index import read_sizes
 from ivgr.data.shards import find_shards, read_shards
 from ivgr.tools.packing_data.pack_state import PackState
 from ivgr.tools.packing_data.source_rows import read_rows
+from support.packing import contents, pack, rejected, samples
+from support.published import BY_HAND, PHOTOS, published_row, write_published
+from support.samples import encode_image, jpeg
 
 
 @pytest.fixture(scope="module")

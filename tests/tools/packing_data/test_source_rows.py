@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.packing import pack, rejected, samples
-from support.published import BY_HAND, PHOTOS, write_published
-from support.samples import jpeg
 
 from ivgr.core.errors import UserError
 from ivgr.tools.packing_data import source_rows as rows_module
 from ivgr.tools.packing_data.source_rows import read_rows
+from support.packing import pack, rejected, samples
+from support.published import BY_HAND, PHOTOS, write_published
+from support.samples import jpeg
 
 LIGHT = [
     {"question": question, "answer": answer, "image": f"images/{name}", "boxes": boxes, "source": "hand"}

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.command_line import CONFIGS
-from support.families import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
 from ivgr.models.pretrained import Pretrained
@@ -33,6 +31,8 @@ from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, measure_states, re
 from ivgr.tools.random_checkpoint import configure, draw_model
 from ivgr.toy.tokenizer import build_tokenizer
 from ivgr.trainer.optimizer import OptimizerConfig
+from support.command_line import CONFIGS
+from support.families import FAMILIES
 
 SETTING = Setting(image_tokens=256, response=32, group_size=3)
 

@@ -5,12 +5,12 @@ import re
 from dataclasses import replace
 
 import pytest
-from support.command_line import CONFIGS, SHIPPED, TINY, fails
 
 from ivgr.cli.main import main
 from ivgr.tools.plan.plan import find_misfit, parse_memory, peak_bytes
 from ivgr.tools.plan.plan_memory import resident, rollout, update
 from ivgr.tools.plan.run_spec import AssumedLengths, read_run
+from support.command_line import CONFIGS, SHIPPED, TINY, fails
 
 
 def stated_memory(name: str) -> str:

@@ -7,8 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.families import FAMILIES
-from support.probing import KnownTower, random_policy, says, with_tokens, world_samples
 
 from ivgr.core.frame import Frame
 from ivgr.models.registry import find_family
@@ -16,6 +14,8 @@ from ivgr.tools.probes.attention_probe import probe_attention
 from ivgr.tools.probes.heatmap import draw_heat, draw_readings, heat_of
 from ivgr.tools.probes.token_grid import coverage, grid_shape
 from ivgr.tools.probes.trace import trace_readings
+from support.families import FAMILIES
+from support.probing import KnownTower, random_policy, says, with_tokens, world_samples
 
 FINE = 8
 side = st.integers(0, 40)

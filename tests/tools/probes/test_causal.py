@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.families import FAMILIES
-from support.probing import KnownTower, random_policy, says, with_tokens, world_samples
 from torch import nn
 
 from ivgr.models.registry import find_family
 from ivgr.tools.probes.causal import probe_causal, tokens_replaced
 from ivgr.tools.probes.token_grid import coverage, grid_shape
+from support.families import FAMILIES
+from support.probing import KnownTower, random_policy, says, with_tokens, world_samples
 
 PULL = 0.5
 

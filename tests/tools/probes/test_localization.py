@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.probing import KnownTower, random_policy, says, with_tokens, world_samples
 from torch import nn
 
 from ivgr.core.errors import UserError
@@ -14,6 +13,7 @@ from ivgr.tools.probes.encoders import Encoder, encode_named
 from ivgr.tools.probes.linear_probe import PENALTIES, _path, ridge, split_by_image
 from ivgr.tools.probes.localization import Named, list_named, probe_localization, read_out
 from ivgr.tools.probes.probe_interval import mean_interval, ratio_intervals
+from support.probing import KnownTower, random_policy, says, with_tokens, world_samples
 
 RNG = np.random.default_rng(0)
 

@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.launch import finish, rollouts, said, scalars, start, write_world
-from support.probing import random_policy, says, world_samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ivgr.core.errors import UserError
@@ -22,6 +20,8 @@ from ivgr.tools.probes.causal import probe_causal
 from ivgr.tools.probes.localization import probe_localization
 from ivgr.tools.probes.measures import measure, measure_readings
 from ivgr.tools.probes.probe_callback import Probing
+from support.launch import finish, rollouts, said, scalars, start, write_world
+from support.probing import random_policy, says, world_samples
 
 STREAM_NAMES = ("attention_inside", "readout_r2", "noun_readout_r2", "causal_drop", "causal_reasoning")
 

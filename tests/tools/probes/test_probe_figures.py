@@ -5,7 +5,6 @@ import matplotlib
 matplotlib.use("Agg")
 
 import pytest
-from support.probing import random_policy, says, world_samples
 
 from ivgr.core.errors import UserError
 from ivgr.core.prompts import GROUNDED, TEXTUAL
@@ -13,6 +12,7 @@ from ivgr.data.shards import write_shards
 from ivgr.tools.probes import probe_attention, probe_causal, probe_localization
 from ivgr.tools.probes import probe_figures as figures
 from ivgr.tools.probes.loading import draw_questions, open_policy, read_questions
+from support.probing import random_policy, says, world_samples
 
 STREAMS = (GROUNDED, TEXTUAL)
 

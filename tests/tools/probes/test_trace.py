@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from support.families import FAMILIES, make_tree, tiny_family
 
 from ivgr.core.errors import UserError
 from ivgr.models.registry import find_family
 from ivgr.tools.probes.annotated_response import AnnotatedResponse, Mention
 from ivgr.tools.probes.token_grid import image_columns
 from ivgr.tools.probes.trace import choose_layers, trace_readings
+from support.families import FAMILIES, make_tree, tiny_family
 
 LENGTH = 9
 THINK, MENTIONS = (1, 2, 4, 7), (Mention(0, 2, 5), Mention(1, 6, None))

@@ -22,7 +22,7 @@ from ivgr.tools.bench.roofline import plot_roofline, print_kernels
 
 
 @checked("bench update: --")
-def update(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path | None = None) -> None:  # noqa: B008
+def update(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path | None = None) -> None:
     """Time reference log-probs and one optimizer update: shared prefix against separate rows.
 
     Args:
@@ -34,7 +34,7 @@ def update(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path | 
 
 
 @checked("bench rollout: --")
-def rollout(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path | None = None) -> None:  # noqa: B008
+def rollout(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path | None = None) -> None:
     """Time sampling of responses of forced length: shared prefix against separate rows.
 
     Args:
@@ -52,7 +52,7 @@ def rollout(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path |
 
 @checked("bench step: --")
 def step(
-    setting: Setting = Setting(queries=16, response=36, image_tokens=25),  # noqa: B008
+    setting: Setting = Setting(queries=16, response=36, image_tokens=25),
     long: bool = False,
     repeats: PositiveInt = 3,
     json: Path | None = None,
@@ -79,7 +79,7 @@ def step(
 
 @checked("bench kernels: --")
 def kernels(
-    setting: KernelSetting = KernelSetting(),  # noqa: B008
+    setting: KernelSetting = KernelSetting(),
     repeats: PositiveInt = 5,
     json: Path | None = None,
     plot: Path | None = None,

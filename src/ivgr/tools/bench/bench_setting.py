@@ -103,7 +103,9 @@ def build_queries(setting: Setting, model: PreTrainedModel, rollouts: bool, seed
     return [_build_query(setting, model, generator, rollouts) for _ in range(setting.queries)]
 
 
-def _build_query(setting: Setting, model, generator: torch.Generator, rollouts: bool) -> Query:
+def _build_query(
+    setting: Setting, model: PreTrainedModel, generator: torch.Generator, rollouts: bool
+) -> Query:
     def words(count: int) -> torch.Tensor:
         return torch.randint(WORDS // 2, WORDS, (count,), generator=generator)
 

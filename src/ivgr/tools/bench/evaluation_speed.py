@@ -22,6 +22,7 @@ from ivgr.core.atomic_files import write_json
 from ivgr.core.prompts import TEXTUAL, Prompts
 from ivgr.core.sample import Sample
 from ivgr.core.settings import PositiveInt, checked
+from ivgr.data.encode import QueryEncoder
 from ivgr.models.forward import banned_ids
 from ivgr.models.patch_embed import use_linear_patches
 from ivgr.models.pretrained import Pretrained
@@ -125,7 +126,9 @@ def in_batches(respond_to: Contender, samples: list[Sample], size: int) -> list[
 
 
 @torch.inference_mode()
-def answer(model, encoder, engine, samples: list[Sample]) -> list[str]:
+def answer(
+    model: PreTrainedModel, encoder: QueryEncoder, engine: TransformersEngine, samples: list[Sample]
+) -> list[str]:
     return [reply.text for reply in respond(model, encoder, engine, samples, "text")]
 
 

@@ -90,7 +90,13 @@ def available(road: Implementation, device: torch.device, kl: str) -> bool:
     return installed and (device.type == "cuda" or not road.gpu_only) and (road.exact or kl == "k3")
 
 
-def _token_loss(logp, ref_logp, kl, entropy=None, rows=None) -> torch.Tensor:
+def _token_loss(
+    logp: torch.Tensor,
+    ref_logp: torch.Tensor | None,
+    kl: torch.Tensor,
+    entropy: torch.Tensor | None = None,
+    rows: slice = slice(None),
+) -> torch.Tensor:
     return KL_WEIGHT * kl - (logp - logp.detach()).exp()
 
 
@@ -103,10 +109,10 @@ def _exact_loss(logits: torch.Tensor, ref_logits: torch.Tensor, ids: torch.Tenso
     return _token_loss(log_p.gather(1, ids[:, None])[:, 0], None, (log_p.exp() * (log_p - log_r)).sum(-1))
 
 
-def _eager(leaves: list[torch.Tensor], reference: list[torch.Tensor], ids: torch.Tensor, kl: str):
+def _eager(leaves: list[torch.Tensor], reference: list[torch.Tensor], ids: torch.Tensor, kl: str) -> Any:
     """Both: logits, or hidden states and head."""
 
-    def logits(tensors):
+    def logits(tensors: Any) -> Any:
         return tensors[0] if len(tensors) == 1 else tensors[0] @ tensors[1].T
 
     if kl == "exact":
@@ -145,7 +151,7 @@ def _trl_linear(inputs: Inputs, leaves: list[torch.Tensor], kl: str) -> torch.Te
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
     from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as CHUNK
 
-    def logp(hidden, weight):
+    def logp(hidden: torch.Tensor, weight: torch.Tensor) -> Any:
         settings = (1.0, CHUNK, None, 1.0, ("log_probs",))
         return ChunkedLogProbFunction.apply(hidden, weight, None, inputs.ids, *settings)[0]
 

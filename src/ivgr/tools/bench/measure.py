@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -74,7 +75,7 @@ class Clock:
             yield
         self.peak = peak()
 
-    def _count(self, module, args, kwargs, output) -> None:
+    def _count(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self.images.append(len(kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]))
 
     def _wait(self) -> None:
@@ -109,7 +110,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in PYTHON_OPERATORS:
             with self:
                 return PYTHON_OPERATORS[func](*args, **(kwargs or {}))
@@ -126,7 +127,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
-def _is_dense(leaf) -> bool:
+def _is_dense(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided
 
 

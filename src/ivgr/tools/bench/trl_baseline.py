@@ -29,10 +29,10 @@ class Alternate(TrainerCallback):
     def __init__(self, clock: Clock, between: Callable[[], None]) -> None:
         self.clock, self.between, self.step = clock, between, ExitStack()
 
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs) -> None:
         self.step.enter_context(self.clock.running())
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs) -> None:
         self.step.close()
         self.between()
 
@@ -42,7 +42,7 @@ class Peer(GRPOTrainer):
 
     clock: Clock
 
-    def _generate_single_turn(self, *args, **kwargs):
+    def _generate_single_turn(self, *args, **kwargs) -> Any:
         with self.clock.rolling_out():
             return super()._generate_single_turn(*args, **kwargs)
 
@@ -95,7 +95,7 @@ def train_trl(
         trainer.train()
 
 
-def _adapter(setting: Setting):
+def _adapter(setting: Setting) -> Any:
     """The adapters of `ivgr.models.lora`, as TRL takes them."""
     if not setting.adapter:
         return None

@@ -64,7 +64,7 @@ class Benchmarks(L.Callback):
         batch: PositiveInt = 64,
         openly: bool = False,
         judge: Judge | None = None,
-        cropping: Cropping = Cropping(),  # noqa: B008
+        cropping: Cropping = Cropping(),
     ) -> None:
         if not benchmark or not mode:
             raise UserError("Benchmarks: name a benchmark and a mode")

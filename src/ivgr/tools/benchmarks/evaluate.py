@@ -74,20 +74,20 @@ class Settings:
 
 @checked("evaluate: --")
 def evaluate(
-    benchmark: list[str] = [],  # noqa: B006
+    benchmark: list[str] = [],
     data: Path | None = None,
-    model: list[str] = ["tiny"],  # noqa: B006
-    mode: list[str] = ["text"],  # noqa: B006
+    model: list[str] = ["tiny"],
+    mode: list[str] = ["text"],
     out: Path = Path("runs/eval"),
     judge: Judge | None = None,
     openly: bool = False,
-    prompts: Prompts = Prompts(),  # noqa: B008
+    prompts: Prompts = Prompts(),
     max_new_tokens: PositiveInt = 1024,
     max_prompt_tokens: PositiveInt = 32768,
     max_pixels: PositiveInt | None = None,
     dtype: Dtype | None = None,
     batch: PositiveInt | None = None,
-    cropping: Cropping = Cropping(),  # noqa: B008
+    cropping: Cropping = Cropping(),
     export: str | None = None,
 ) -> None:
     """Score models on benchmarks, from files that you have.

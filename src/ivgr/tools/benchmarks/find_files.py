@@ -52,7 +52,7 @@ def _is_called(path: Path, name: str) -> bool:
     ("cvbench2d" is not "cvbench")."""
     plain = "".join(c for c in path.stem.lower() if c.isalnum())
     rest = plain.removeprefix(name)
-    usable = path.is_dir() or path.suffix in SUFFIXES and path.is_file()
+    usable = path.is_dir() or (path.suffix in SUFFIXES and path.is_file())
     return usable and rest != plain and not rest[:1].isdecimal()
 
 

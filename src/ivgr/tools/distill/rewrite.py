@@ -99,6 +99,6 @@ def _request(item: Candidate, manner: str) -> str:
 def read_reply(text: str) -> str | None:
     """The response in a reply, None if there is none; what comes before it (a model's own
     thoughts, a code fence) is left out."""
-    before, tag, rest = text.rpartition("<think>")
+    _before, tag, rest = text.rpartition("<think>")
     response = tag + rest.strip().removesuffix("```").rstrip()
     return response if format_reward(response) else None

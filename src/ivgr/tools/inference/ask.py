@@ -40,8 +40,8 @@ def ask(
     max_prompt_tokens: PositiveInt = 32768,
     max_pixels: PositiveInt | None = None,
     dtype: Dtype | None = None,
-    cropping: Cropping = Cropping(),  # noqa: B008
-    prompts: Prompts = Prompts(),  # noqa: B008
+    cropping: Cropping = Cropping(),
+    prompts: Prompts = Prompts(),
 ) -> None:
     """Ask a policy a question about one image or several; answers appear as they are written.
 

@@ -63,7 +63,7 @@ def respond(
     engine: Answerer,
     samples: list[Sample],
     mode: Mode,
-    cropping: Cropping = Cropping(),  # noqa: B008
+    cropping: Cropping = Cropping(),
 ) -> list[Reply]:
     """One reply a sample, in order. RejectedSample if one cannot be encoded; a second look that
     cannot is left out, and its reply says so."""

@@ -7,7 +7,7 @@ words, depends on the image's file name and the category alone, so it outlives f
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ivgr.core.boxes import grid_cell, is_coordinate
@@ -96,7 +96,13 @@ def _ask_image(image: dict, found: Found, absent: list[str]) -> Iterator[dict]:
     """A count, a presence, an absence, a place and a side, where the image allows them."""
     name = image["file_name"]
 
-    def ask(kind: str, among: list, wordings: tuple[str, ...], answer, check: str = "text") -> Iterator[dict]:
+    def ask(
+        kind: str,
+        among: list,
+        wordings: tuple[str, ...],
+        answer: Callable[..., str | None],
+        check: str = "text",
+    ) -> Iterator[dict]:
         if not among:
             return
         rng = random.Random(derive_seed("coco", name, kind))

@@ -58,7 +58,7 @@ def fetch_image(reference: str | bytes, folder: Path) -> bytes:
 
 def _decode_base64(text: str) -> bytes | None:
     """The image that `text` is in base64, as a data URL or alone; None if it is no such."""
-    head, comma, body = text.partition(",") if text[:5] == "data:" else ("", "", text)
+    _head, comma, body = text.partition(",") if text[:5] == "data:" else ("", "", text)
     if not comma and not text.startswith(BASE64):
         return None
     try:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,7 +152,7 @@ def _skip(text: str, at: int) -> int:
     return found.end() if (found := _SPACE.match(text, at)) else at
 
 
-def _elements(file) -> Iterator[object]:
+def _elements(file: TextIO) -> Iterator[object]:
     """The elements of the array in `file`, a chunk of text in memory at a time."""
     decoder = json.JSONDecoder()
     text = file.read(CHUNK)

@@ -16,6 +16,7 @@ from ivgr.tools.probes.probe_interval import Interval
 from ivgr.tools.probes.trace import Traced, trace_readings
 
 __all__ = [
+    "AnnotatedResponse",
     "Attention",
     "Causal",
     "Drop",
@@ -25,7 +26,6 @@ __all__ = [
     "Mention",
     "Named",
     "ReadOut",
-    "AnnotatedResponse",
     "Traced",
     "draw_heat",
     "draw_readings",

@@ -157,7 +157,7 @@ def tokens_replaced(model: PreTrainedModel, queries: list[Query], lost: list[np.
             features[tokens.to(features.device)] = features[kept.to(features.device)].mean(0)
         return features
 
-    def replace_tokens(_module, _inputs, output):
+    def replace_tokens(_module: Any, _inputs: Any, output: Any) -> Any:
         changed: dict[str, Any] = {"pooler_output": edit(output.pooler_output)}
         if getattr(output, "deepstack_features", None) is not None:
             changed["deepstack_features"] = [edit(level) for level in output.deepstack_features]

@@ -2,6 +2,7 @@
 scalars and heat maps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -65,7 +66,7 @@ class Probing(L.Callback):
             self._measure(trainer, module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: RLModule, outputs, batch, batch_idx: int
+        self, trainer: L.Trainer, module: RLModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if module.iteration % self.every == 0:
             self._measure(trainer, module)

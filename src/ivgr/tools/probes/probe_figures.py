@@ -153,7 +153,9 @@ def show_drops(found: Mapping[str, Causal]) -> Figure:
     return figure
 
 
-def _mark(axes: Axes, one, other, color: str, label: str, marker: str = "o", upright: bool = False) -> None:
+def _mark(
+    axes: Axes, one: float, other: float, color: str, label: str, marker: str = "o", upright: bool = False
+) -> None:
     """A mean with its interval, at a height; or at a place along, if upright (value first)."""
     found: Interval = one if upright else other
     place = other if upright else one

@@ -8,6 +8,7 @@ asked for is kept.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,7 +100,15 @@ class AttentionRecorder:
         self.looks: list[list[torch.Tensor]] = [[] for _ in readings]
         self.think: list[list[torch.Tensor]] = [[] for _ in readings]
 
-    def attend(self, module: nn.Module, query, key, value, mask, scaling: float) -> torch.Tensor:
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scaling: float,
+    ) -> torch.Tensor:
         if module.layer_idx in self.layers:
             for row in range(len(self.images)):
                 self._look(row, query[row], key[row], scaling)
@@ -114,7 +123,9 @@ class AttentionRecorder:
         total = torch.stack([empty.sum(0), *(part.sum(0) for part in thoughts)]).sum(0)
         self.think[row].append((total / (len(self.thoughts[row]) or torch.nan)).cpu())
 
-    def _weights(self, row: int, tokens: list[int], query, key, scaling: float) -> torch.Tensor:
+    def _weights(
+        self, row: int, tokens: list[int], query: torch.Tensor, key: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
         """Attention (tokens, heads, image tokens) of some tokens to the image."""
         place = torch.tensor(tokens, device=key.device)
         column = torch.arange(key.shape[1], device=key.device)
@@ -142,7 +153,7 @@ def _behind_layers(
     points = [_points_of(reading) for reading in readings]
     states: list[list[torch.Tensor]] = [[] for _ in readings]
 
-    def keep(_module, _inputs, output) -> None:
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         for row, columns in enumerate(points):
             states[row].append(hidden[row, columns].float().cpu())

@@ -5,9 +5,10 @@ the training is needed, so that policies can be examined anew.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -78,7 +79,7 @@ def read_enough(shards: str, count: int) -> list[Sample]:
     return samples
 
 
-def answer_figures(ask, encoder: QueryEncoder, samples: list[Sample]) -> dict[str, float]:
+def answer_figures(ask: Callable[..., Any], encoder: QueryEncoder, samples: list[Sample]) -> dict[str, float]:
     """Means over `samples` of what `ask(samples, mode)` replies; "twice" is text mode with each sample's
     images shown twice."""
     queries = [encoder(sample, (TEXTUAL,)) for sample in samples]
@@ -94,7 +95,7 @@ def answer_figures(ask, encoder: QueryEncoder, samples: list[Sample]) -> dict[st
     return kept | {name: figures[name] for name in ("text/place_accuracy", "grounded/iou")}
 
 
-def _ask_all(ask, samples: list[Sample], mode: Mode) -> list[Reply]:
+def _ask_all(ask: Callable[..., Any], samples: list[Sample], mode: Mode) -> list[Reply]:
     starts = range(0, len(samples), BATCH)
     return [reply for start in starts for reply in ask(samples[start : start + BATCH], mode)]
 

@@ -61,7 +61,7 @@ class Pool:
         if code and not self.over:
             raise UserError(f"study: {task.name}: {last_line(task.log)} ({task.log})")
 
-    def _start(self, task: Task, log) -> subprocess.Popen:
+    def _start(self, task: Task, log: IO[bytes]) -> subprocess.Popen:
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         return subprocess.Popen(
             [sys.executable, "-m", "ivgr.tools.study.worker", json.dumps(task.content)],

@@ -35,7 +35,7 @@ from ivgr.tools.study.variants import ARMS, MEASURES
 def study(
     folder: Path = Path("runs/study"),
     base: Path = Path("configs/tiny.yaml"),
-    arms: list[str] = list(ARMS),  # noqa: B006
+    arms: list[str] = list(ARMS),
     seeds: PositiveInt = 10,
     others: PositiveInt = 3,
     iterations: PositiveInt = 80,

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ivgr.core.atomic_files import file_to_write
 from ivgr.tools.study.significance import Estimate
 from ivgr.tools.study.study_report import Difference, Estimates, Outcome, known
 from ivgr.tools.study.variants import ARMS, LOCALIZATION, MEASURES, PAIRS
+
+if TYPE_CHECKING:  # an extra
+    from matplotlib.axes import Axes
 
 SHOWN = ("text/accuracy", *LOCALIZATION)
 DOT, MEAN, TESTED = "#9aa5b1", "#1f2933", "#c2410c"
@@ -40,7 +44,9 @@ def draw(outcomes: Sequence[Outcome], arms: Estimates, differences: Sequence[Dif
             canvas.savefig(file, format=suffix[1:], dpi=200, metadata=metadata)
 
 
-def _draw_arms(axes, names: list[str], measure: str, outcomes: Sequence[Outcome], arms: Estimates) -> None:
+def _draw_arms(
+    axes: "Axes", names: list[str], measure: str, outcomes: Sequence[Outcome], arms: Estimates
+) -> None:
     for height, name in enumerate(names):
         values = known(measure, [one for one in outcomes if one.arm == name])
         _draw_line(axes, height, values, arms[name][measure], TESTED if name in PAIRS[0] else MEAN)
@@ -48,7 +54,7 @@ def _draw_arms(axes, names: list[str], measure: str, outcomes: Sequence[Outcome]
         axes.axvline(arms["cold"][measure].mean, color=DOT, linewidth=0.8, linestyle=":")
 
 
-def _draw_differences(axes, pairs: list[tuple[str, str]], found: Sequence[Difference]) -> None:
+def _draw_differences(axes: "Axes", pairs: list[tuple[str, str]], found: Sequence[Difference]) -> None:
     axes.axvline(0, color=DOT, linewidth=0.8, linestyle=":")
     for difference in found:
         pair = (difference.arm, difference.against)
@@ -60,7 +66,7 @@ def _draw_differences(axes, pairs: list[tuple[str, str]], found: Sequence[Differ
     axes.set_ylim(-0.6, max(len(pairs), 1) - 0.3)
 
 
-def _draw_line(axes, height: int, values: list[float], found: Estimate, color: str) -> None:
+def _draw_line(axes: "Axes", height: int, values: list[float], found: Estimate, color: str) -> None:
     if found.count <= 1:
         axes.plot(values, [height] * len(values), "o", color=color, markersize=5)
         return
