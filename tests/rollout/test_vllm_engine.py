@@ -28,11 +28,12 @@ from ivgr.rollout.vllm_engine import VLLMEngine, check_device
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.loss import PolicyLossConfig
-from ivgr.trainer.policy_update import OptimizerStep, PolicyUpdate
+from ivgr.trainer.policy_update import PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
 from ivgr.trainer.rl_step import RLStep
 from ivgr.trainer.update_config import UpdateConfig
 from support import fake_vllm
+from support.one_rank import OneRank
 from support.vllm_signatures import SIGNATURES, installed_signatures
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
@@ -175,7 +176,7 @@ def test_an_iteration_logs_the_mismatch_and_corrects_it(tiny):
         policy=policy,
         reference=FrozenReference().load(policy),
         config=UpdateConfig(loss=PolicyLossConfig(importance_cap=2.0), mini_batches=1, token_budget=10**9),
-        stepper=OptimizerStep(torch.Tensor.backward, lambda: 0.0, lambda value: value),
+        stepper=OneRank(lambda: 0.0),
         temperature=engine.sampling.temperature,
     )
     iteration = RLStep(

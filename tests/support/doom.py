@@ -17,7 +17,7 @@ from ivgr.trainer.optimizer_step import LightningOptimizerStep
 PLACES = {
     "rollout": (TransformersEngine, "roll_out", 2),
     "scoring": (RuleJudge, "compare", 2),
-    "update": (LightningOptimizerStep, "_step", 4),
+    "update": (LightningOptimizerStep, "step", 4),
 }
 
 

@@ -13,10 +13,11 @@ from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.loss import PolicyLossConfig
-from ivgr.trainer.policy_update import OptimizerStep, PolicyUpdate
+from ivgr.trainer.policy_update import PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
 from ivgr.trainer.rl_step import RLStep
 from ivgr.trainer.update_config import UpdateConfig
+from support.one_rank import OneRank
 
 
 class Run:
@@ -32,7 +33,7 @@ class Run:
             config=UpdateConfig(
                 loss=PolicyLossConfig(**loss), mini_batches=updates, token_budget=token_budget
             ),
-            stepper=OptimizerStep(torch.Tensor.backward, self._step, lambda value: value),
+            stepper=OneRank(self._step),
             temperature=engine.sampling.temperature,
         )
         self.iteration = RLStep(

@@ -4,7 +4,6 @@ import copy
 from threading import Event
 
 import pytest
-import torch
 
 from ivgr.core.errors import UserError
 from ivgr.core.prompts import Prompts
@@ -18,10 +17,11 @@ from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.toy import RuleJudge
 from ivgr.toy.world import World, draw_samples
 from ivgr.trainer.loss import PolicyLossConfig
-from ivgr.trainer.policy_update import OptimizerStep, PolicyUpdate
+from ivgr.trainer.policy_update import PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
 from ivgr.trainer.rl_step import RLStep
 from ivgr.trainer.update_config import UpdateConfig
+from support.one_rank import OneRank
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ class Run:
             policy=policy,
             reference=FrozenReference().load(policy),
             config=UpdateConfig(loss=PolicyLossConfig(), mini_batches=2, token_budget=10**9),
-            stepper=OptimizerStep(torch.Tensor.backward, self.step, lambda value: value),
+            stepper=OneRank(self.step),
             temperature=engine.sampling.temperature,
         )
         self.iteration = RLStep(

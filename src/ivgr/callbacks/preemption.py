@@ -3,12 +3,12 @@
 import signal
 
 import lightning as L
-import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 from ivgr.callbacks.protocol import TrainedModule
 from ivgr.core.errors import Preempted
 from ivgr.core.lightning_private import cluster_environment
+from ivgr.distributed.collectives import any_rank
 
 
 class Preemption(L.Callback):
@@ -38,8 +38,7 @@ class Preemption(L.Callback):
 
     def raise_if_noted(self, trainer: L.Trainer) -> None:
         """Preempted if any rank has noted the signal; all ranks must call it."""
-        noted = torch.tensor(float(self.noted), device=trainer.strategy.root_device)
-        if trainer.strategy.reduce(noted, reduce_op="sum"):
+        if any_rank(self.noted, trainer.strategy.root_device):
             raise Preempted(_code(trainer))
 
     def _note(self, *_) -> None:

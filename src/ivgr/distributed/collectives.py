@@ -11,9 +11,32 @@ import torch.distributed as dist
 from ivgr.core.query import Query, Rollout, global_indices
 
 
+def in_process_group() -> bool:
+    """Whether this process is one of ranks that can talk to each other."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> None:
+    """Puts the sum over all ranks into `tensor`, which lies where the ranks' backend reads it."""
+    if in_process_group():
+        dist.all_reduce(tensor)
+
+
+def sum_ranks(value: float, device: torch.device) -> float:
+    """The sum of all ranks' values, in float32, or in int64 where they are whole numbers."""
+    total = torch.tensor(value, device=device)
+    all_reduce_sum(total)
+    return total.item()
+
+
+def any_rank(found: bool, device: torch.device) -> bool:
+    """Whether any rank has found it."""
+    return sum_ranks(float(found), device) > 0
+
+
 def gather(found: object) -> list:
     """What each rank has found, in rank order."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not in_process_group():
         return [found]
     gathered: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, found)
@@ -28,7 +51,7 @@ def gather_lists(found: list) -> list:
 def gather_queries(queries: list[Query]) -> list[Query]:
     """The queries of all ranks by their place in the iteration, without images and log-probs if
     there are several ranks."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not in_process_group():
         return queries
     mine = [(place, _lighten(query)) for place, query in zip(global_indices(queries), queries, strict=True)]
     return [query for _, query in sorted(gather_lists(mine), key=lambda pair: pair[0])]

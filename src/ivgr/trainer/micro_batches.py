@@ -1,53 +1,78 @@
-"""Runs packs one after another, and halves those that do not fit in memory."""
+"""Micro-batches: queries packed under a token budget, one pass each, halved where memory runs out."""
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from ivgr.core.errors import UserError
 from ivgr.core.memory import is_out_of_memory
-from ivgr.packing.prefix_tree import Pack, pack_queries
+from ivgr.core.query import Query
+from ivgr.packing.prefix_tree import Layout, Pack, pack_queries
+from ivgr.trainer.dummy_packs import PadWithDummyPacks
 
 T = TypeVar("T")
 
 
-class Budgeted(Protocol):
-    """What passes over packs are made for: token_budget padded tokens a pack; level is set where
-    weights are split over ranks."""
+class MicroBatcher:
+    """Packs the queries of a mini-batch and passes over its packs.
 
-    policy: PreTrainedModel
-    token_budget: int
+    Where memory runs out in a pass, it changes three things: token_budget, which is lowered for the rest
+    of the run; the list of packs, which are split in place; and the gradients of the policy, which are
+    dropped and made anew, because a backward pass that broke off has left some.
 
-    @property
-    def pad_with_dummy_packs(self) -> Callable | None: ...
+    Args:
+        policy: What the packs are of.
+        token_budget: Padded tokens per pack at first.
+        pad_with_dummy_packs: Fills up packs where weights are split over ranks. There a pass is a
+            collective, which a rank can neither repeat nor split alone, so that nothing is changed.
+    """
 
+    def __init__(
+        self, policy: PreTrainedModel, token_budget: int, pad_with_dummy_packs: PadWithDummyPacks | None
+    ) -> None:
+        self.policy = policy
+        self.token_budget = token_budget
+        self.pad_with_dummy_packs = pad_with_dummy_packs
 
-def run_within_memory(owner: Budgeted, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
-    """`work` of every pack. Where memory runs out, the owner's budget is halved for the rest of the
-    run, the packs are split in place, and all gradients are made anew: a backward pass that
-    broke off has left some. Not where weights are split over ranks: there a pass is a collective,
-    which a rank can neither repeat nor make two of alone; UserError."""
-    while True:
-        done, failed = [], None
-        for pack in packs:
-            try:
-                done.append(work(pack))
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                failed = pack
-                break
-        if failed is None:
-            return done
-        del done
-        if owner.pad_with_dummy_packs is not None:
-            raise _out_of_memory_together(failed)
-        owner.policy.zero_grad()
-        owner.token_budget = _halve_budget(owner.token_budget, failed)
-        packs[:] = [part for pack in packs for part in _split_pack(owner.policy, pack, owner.token_budget)]
+    def pack(self, queries: list[Query], layout: Layout) -> list[Pack]:
+        """The queries of one mini-batch in packs; where weights are split over ranks, all ranks must call
+        it."""
+        packs = pack_queries(self.policy, queries, self.token_budget, layout)
+        return packs if self.pad_with_dummy_packs is None else self.pad_with_dummy_packs(packs)
+
+    def run(self, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
+        """`work` of every pack, in as many packs as memory takes. UserError if memory does not hold one
+        query, or runs out where weights are split over ranks."""
+        while True:
+            done: list[T] = []
+            failed = _work_until_out_of_memory(packs, work, done)
+            if failed is None:
+                return done
+            del done
+            if self.pad_with_dummy_packs is not None:
+                raise _out_of_memory_together(failed)
+            self._split(packs, failed)
+
+    def _split(self, packs: list[Pack], failed: Pack) -> None:
+        """Drops the gradients, lowers the budget and splits `packs`, in place."""
+        self.policy.zero_grad()
+        self.token_budget = _halve_budget(self.token_budget, failed)
+        packs[:] = [part for pack in packs for part in _split_pack(self.policy, pack, self.token_budget)]
         torch.cuda.empty_cache()
+
+
+def _work_until_out_of_memory(packs: list[Pack], work: Callable[[Pack], T], done: list[T]) -> Pack | None:
+    """Appends `work` of the packs to `done`; the pack in which memory ran out, None if in none."""
+    for pack in packs:
+        try:
+            done.append(work(pack))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return pack
+    return None
 
 
 def _halve_budget(budget: int, failed: Pack) -> int:

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import timm
 import torch
-import torch.distributed as dist
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -13,6 +12,7 @@ from torch import nn
 
 from ivgr.core.errors import UserError, refusals
 from ivgr.core.settings import NonNegativeFloat, Share, checked
+from ivgr.distributed.collectives import all_reduce_sum
 from ivgr.trainer.low_bit import PREFIX, create_low_bit, find_class
 from ivgr.trainer.master_weights import with_master_weights
 
@@ -104,8 +104,8 @@ def sum_gradients(parameters: list[nn.Parameter]) -> None:
     mini-batch was empty, or without images) it adds nothing. All ranks must call it."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     holders = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
-    dist.all_reduce(holders)
+    all_reduce_sum(holders)
     for parameter, count in zip(trained, holders.tolist(), strict=True):
         if count:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            dist.all_reduce(parameter.grad)
+            all_reduce_sum(parameter.grad)

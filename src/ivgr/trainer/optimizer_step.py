@@ -5,19 +5,36 @@ In: a loss of this rank. Out: one step of all ranks together, or none.
 
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ivgr.core.sharding import is_sharded
+from ivgr.distributed.collectives import sum_ranks
 from ivgr.distributed.fsdp import Replica
 from ivgr.trainer.nonfinite_guard import NonFiniteGuard
 from ivgr.trainer.optimizer import sum_gradients
-from ivgr.trainer.policy_update import OptimizerStep
 
 
-class LightningOptimizerStep(OptimizerStep):
+class OptimizerStep(Protocol):
+    """How gradients become an update."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of `loss`."""
+        ...
+
+    def step(self) -> float:
+        """One step of the optimizer, after which no gradient is left; returns the gradient norm. All ranks
+        must call it."""
+        ...
+
+    def sum_ranks(self, value: float) -> float:
+        """The sum of all ranks' values; all ranks must call it."""
+        ...
+
+
+class LightningOptimizerStep:
     """The `OptimizerStep` of an `ivgr.trainer.base_module.PolicyModule`.
 
     Args:
@@ -28,16 +45,17 @@ class LightningOptimizerStep(OptimizerStep):
     """
 
     def __init__(self, module: Any, guard: NonFiniteGuard, replica: Replica | None) -> None:
-        super().__init__(self._backward, self._step, self._sum_ranks)
-        self.module, self.guard, self.replica = module, guard, replica
+        self.module = module
+        self.guard = guard
+        self.replica = replica
 
-    def _backward(self, loss: torch.Tensor) -> None:
+    def backward(self, loss: torch.Tensor) -> None:
         if self.replica is not None:
             self.replica.invalidate()
         with getattr(self.module.trainer.strategy.model, "no_sync", nullcontext)():
             self.module.manual_backward(loss)
 
-    def _step(self) -> float:
+    def step(self) -> float:
         """Sums gradients over ranks (the loss is already divided by all ranks' tokens),
         clips, steps optimizer and schedule, unless the guard skips the former; returns the norm
         before clipping."""
@@ -48,12 +66,11 @@ class LightningOptimizerStep(OptimizerStep):
         module.scheduler.step(module.trainer.global_step + self.guard.skipped)
         split_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = (split_norm.full_tensor() if is_sharded(split_norm) else split_norm).item()
-        if self.guard.admits(norm, module.policy, optimizer.param_groups[0]["lr"], self._sum_ranks):
+        if self.guard.admits(norm, module.policy, optimizer.param_groups[0]["lr"], self.sum_ranks):
             clip_grads_with_norm_(parameters, module.update.clip_norm or math.inf, split_norm)
             optimizer.step()
         optimizer.zero_grad()
         return norm
 
-    def _sum_ranks(self, value: float) -> float:
-        strategy = self.module.trainer.strategy
-        return strategy.reduce(torch.tensor(value, device=self.module.device), reduce_op="sum").item()
+    def sum_ranks(self, value: float) -> float:
+        return sum_ranks(value, self.module.device)

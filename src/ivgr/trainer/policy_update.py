@@ -4,7 +4,7 @@ In: rolled-out queries, with advantages by the time of `run`. Out: a better poli
 metrics of getting there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -18,32 +18,24 @@ from ivgr.distributed.collectives import gather_lists
 from ivgr.distributed.fsdp import clone_if_sharded, reshard_after, run_pass
 from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.models.forward import not_finite
-from ivgr.packing.prefix_tree import Pack, pack_queries
+from ivgr.packing.prefix_tree import Pack
 from ivgr.trainer.dummy_packs import PadWithDummyPacks
 from ivgr.trainer.loss import TokenLoss, policy_loss
 from ivgr.trainer.metrics import UpdateMetrics
-from ivgr.trainer.micro_batches import run_within_memory
+from ivgr.trainer.micro_batches import MicroBatcher
 from ivgr.trainer.nonfinite_guard import NonFiniteGuard
+from ivgr.trainer.optimizer_step import OptimizerStep
 from ivgr.trainer.reference import Reference
 from ivgr.trainer.update_config import UpdateConfig
-
-
-@dataclass
-class OptimizerStep:
-    """How gradients become an update, in the trainer's hands: `backward` of a loss, `step`
-    of the optimizer (returns the gradient norm), `sum_ranks` of a number over all ranks."""
-
-    backward: Callable[[torch.Tensor], None]
-    step: Callable[[], float]
-    sum_ranks: Callable[[float], float]
 
 
 @dataclass
 class PolicyUpdate:
     """How an iteration's rollouts become optimizer steps.
 
-    temperature is that of all log-probs; token_budget, the config's, is halved whenever memory runs out;
-    pad_with_dummy_packs fills up a mini-batch's packs where weights are split over ranks.
+    temperature is that of all log-probs; pad_with_dummy_packs fills up a mini-batch's packs where weights
+    are split over ranks. micro_batcher begins with the config's token_budget, and lowers its own where
+    memory runs out.
     """
 
     policy: PreTrainedModel
@@ -55,7 +47,7 @@ class PolicyUpdate:
     pad_with_dummy_packs: PadWithDummyPacks | None = None
 
     def __post_init__(self) -> None:
-        self.token_budget = self.config.token_budget
+        self.micro_batcher = MicroBatcher(self.policy, self.config.token_budget, self.pad_with_dummy_packs)
 
     def pack(self, queries: list[Query]) -> list[list[Pack]]:
         """The mini-batches, each in packs: the whole queries of all ranks dealt out in turn, so that
@@ -67,8 +59,7 @@ class PolicyUpdate:
             [query for place, query in placed if turns[place] % self.config.mini_batches == i]
             for i in range(self.config.mini_batches)
         ]
-        packed = [pack_queries(self.policy, part, self.token_budget, self.config.layout) for part in dealt]
-        return packed if self.pad_with_dummy_packs is None else list(map(self.pad_with_dummy_packs, packed))
+        return [self.micro_batcher.pack(part, self.config.layout) for part in dealt]
 
     @torch.no_grad()
     def infer_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
@@ -94,7 +85,7 @@ class PolicyUpdate:
                 setattr(pack, name, run_pass(model, lambda: self._statistics(model, pack, kl=None).logp))
 
         for packs in mini_batches:
-            run_within_memory(self, packs, infer)
+            self.micro_batcher.run(packs, infer)
 
     def _refuse_broken_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
         """UserError on all ranks alike: a reference never changes, and so never mends."""
@@ -113,13 +104,13 @@ class PolicyUpdate:
                 tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
                 if not tokens:
                     continue
-                found = run_within_memory(self, packs, partial(self._differentiate, tokens))
+                found = self.micro_batcher.run(packs, partial(self._differentiate, tokens))
                 for pack, (statistics, loss) in zip(packs, found, strict=True):
                     self.guard.watch(statistics)
                     old = statistics.logp if pack.old_logp is None else pack.old_logp
                     metrics.add(pack, statistics, loss, old if epoch == 0 else None)
                 metrics.grad_norms.append(self.stepper.step())
-        guards = {"skipped": self.guard.skipped, "token_budget": self.token_budget}
+        guards = {"skipped": self.guard.skipped, "token_budget": self.micro_batcher.token_budget}
         return metrics.compute() | {f"guard/{name}": float(value) for name, value in guards.items()}
 
     def _differentiate(self, tokens: float, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
@@ -150,12 +141,14 @@ class PolicyUpdate:
         def token_loss(
             logp: torch.Tensor,
             ref_logp: torch.Tensor | None,
-            kl: torch.Tensor,
+            kl: torch.Tensor | None,
             entropy: torch.Tensor | None,
             rows: slice = slice(None),
         ) -> TokenLoss:
             old = logp.detach() if pack.old_logp is None else pack.old_logp[rows]
-            return policy_loss(logp, old, advantage[rows], kl, self.config.loss, rollout_logp[rows])
+            return policy_loss(
+                logp, old, advantage[rows], cast(torch.Tensor, kl), self.config.loss, rollout_logp[rows]
+            )
 
         statistics = self._statistics(
             self.policy,

@@ -11,7 +11,7 @@ from ivgr.core.query import Query
 from ivgr.core.seeding import derive_seed, run_seed
 from ivgr.core.settings import PositiveInt, checked
 from ivgr.data.encode import Batch, EncodingConfig
-from ivgr.distributed.collectives import gather, gather_lists
+from ivgr.distributed.collectives import any_rank, gather, gather_lists
 from ivgr.evaluation.held_out import HeldOutFigures, tags_of
 from ivgr.judge import Judge
 from ivgr.judge.judge_timeout import with_judge_timeout
@@ -130,7 +130,7 @@ class IVGR(PolicyModule):
     def training_step(self, batch: Batch, _: int) -> None:
         """One iteration; without any query, only the data moves on."""
         seed, self.everyone = derive_seed(run_seed(), "rollout", self.iteration, 0), []
-        if self.rl_step.update.stepper.sum_ranks(float(len(batch.queries))):
+        if any_rank(bool(batch.queries), self.device):
             self.metrics |= self.rl_step.run(batch.queries, seed)
             self.everyone = self.rl_step.everyone
         self.metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]

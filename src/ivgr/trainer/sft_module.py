@@ -19,10 +19,10 @@ from ivgr.kernels import TokenStatistics, fused_linear_logprob_kl
 from ivgr.models.model_directory import refuse_to_replace
 from ivgr.models.pretrained import PolicySource
 from ivgr.models.trainable import TrainableConfig
-from ivgr.packing.prefix_tree import Pack, pack_queries, tree_length
+from ivgr.packing.prefix_tree import Pack, tree_length
 from ivgr.rollout.transformers_engine import RolloutEngine, TransformersEngine
 from ivgr.trainer.base_module import PolicyModule
-from ivgr.trainer.micro_batches import run_within_memory
+from ivgr.trainer.micro_batches import MicroBatcher
 from ivgr.trainer.nonfinite_guard import GuardConfig
 from ivgr.trainer.update_config import StepConfig
 
@@ -62,7 +62,6 @@ class SFT(PolicyModule):
         self.engine = engine
         self.export = export
         self.judge = with_judge_timeout(judge or RulesAlone(), guard.judge_timeout)
-        self.token_budget = update.token_budget
 
     @property
     def total_updates(self) -> int:
@@ -76,6 +75,7 @@ class SFT(PolicyModule):
     def on_fit_start(self) -> None:
         refuse_to_replace(self.export_folder, "model.export", Path(self.trainer.default_root_dir))
         self.stepper = self.create_optimizer_step()
+        self.micro_batcher = MicroBatcher(self.policy, self.update.token_budget, self.pad_with_dummy_packs)
 
     @property
     def export_folder(self) -> Path:
@@ -84,10 +84,9 @@ class SFT(PolicyModule):
 
     def training_step(self, queries: list[Query], _: int) -> torch.Tensor:
         """One update on the mean over all ranks' tokens."""
-        packs = pack_queries(self.policy, sorted(queries, key=tree_length), self.token_budget)
+        packs = self.micro_batcher.pack(sorted(queries, key=tree_length), "tree")
         tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
-        packs = self.pad_with_dummy_packs(packs) if self.pad_with_dummy_packs else packs
-        losses = run_within_memory(self, packs, partial(self._differentiate, tokens))
+        losses = self.micro_batcher.run(packs, partial(self._differentiate, tokens))
         norm = self.stepper.step()
         loss = torch.tensor(self.stepper.sum_ranks(sum(losses)))
         lr = self.optimizers().param_groups[0]["lr"]

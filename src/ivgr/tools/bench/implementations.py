@@ -93,11 +93,11 @@ def available(road: Implementation, device: torch.device, kl: str) -> bool:
 def _token_loss(
     logp: torch.Tensor,
     ref_logp: torch.Tensor | None,
-    kl: torch.Tensor,
+    kl: torch.Tensor | None,
     entropy: torch.Tensor | None = None,
     rows: slice = slice(None),
 ) -> torch.Tensor:
-    return KL_WEIGHT * kl - (logp - logp.detach()).exp()
+    return KL_WEIGHT * cast(torch.Tensor, kl) - (logp - logp.detach()).exp()
 
 
 def _selected(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 In: a `Setting`. Out: contenders for `ivgr.tools.bench.measure`.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from ivgr.tools.bench.bench_setting import OPTIMIZERS, Setting, build_model, bui
 from ivgr.tools.bench.measure import Contender
 from ivgr.toy import RuleJudge
 from ivgr.trainer.loss import PolicyLossConfig
-from ivgr.trainer.policy_update import OptimizerStep, PolicyUpdate
+from ivgr.trainer.policy_update import PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
 from ivgr.trainer.rl_step import RLStep
 from ivgr.trainer.update_config import UpdateConfig
@@ -62,24 +62,37 @@ def rollout_contenders(setting: Setting) -> dict[str, Contender]:
     }
 
 
+@dataclass
+class OneProcessStep:
+    """The `OptimizerStep` of a process that is alone."""
+
+    trained: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.0).item()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def sum_ranks(self, value: float) -> float:
+        return value
+
+
 def build_iteration(setting: Setting) -> RLStep:
     """An iteration of one update on a model of the setting."""
     policy = build_model(setting)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[setting.optimizer][0](trained, lr=1e-6)
-
-    def step() -> float:
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
-        optimizer.step()
-        optimizer.zero_grad()
-        return norm
-
     engine = _engine(setting, setting.response)
     update = PolicyUpdate(
         policy=policy,
         reference=FrozenReference().load(policy),
         config=UpdateConfig(loss=PolicyLossConfig(), mini_batches=1, token_budget=MOST),
-        stepper=OptimizerStep(torch.Tensor.backward, step, lambda value: value),
+        stepper=OneProcessStep(trained, optimizer),
         temperature=engine.sampling.temperature,
     )
     return RLStep(

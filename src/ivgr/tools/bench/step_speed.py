@@ -35,7 +35,9 @@ def step_figures(setting: Setting, repeats: int) -> dict[str, Measurement]:
     encoder = QueryEncoder(processor, policy.config.model_type, prompts)
     if setting.micro_batch:
         responses = 2 * setting.group_size * setting.response
-        iteration.update.token_budget = setting.micro_batch * (tree_length(encoder(samples[0])) + responses)
+        iteration.update.micro_batcher.token_budget = setting.micro_batch * (
+            tree_length(encoder(samples[0])) + responses
+        )
     tokens = {}
 
     def ours() -> None:

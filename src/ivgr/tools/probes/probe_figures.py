@@ -154,7 +154,7 @@ def show_drops(found: Mapping[str, Causal]) -> Figure:
 
 
 def _mark(
-    axes: Axes, one: float, other: float, color: str, label: str, marker: str = "o", upright: bool = False
+    axes: Axes, one: Any, other: Any, color: str, label: str, marker: str = "o", upright: bool = False
 ) -> None:
     """A mean with its interval, at a height; or at a place along, if upright (value first)."""
     found: Interval = one if upright else other
