@@ -1,4 +1,4 @@
-"""The row functions as Triton kernels, one program a row; needs triton.
+"""The row functions as Triton kernels, one program per row; needs triton.
 
 With x, y the scaled logits of policy and reference, m and n their maxima so far, e =
 exp(x - m), the forward pass keeps (online softmax, arXiv 1805.02867), for each lane of

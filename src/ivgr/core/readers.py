@@ -46,7 +46,7 @@ def read_json(path: Path, mend: str, read: Callable[[Any], T] = lambda content: 
 
 
 def read_json_lines(path: Path, mend: str, keys: tuple[str, ...] = (), whole: bool = False) -> list[dict]:
-    """The objects, each with these keys, of a file with one a line; with `whole`, a last line that was
+    """The objects, each with these keys, of a file with one per line; with `whole`, a last line that was
     cut off is left out."""
     lines = read_text(path, mend=mend).split("\n")
     if whole or not lines[-1]:

@@ -49,11 +49,11 @@ class ShardDataModule(L.LightningDataModule):
         train: Training shards: a glob, a folder, a brace range or a URL (http(s)://, s3://); or
             several sources, a list of {path, weight}.
         val: Held-out shards: one path, or a list of such.
-        prompts: Prompts an iteration, over all ranks; a paired query counts one a stream.
+        prompts: Prompts per iteration, over all ranks; a paired query counts once per stream.
         paired_ratio: Share of prompts that belong to paired queries.
         streams: Streams that paired queries are trained in: grounded, textual or both.
         shuffle: Samples in each reader's shuffle buffer (undecoded bytes).
-        workers: Reader processes a rank; 0 reads in the training process.
+        workers: Reader processes per rank; 0 reads in the training process.
         shards_by_rank: Each rank reads its own part of the shards, where otherwise every rank reads
             all and decodes its part: less to read, but what an iteration draws then depends on
             the number of ranks, a run resumes on as many only, and nothing balances them.

@@ -32,9 +32,9 @@ class ColdStart(ShardDataModule):
         val: Held-out shards, the same way.
         steps: Optimizer steps; null goes through the shards `epochs` times.
         epochs: Passes over the demonstrations, without `steps`.
-        batch: Demonstrations a step, over all ranks.
+        batch: Demonstrations per step, over all ranks.
         shuffle: Demonstrations in the shuffle buffer (undecoded bytes).
-        workers: Processes a rank that decode and encode; 0 does so in the training process.
+        workers: Processes per rank that decode and encode; 0 does so in the training process.
         val_queries: Held-out paired queries to evaluate, null for all.
         val_batch: Queries decoded together in evaluation.
         validation_metrics: As of `ShardDataModule`.

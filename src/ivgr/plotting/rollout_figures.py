@@ -73,7 +73,7 @@ def _draw_bars(panel: Axes, group: Group, weights: dict[str, float]) -> None:
 
 
 def rollouts_table(query: Query) -> str:
-    """HTML: a row a rollout, a column a stream; below each text its terms before weighting, its
+    """HTML: one row per rollout, one column per stream; below each text its terms before weighting, its
     reward and its advantage. Model text is escaped."""
     heads = "".join(f"<th>{group.stream}</th>" for group in query.groups)
     count = max(len(group.rollouts) for group in query.groups)

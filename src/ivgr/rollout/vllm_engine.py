@@ -117,7 +117,7 @@ class VLLMEngine:
         seeds: list[int | None],
         **sampling,
     ) -> None:
-        """Appends n rollouts to each group; seeds, one a group, in order."""
+        """Appends n rollouts to each group; seeds: one per group, in order."""
         if not queries:
             return
         draw, stops, greedy = iter(seeds), stop_ids(model, tokenizer), sampling["temperature"] == 0

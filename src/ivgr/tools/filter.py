@@ -70,7 +70,7 @@ def filter_shards(
         shards: The samples: a glob, a folder or a brace range.
         dst: Where pass_rates.jsonl goes, and the kept samples as train-000000.tar, …
         policy: HF directory, hub id or "tiny".
-        copies: Tries a sample, at least 2.
+        copies: Tries per sample, at least 2.
         lowest: Lowest share of good tries that is kept.
         highest: Highest share of good tries that is kept.
         stream: Stream in which paired samples are asked; single ones are asked as ever.
@@ -82,7 +82,7 @@ def filter_shards(
         dtype: Weight dtype.
         batch: Samples asked and saved together.
         seed: Seed of the sampling.
-        per_shard: Samples a shard.
+        per_shard: Samples per shard.
     """
     if lowest > highest:
         raise UserError(f"filter: --lowest is {lowest}, must be at most --highest, which is {highest}")

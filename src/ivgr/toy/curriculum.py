@@ -59,7 +59,7 @@ class Curriculum(L.LightningDataModule):
 
     Args:
         lessons: The curriculum.
-        batch: Demonstrations a step.
+        batch: Demonstrations per step.
         workers: Processes that decode and encode.
         val_count: Held-out scenes.
         val_batch: Queries decoded together in evaluation.
@@ -87,7 +87,7 @@ class Curriculum(L.LightningDataModule):
         return sum(lesson.steps for lesson in self.lessons)
 
     def prepare_data(self) -> None:
-        """Draws what is missing, a process a pool."""
+        """Draws what is missing, one process per pool."""
         worlds = {
             self._folder(w): w for lesson in self.lessons for w in lesson.worlds(self.world_seed).values()
         }
@@ -127,7 +127,7 @@ class Curriculum(L.LightningDataModule):
 
 
 class Lessons(IterableDataset):
-    """Yields a batch of demonstrations a step, from one reader, in seeded order."""
+    """Yields one batch of demonstrations per step, from one reader, in seeded order."""
 
     def __init__(
         self, lessons: list[Lesson], pools: list[dict[str, list[str]]], batch: int, seed: int

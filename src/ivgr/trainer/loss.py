@@ -3,7 +3,7 @@
 Sources: PPO (arXiv 1707.06347), dual clip (arXiv 1912.09729), clip-higher (DAPO, arXiv
 2503.14476), iVGR (arXiv 2605.31096); truncated importance sampling between rollout engine and
 trainer (Yao, Liu et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL
-Training"). Pure functions; every tensor has shape (N,), one entry a response token of either
+Training"). Pure functions; every tensor has shape (N,), one entry per response token of either
 stream.
 """
 

@@ -1,4 +1,4 @@
-"""torchao's optimizers, whose states take 8 or 4 bits a number and which can round bf16 weights
+"""torchao's optimizers, whose states take 8 or 4 bits per number and which can round bf16 weights
 stochastically. In: a name, a model. Out: an optimizer like any other."""
 
 from collections.abc import Callable

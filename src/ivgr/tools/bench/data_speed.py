@@ -1,7 +1,7 @@
 """How fast images become queries: shards → stream → encoder beside a plain loop of PIL and the
 same HF processor over the same images.
 
-In: how many images, of which size. Out: images a second of both, taken turn about.
+In: how many images, of which size. Out: images per second of both, taken turn about.
 """
 
 import io
@@ -37,7 +37,7 @@ SHUFFLE = 100
 
 @dataclass(frozen=True)
 class DataFigures:
-    """Images a second (medians), and the share of time that the pipeline adds (the median over
+    """Images per second (medians), and the share of time that the pipeline adds (the median over
     rounds of ours / plain, less one)."""
 
     plain: float

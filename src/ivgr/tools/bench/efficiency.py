@@ -23,7 +23,7 @@ GEMM = {"cuda": 8192, "cpu": 1024}
 @dataclass(frozen=True)
 class Efficiency:
     """responses_per_second; tokens_per_second: every response's with its prompt's, as trainers
-    usually count; update_rate: operations a second of all but the rollout, and gemm_rate: of one
+    usually count; update_rate: operations per second of all but the rollout, and gemm_rate: of one
     large product on this machine; planned_bytes: what the plan has above weights and reference,
     and measured_bytes."""
 

@@ -101,7 +101,7 @@ def cost_lines(runs: Runs) -> list[list[str]]:
 
 
 def plot_analyses(runs: Runs, path: Path) -> None:
-    """Accuracy by IoU bucket, and accuracy over tokens, a line or point a mode."""
+    """Accuracy by IoU bucket, and accuracy over tokens, one line or point per mode."""
     require_package("analyse --plot", "matplotlib", "evaluate")
     from matplotlib.figure import Figure
 

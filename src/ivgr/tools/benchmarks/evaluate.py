@@ -1,6 +1,6 @@
 """`ivgr evaluate`: models on benchmarks, in several modes, side by side.
 
-It leaves OUT/MODEL/MODE/BENCHMARK.jsonl (a line a row), BENCHMARK.scores.json and, with --export,
+It leaves OUT/MODEL/MODE/BENCHMARK.jsonl (one line per row), BENCHMARK.scores.json and, with --export,
 predictions for VLMEvalKit, and OUT/scores.csv and scores.md over all that lies in OUT. A run is one
 folder OUT/MODEL/MODE.
 """

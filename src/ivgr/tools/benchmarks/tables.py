@@ -1,4 +1,4 @@
-"""Journals become scores: a table a benchmark and category, side by side over modes and models,
+"""Journals become scores: one table per benchmark and category, side by side over modes and models,
 with intervals and an average row; as CSV (one figure a line) and Markdown.
 
 In: finished runs, OUT/MODEL/MODE/BENCHMARK.jsonl. Out: `BenchmarkFigure`s, scores.csv, scores.md.
@@ -142,7 +142,7 @@ def average_of(columns: Sequence[Column]) -> dict[str, float]:
 
 
 def lines_of(columns: Sequence[Column]) -> list[list[str]]:
-    """The side-by-side table: header, a line a benchmark and part, the average."""
+    """The side-by-side table: header, one line per benchmark and part, the average."""
     known = [{(f.benchmark, f.part): f for f in column.figures} for column in columns]
     keys = sorted({key for own in known for key in own}, key=lambda key: _order(key, known))
     lines = [["benchmark", *(column.name for column in columns)]]

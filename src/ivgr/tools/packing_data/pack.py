@@ -57,7 +57,7 @@ def pack(
         target: Where the shards go, as NAME-000000.tar, …
         image_dir: Folder or tar(.gz) in which image paths start; the source's folder by default.
         name: Name of the shards.
-        per_shard: Samples a shard.
+        per_shard: Samples per shard.
         most_pixels: Larger images are shrunk to this, and boxes with them.
         workers: Threads that check images; 0 for one a core.
         overwrite: Start anew, whatever lies in the folder.

@@ -1,4 +1,4 @@
-"""How much a run computes, and for how long: tokens and floating-point operations an iteration,
+"""How much a run computes, and for how long: tokens and floating-point operations per iteration,
 and a range of seconds on a GPU of a given speed. In: a `RunSpec`. Out: `Work`."""
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def update_passes(run: RunSpec) -> float:
 
 
 def matrix_flops(run: RunSpec, tokens: int, responses: int, queries: int) -> float:
-    """Two operations a weight: of the layers for every token, of the head for every response's,
+    """Two operations per weight: of the layers for every token, of the head for every response's,
     of the vision tower for every patch (of its merger for every few)."""
     shape, patches = run.shape, queries * run.typical.image_tokens * run.shape.merge
     tower = (shape.tower - shape.merger) * patches + shape.merger * patches // shape.merge

@@ -36,10 +36,10 @@ def plan(
         config: A config of `ivgr fit`.
         gpus: How many; by default the config's own.
         memory: Of one GPU, such as 80GB.
-        image_tokens: Suppose so many tokens a query's images, after the merge of patches.
+        image_tokens: Suppose so many tokens for a query's images, after the merge of patches.
         prompt: Suppose so many tokens of question.
         instruction: Suppose so many tokens of a stream's instruction.
-        response: Suppose so many tokens a response; at worst model.engine.sampling.max_new_tokens.
+        response: Suppose so many tokens per response; at worst model.engine.sampling.max_new_tokens.
         tflops: Of one GPU in half precision; 312 is an A100's.
         bandwidth: Of one GPU's memory in GB/s; 2000 is an A100's.
     """

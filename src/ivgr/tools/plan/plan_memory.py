@@ -42,7 +42,7 @@ def resident(run: RunSpec) -> list[MemoryItem]:
 
 
 def rollout(run: RunSpec) -> list[MemoryItem]:
-    """What decoding one batch of queries adds; a cold start decodes one answer a stream."""
+    """What decoding one batch of queries adds; a cold start decodes one answer per stream."""
     shape, typical = run.shape, run.typical
     queries = min(run.batch_queries, run.paired + run.single) if not run.cold_start else run.batch_queries
     branches = queries * 2 * run.group

@@ -51,7 +51,7 @@ class AssumedLengths:
 class RunSpec:
     """weight, compute: bytes of a weight and of an activation; states: bytes of optimizer state
     a trained weight; rank: of low-rank adapters, 0 for none; paired, single: queries an
-    iteration on each GPU (of a cold start: demonstrations a step, all single, group 1)."""
+    iteration on each GPU (of a cold start: demonstrations per step, all single, group 1)."""
 
     shape: Shape
     typical: AssumedLengths
@@ -127,7 +127,7 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
 
 
 def measure_states(optimizer: OptimizerConfig) -> float:
-    """Numbers of optimizer state a trained weight: one step on a matrix tells."""
+    """Numbers of optimizer state per trained weight: one step on a matrix tells."""
     matrix = nn.Linear(128, 128, bias=False)
     steps = optimizer.create(matrix)
     matrix(torch.ones(1, 128)).sum().backward()
@@ -166,7 +166,7 @@ def _policy(policy: Any) -> tuple[Any, Dtype]:
 
 
 def _devices(trainer: dict) -> int:
-    """GPUs of the config; "auto" and -1 are taken for one a node."""
+    """GPUs of the config; "auto" and -1 are taken for one per node."""
     devices = trainer["devices"]
     each = len(devices) if isinstance(devices, list) else devices
     return trainer["num_nodes"] * (int(each) if str(each).isdecimal() else 1)

@@ -1,6 +1,6 @@
 """A baseline for the read-out: the same boxes from a frozen image encoder of timm.
 
-In: pictures and the nouns asked for. Out: features (n, F), one row an object. A linear read-out of
+In: pictures and the nouns asked for. Out: features (n, F), one row per object. A linear read-out of
 a picture's features beside the noun's words could only add the two; to ask the picture *for* the
 noun it needs their products. So an object's features are its words, the picture's map, and every
 product of the two; the map is averaged to CELLS x CELLS and reduced to its COMPONENTS main directions

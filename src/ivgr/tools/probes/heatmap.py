@@ -30,7 +30,7 @@ def draw_heat(
     image: Image.Image, heat: np.ndarray, boxes: Sequence[Sequence[float]] = (), side: int = TILE
 ) -> Image.Image:
     """`image`, its longer side `side` pixels, under `heat` (rows, columns) ≥ 0, from dark (0) over
-    magenta to pale (its greatest value), a token a rectangle; `boxes`, in pixels of `image`, in green."""
+    magenta to pale (its greatest value), one rectangle per token; `boxes`, in pixels of `image`, in green."""
     picture = shrink(image, side)
     scaled = heat / max(float(heat.max()), np.finfo(float).tiny)
     tokens = Image.fromarray((255 * scaled).round().astype(np.uint8))

@@ -120,7 +120,7 @@ def _r2(wrong: np.ndarray, spread: np.ndarray, images: np.ndarray) -> Interval:
 
 
 def _control(wrong: np.ndarray, spread: np.ndarray) -> Interval:
-    """R² of each shuffle, two columns a piece: their mean and the middle 95 % of them."""
+    """R² of each shuffle, two columns each: their mean and the middle 95 % of them."""
     values = 1 - wrong.sum(0).reshape(-1, 2).sum(1) / spread.sum(0).reshape(-1, 2).sum(1)
     return Interval(float(values.mean()), *map(float, np.quantile(values, [0.025, 0.975])), len(values))  # pyright: ignore[reportCallIssue]
 

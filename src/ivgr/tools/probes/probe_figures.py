@@ -38,7 +38,7 @@ def show_maps(
     head: int | None = None,
 ) -> Figure:
     """Each stream's attention over the pictures, gold boxes in green, the response below; the same
-    samples in each stream, a column a sample. All heads, unless one is named."""
+    samples in each stream, one column per sample. All heads, unless one is named."""
     columns = len(next(iter(readings.values())))
     with plt.rc_context(STYLE):
         size = (2.1 * columns, 3.0 * len(readings))

@@ -1,4 +1,4 @@
-"""The study as one figure: a column a measure; above the arms, below the paired differences."""
+"""The study as one figure: one column per measure; above the arms, below the paired differences."""
 
 from collections.abc import Sequence
 from pathlib import Path
