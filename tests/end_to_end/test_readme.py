@@ -12,6 +12,7 @@ from jsonargparse import capture_parser
 from ivgr.cli.commands import load_tool
 from ivgr.cli.main import main
 from ivgr.launch.renamed import CLASSES
+from support.manuals import blocks, commands_of
 from support.sweep import outcome_of, parsed_only
 
 ROOT = Path(__file__).parents[2]
@@ -25,19 +26,9 @@ PAGES = MANUALS | {
 }
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """The code blocks of a page in one language."""
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)
-
-
 def spans(page: str) -> list[str]:
     """What stands between single backquotes outside code blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", page, flags=re.DOTALL | re.MULTILINE))
-
-
-def commands_of(page: str) -> list[str]:
-    lines = "".join(blocks(page, "bash")).replace("\\\n", "").splitlines()
-    return [line.partition("  #")[0].strip() for line in lines]
 
 
 COMMANDS = commands_of(README)

@@ -38,7 +38,7 @@ def scratch(
     """Write a random-weight checkpoint of a model family's true shape.
 
     Args:
-        family: qwen2_vl, qwen2_5_vl or qwen3_vl.
+        family: qwen2_vl, qwen2_5_vl, qwen3_vl, or one of your own (see `ivgr.models.register`).
         size: A shipped size such as 7b, or tiny (a few narrow layers, for a CPU).
         folder: Where it goes; must be new or empty. Needs the model's size in memory.
         layers: Language-model layers, if not the size's own.
