@@ -4,11 +4,12 @@ In: a loss of this rank. Out: one step of all ranks together, or none.
 """
 
 import math
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
 from ivgr.core.sharding import is_sharded
 from ivgr.distributed.collectives import sum_ranks
@@ -32,6 +33,38 @@ class OptimizerStep(Protocol):
     def sum_ranks(self, value: float) -> float:
         """The sum of all ranks' values; all ranks must call it."""
         ...
+
+
+class OneProcessStep:
+    """The `OptimizerStep` of a process that is alone: no ranks, no schedule.
+
+    Args:
+        parameters: What is trained.
+        optimizer: Steps them.
+        clip_norm: Largest gradient norm.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float = 1.0,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.optimizer = optimizer
+        self.clip_norm = clip_norm
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> float:
+        norm = clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm.item()
+
+    def sum_ranks(self, value: float) -> float:
+        return value
 
 
 class LightningOptimizerStep:

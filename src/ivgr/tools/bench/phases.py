@@ -3,10 +3,8 @@
 In: a `Setting`. Out: contenders for `ivgr.tools.bench.measure`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-
-import torch
 
 from ivgr.core.query import Query, separate
 from ivgr.core.settings import MOST
@@ -21,6 +19,7 @@ from ivgr.tools.bench.bench_setting import OPTIMIZERS, Setting, build_model, bui
 from ivgr.tools.bench.measure import Contender
 from ivgr.toy import RuleJudge
 from ivgr.trainer.loss import PolicyLossConfig
+from ivgr.trainer.optimizer_step import OneProcessStep
 from ivgr.trainer.policy_update import PolicyUpdate
 from ivgr.trainer.reference import FrozenReference
 from ivgr.trainer.rl_step import RLStep
@@ -60,26 +59,6 @@ def rollout_contenders(setting: Setting) -> dict[str, Contender]:
             ("prefill", brief, "tree", prefill),
         )
     }
-
-
-@dataclass
-class OneProcessStep:
-    """The `OptimizerStep` of a process that is alone."""
-
-    trained: list[torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
-
-    def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-    def step(self) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.0).item()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
-
-    def sum_ranks(self, value: float) -> float:
-        return value
 
 
 def build_iteration(setting: Setting) -> RLStep:
