@@ -4,6 +4,7 @@ In: a name as it stands there. Out: the name now.
 """
 
 import re
+from typing import Any
 
 CLASSES = {
     "ivgr.archive.Archive": "ivgr.rewards.Archive",
@@ -63,3 +64,14 @@ def renamed_setting(name: str) -> str | None:
         if name == old or name.startswith(f"{old}."):
             return new + name.removeprefix(old)
     return None
+
+
+def by_new_names(saved: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings, such as an earlier version has saved, with today's names of settings and classes;
+    `init_args` is left out of the names. A name may begin with a prefix and ": "."""
+    renamed = {}
+    for name, value in saved.items():
+        prefix, colon, own = name.rpartition(": ")
+        new = renamed_setting(own) or own.replace(".init_args", "")
+        renamed[prefix + colon + new] = CLASSES.get(value, value) if isinstance(value, str) else value
+    return renamed

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ivgr.cli.main import main
 from ivgr.core.errors import UserError
@@ -24,6 +25,7 @@ from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.tools.study.policy_report import ReportSettings, read_enough, report_on
 from ivgr.tools.study.process_pool import Pool, Task
+from ivgr.tools.study.study import plan_examination
 from ivgr.tools.study.study_figure import draw
 from ivgr.tools.study.study_report import Outcome, compare_arms, estimate_arms, write_results
 from ivgr.tools.study.study_runs import Run, Training, check_same_settings, flatten, plan_runs
@@ -73,6 +75,39 @@ def test_a_changed_setting_is_refused_and_named(tmp_path):
         check_same_settings(tmp_path, {"iterations": 2, "lr": 0.2})
     with pytest.raises(UserError, match="begun with clip None"):
         check_same_settings(tmp_path, {"iterations": 2, "lr": 0.1, "clip": 1})
+
+
+def test_a_study_of_an_earlier_version_goes_on_under_the_new_names(tmp_path):
+    """As db1b268 has saved it."""
+    before = {
+        "tiny.yaml: model.class_path": "ivgr.module.IVGR",
+        "tiny.yaml: model.init_args.updates": 1,
+        "tiny.yaml: model.init_args.engine.class_path": "ivgr.rollout.engine.TransformersEngine",
+        "tiny.yaml: model.init_args.engine.init_args.max_new_tokens": 72,
+        "tiny.yaml: model.init_args.judge.class_path": "ivgr.judge.RuleJudge",
+    }
+    now = {
+        "tiny.yaml: model.class_path": "ivgr.IVGR",
+        "tiny.yaml: model.init_args.update.mini_batches": 1,
+        "tiny.yaml: model.init_args.engine.class_path": "ivgr.TransformersEngine",
+        "tiny.yaml: model.init_args.engine.init_args.sampling.max_new_tokens": 72,
+        "tiny.yaml: model.init_args.judge.class_path": "ivgr.toy.RuleJudge",
+    }
+    (tmp_path / "study.json").write_text(json.dumps(before))
+    longer = now | {"tiny.yaml: model.init_args.engine.init_args.sampling.max_new_tokens": 80}
+    with pytest.raises(UserError, match=r"engine\.sampling\.max_new_tokens 72, now it is 80"):
+        check_same_settings(tmp_path, longer)
+    check_same_settings(tmp_path, now)
+    assert json.loads((tmp_path / "study.json").read_text()) == now
+
+
+def test_policies_are_examined_with_the_prompts_of_the_config(tmp_path):
+    config = yaml.safe_load(TINY.read_text())
+    config["model"]["init_args"]["encoding"] = {"prompts": {"textual": "Say it in words."}}
+    base = tmp_path / "own.yaml"
+    base.write_text(yaml.safe_dump(config))
+    asked = plan_examination(Training(base, 2, 40, 8, 1), tmp_path, 8)
+    assert asked.prompts == {"textual": "Say it in words."} and asked.max_new_tokens == 72
 
 
 @pytest.mark.parametrize(

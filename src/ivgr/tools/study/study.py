@@ -125,7 +125,7 @@ def plan_examination(training: Training, world: Path, probed: int) -> ReportSett
         questions=training.questions,
         probed=probed,
         max_new_tokens=longest_response(model),
-        prompts=model.get("prompts", {}),
+        prompts=model.get("encoding", {}).get("prompts", {}),
     )
 
 

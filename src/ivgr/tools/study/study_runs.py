@@ -14,6 +14,7 @@ from ivgr.core.errors import UserError
 from ivgr.core.readers import read_json
 from ivgr.core.resumable_jsonl import refuse_other_settings
 from ivgr.launch.config import read_config
+from ivgr.launch.renamed import by_new_names
 from ivgr.tools.study.variants import ARMS
 from ivgr.toy.world import World, write_world
 
@@ -97,10 +98,11 @@ def plan_runs(folder: Path, arms: list[str], seeds: int, others: int) -> list[Ru
 
 
 def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes FOLDER/study.json; UserError if a study with other settings was begun there."""
+    """Writes FOLDER/study.json; UserError if a study with other settings was begun there. What an earlier
+    version has saved under other names is compared by today's."""
     path, settings = folder / "study.json", json.loads(json.dumps(settings))
-    saved = read_json(path, AGAIN, dict) if path.exists() else settings
-    refuse_other_settings(path, saved, dict.fromkeys(saved) | settings, "another --folder")
+    saved = by_new_names(read_json(path, AGAIN, dict) if path.exists() else settings)
+    refuse_other_settings(path, saved, dict.fromkeys(saved) | by_new_names(settings), "another --folder")
     write_json(path, settings)
 
 
