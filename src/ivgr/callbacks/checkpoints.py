@@ -44,7 +44,10 @@ class Checkpoints(Checkpoint):
     state_shape = {"record": float}
 
     def __init__(self, folder: Path, every: int, keep: int, best: str) -> None:
-        self.folder, self.every, self.keep, self.best = folder, every, keep, best
+        self.folder = folder
+        self.every = every
+        self.keep = keep
+        self.best = best
         self.record = float("-inf")
         self.saved = 0
         self.unvalidated = False
@@ -83,7 +86,8 @@ class Checkpoints(Checkpoint):
             return
         self.unvalidated, score = False, trainer.callback_metrics.get(self.best)
         if score is not None and score > self.record:
-            self.record, self.sets_record = float(score), True
+            self.record = float(score)
+            self.sets_record = True
             self.save(trainer, best=True)
             self.sets_record = False
 
@@ -169,7 +173,8 @@ class Checkpoints(Checkpoint):
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.record, self.unvalidated = state["record"], state.get("unvalidated", False)
+        self.record = state["record"]
+        self.unvalidated = state.get("unvalidated", False)
         self.sets_record = state.get("sets_record", False)
 
 

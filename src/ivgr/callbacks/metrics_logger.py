@@ -42,7 +42,8 @@ class MetricsLogger(L.Callback):
         return "Board"
 
     def __init__(self, every: int = 10, queries: int = 4) -> None:
-        self.every, self.queries = every, queries
+        self.every = every
+        self.queries = queries
         self.shares: list[list[float]] = []
 
     def on_train_start(self, trainer: L.Trainer, module: RLModule) -> None:

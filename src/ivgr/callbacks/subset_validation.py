@@ -21,7 +21,8 @@ class SubsetValidation(L.Callback):
     """
 
     def __init__(self, times: int, queries: int) -> None:
-        self.times, self.queries = times, queries
+        self.times = times
+        self.queries = queries
 
     def on_train_batch_start(self, trainer: L.Trainer, module: RLModule, batch: Any, batch_idx: int) -> None:
         """Before the next iteration rather than after the last: what has ended is then in a checkpoint

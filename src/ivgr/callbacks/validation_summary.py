@@ -85,7 +85,8 @@ class ValidationSummary(L.Callback):
         return {"before": self.before, "seconds": self._elapsed()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.before, self.seconds = state["before"], state["seconds"]
+        self.before = state["before"]
+        self.seconds = state["seconds"]
 
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self.since

@@ -13,7 +13,9 @@ class RejectedSample(UserError):
 
     def __init__(self, message: str, reason: str = "sample: broken") -> None:
         super().__init__(message)
-        self.reason, self.id, self.kind = reason, "", ""
+        self.reason = reason
+        self.id = ""
+        self.kind = ""
 
 
 @dataclass(frozen=True)

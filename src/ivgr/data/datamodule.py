@@ -94,11 +94,19 @@ class ShardDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.validation_metrics = tuple(validation_metrics)
-        self.train, self.val, self.prompts, self.paired_ratio = train, val, prompts, paired_ratio
-        self.shuffle, self.workers, self.streams = shuffle, workers, check_paired(streams)
-        self.shards_by_rank, self.expected_response = shards_by_rank, expected_response
-        self.val_queries, self.val_batch = val_queries, val_batch
-        self.max_rejected, self.allow_pipe = max_rejected, allow_pipe
+        self.train = train
+        self.val = val
+        self.prompts = prompts
+        self.paired_ratio = paired_ratio
+        self.shuffle = shuffle
+        self.workers = workers
+        self.streams = check_paired(streams)
+        self.shards_by_rank = shards_by_rank
+        self.expected_response = expected_response
+        self.val_queries = val_queries
+        self.val_batch = val_batch
+        self.max_rejected = max_rejected
+        self.allow_pipe = allow_pipe
         self.start = 0
 
     def setup(self, stage: str) -> None:

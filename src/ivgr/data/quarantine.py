@@ -20,7 +20,8 @@ class Quarantine:
     """
 
     def __init__(self, path: Path | None, limit: float) -> None:
-        self.path, self.limit = path, limit
+        self.path = path
+        self.limit = limit
         self.counts: Counter = Counter()
         self.seen = 0
         self._listed: set[tuple] | None = None
@@ -32,7 +33,8 @@ class Quarantine:
         counts = self.counts + Counter(rejection.reason for rejection in rejected)
         if rejected and self.seen + seen >= MINIMUM:
             check_share(counts, self.seen + seen, self.limit, rejected[0].message)
-        self.counts, self.seen = counts, self.seen + seen
+        self.counts = counts
+        self.seen += seen
 
     def metrics(self) -> dict[str, float]:
         """By name."""
@@ -49,7 +51,8 @@ class Quarantine:
         return {"counts": dict(self.counts), "seen": self.seen}
 
     def load_state_dict(self, state: dict) -> None:
-        self.counts, self.seen = Counter(state["counts"]), state["seen"]
+        self.counts = Counter(state["counts"])
+        self.seen = state["seen"]
 
     def _list(self, rejected: list[Rejection]) -> None:
         if self.path is None or not rejected:

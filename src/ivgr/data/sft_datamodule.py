@@ -54,10 +54,12 @@ class ColdStart(ShardDataModule):
         validation_metrics: Sequence[ValidationMetric] = (),
     ) -> None:
         super().__init__(train, val, shuffle=shuffle, workers=workers, validation_metrics=validation_metrics)
-        self.val_queries, self.val_batch = val_queries, val_batch
+        self.val_queries = val_queries
+        self.val_batch = val_batch
         self.shards = train
         self.total_steps = steps or 0  # 0 until `setup` has counted the demonstrations
-        self.epochs, self.batch = epochs, batch
+        self.epochs = epochs
+        self.batch = batch
 
     def _check_train(self) -> None:
         if self.batch % self.trainer.world_size:
@@ -117,8 +119,14 @@ class DemonstrationStream(IterableDataset):
         ranks: int = 1,
         start: int = 0,
     ) -> None:
-        self.shards, self.batch, self.steps, self.seed = shards, batch, steps, seed
-        self.shuffle, self.rank, self.ranks, self.start = shuffle, rank, ranks, start
+        self.shards = shards
+        self.batch = batch
+        self.steps = steps
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.ranks = ranks
+        self.start = start
 
     def __iter__(self) -> Iterator[list[Demonstration]]:
         worker = get_worker_info()

@@ -70,8 +70,13 @@ class SampleStream(IterableDataset):
         ranks: int = 1,
         start: int = 0,
     ) -> None:
-        self.feeds, self.mix, self.seed, self.shuffle = feeds, mix, seed, shuffle
-        self.rank, self.ranks, self.start = rank, ranks, start
+        self.feeds = feeds
+        self.mix = mix
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.ranks = ranks
+        self.start = start
 
     def __iter__(self) -> Iterator[list[ShardedSample | Rejection]]:
         worker = get_worker_info()

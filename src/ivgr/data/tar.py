@@ -153,7 +153,10 @@ class _Meter:
     off does not take back; RejectedSample ("shard: endless") past `most`."""
 
     def __init__(self, file: BinaryIO, most: int) -> None:
-        self.file, self.most, self.count, self.head = file, most, 0, b""
+        self.file = file
+        self.most = most
+        self.count = 0
+        self.head = b""
 
     def peek(self, size: int) -> bytes:
         """The next bytes, which are read again."""

@@ -13,8 +13,11 @@ class HeldOut(IterableDataset):
     """Batches of the first `limit` paired samples, in shard order, dealt out to ranks."""
 
     def __init__(self, shards: list[str], limit: int | None, batch: int, rank: int, ranks: int) -> None:
-        self.shards, self.limit, self.batch = shards, limit, batch
-        self.rank, self.ranks = rank, ranks
+        self.shards = shards
+        self.limit = limit
+        self.batch = batch
+        self.rank = rank
+        self.ranks = ranks
 
     def __iter__(self) -> Iterator[list[ShardedSample | Rejection]]:
         paired = read_samples(self.shards, ("paired", ""))

@@ -82,11 +82,15 @@ class Links:
         advice: str,
         leaving: Callable[[], bool],
     ) -> None:
-        self.rank, self.links = rank, links
-        self.place, self.advice, self.leaving = place, advice, leaving
+        self.rank = rank
+        self.links = links
+        self.place = place
+        self.advice = advice
+        self.leaving = leaving
         self.ended: set[int] = set()
         self.trouble = ""
-        self.told, self.lock = Event(), Lock()
+        self.told = Event()
+        self.lock = Lock()
         os.register_at_fork(after_in_child=self._close)
         for peer in links:
             Thread(target=self._listen, args=(peer,), daemon=True).start()

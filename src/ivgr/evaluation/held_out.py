@@ -44,7 +44,8 @@ class HeldOutFigures(nn.Module):
 
     def __init__(self, judge: Judge, metrics: Sequence[ValidationMetric] = ()) -> None:
         super().__init__()
-        self.judge, self.metrics = judge, metrics
+        self.judge = judge
+        self.metrics = metrics
         self.means: Any = nn.ModuleDict(
             {
                 stream: nn.ModuleDict({name: MeanMetric() for name in (*names, *RARE)})

@@ -62,9 +62,14 @@ class ChatClient:
         seed: Seed = 0,
     ) -> None:
         self.openai = _import_openai()
-        self.base_url, self.api_key_env = base_url, api_key_env
-        self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
-        self.pause, self.batch_seconds, self.seed = pause, batch_seconds, seed
+        self.base_url = base_url
+        self.api_key_env = api_key_env
+        self.concurrency = concurrency
+        self.timeout = timeout
+        self.retries = retries
+        self.pause = pause
+        self.batch_seconds = batch_seconds
+        self.seed = seed
         self.request = {
             "model": model,
             "temperature": temperature,
@@ -108,7 +113,10 @@ class _Batch:
     """The conversations of one call, in one event loop."""
 
     def __init__(self, client: ChatClient, parse: Callable, arrived: Callable | None, request: dict) -> None:
-        self.client, self.parse, self.arrived, self.request = client, parse, arrived, request
+        self.client = client
+        self.parse = parse
+        self.arrived = arrived
+        self.request = request
         self.gate = asyncio.Semaphore(client.concurrency)
 
     async def ask_all(self, conversations: list[Conversation], seconds: float) -> list:

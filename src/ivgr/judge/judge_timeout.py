@@ -17,7 +17,8 @@ class TimeoutJudge:
     behind when the program ends. What else the judge has, such as `report`, it has too."""
 
     def __init__(self, judge: Judge, seconds: float) -> None:
-        self.judge, self.seconds = judge, seconds
+        self.judge = judge
+        self.seconds = seconds
 
     def agree(self, questions: list[Agreement]) -> list[bool | None]:
         """See `Judge.agree`."""

@@ -83,7 +83,9 @@ class LLMJudge:
             max_tokens=max_tokens,
             extra_body=extra_body,
         )
-        self.votes, self.missing_limit, self.patience = votes, missing_limit, patience
+        self.votes = votes
+        self.missing_limit = missing_limit
+        self.patience = patience
         self.temperature = (0.5 if votes > 1 else 0.0) if temperature is None else temperature
         self.structured: Structured = structured
         self.cache = VerdictCache(cache)

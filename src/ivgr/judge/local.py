@@ -39,7 +39,9 @@ class LocalJudge:
         max_prompt_tokens: PositiveInt = 8192,
     ) -> None:
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-        self.device, self.batch, self.max_prompt_tokens = device or own, batch, max_prompt_tokens
+        self.device = device or own
+        self.batch = batch
+        self.max_prompt_tokens = max_prompt_tokens
         with refusals("model.judge.path", f"{path!r} must be a causal language model", SafetensorError):
             self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(

@@ -31,7 +31,8 @@ class SettingError(UserError, TypeError):
 
     def __init__(self, key: str, complaint: str) -> None:
         super().__init__(f"{key} {complaint}".strip()[:300])
-        self.key, self.complaint = key, complaint
+        self.key = key
+        self.complaint = complaint
 
     @classmethod
     def of(cls, message: str, cause: BaseException | None, inner: "SettingError | None") -> "SettingError":

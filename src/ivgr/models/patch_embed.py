@@ -14,7 +14,8 @@ class LinearPatches(nn.Module):
 
     def __init__(self, convolution: nn.Conv3d) -> None:
         super().__init__()
-        self.weight, self.bias = convolution.weight, convolution.bias
+        self.weight = convolution.weight
+        self.bias = convolution.bias
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Patches (N, C, T, P, P) → their embeddings (N, E, 1, 1, 1)."""

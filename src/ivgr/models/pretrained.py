@@ -47,7 +47,8 @@ class Pretrained:
         self.path = path
         self.dtype: Dtype = dtype
         self.attn_implementation = attn_implementation
-        self.min_pixels, self.max_pixels = min_pixels, max_pixels
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """The model and its processor; UserError if there are none, see `ivgr.models.model_directory`."""

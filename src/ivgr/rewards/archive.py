@@ -36,7 +36,8 @@ class Archive:
     state_shape = {str: (float, str)}
 
     def __init__(self, threshold: Share = 0.3, persistent: bool = True) -> None:
-        self.threshold, self.persistent = threshold, persistent
+        self.threshold = threshold
+        self.persistent = persistent
         self.entries: dict[str, Entry] = {}
 
     def __len__(self) -> int:

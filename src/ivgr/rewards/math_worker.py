@@ -28,7 +28,8 @@ class Lines:
     """Lines of a file descriptor, read with a time limit."""
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.rest = descriptor, b""
+        self.descriptor = descriptor
+        self.rest = b""
         self.poll = select.poll()
         self.poll.register(descriptor, select.POLLIN)
 

@@ -80,7 +80,9 @@ class _Worker:
     """A `math_worker.py` process, started when it is made and ready some time later."""
 
     def __init__(self) -> None:
-        self.born, self.ready, self.sound = time.monotonic(), False, True
+        self.born = time.monotonic()
+        self.ready = False
+        self.sound = True
         script = Path(__file__).with_name("math_worker.py")
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(script), str(os.getpid())],
@@ -90,7 +92,8 @@ class _Worker:
             start_new_session=True,
         )
         assert self.process.stdin and self.process.stdout, "both are pipes"
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.stdin = self.process.stdin
+        self.stdout = self.process.stdout
         self.lines = Lines(self.stdout.fileno())
 
     def ask(self, answer: str, gold: str) -> bool | None:
@@ -129,7 +132,8 @@ class _Pool:
     """Idle workers, for as many calls at once as there are."""
 
     def __init__(self) -> None:
-        self.lock, self.idle = threading.Lock(), []
+        self.lock = threading.Lock()
+        self.idle = []
 
     def take(self) -> _Worker:
         with self.lock:

@@ -27,7 +27,10 @@ class Branches:
     next-token logits (R, V)."""
 
     def __init__(self, model: PreTrainedModel, limit: int, graphs: bool) -> None:
-        self.model, self.limit, self.cache, self.graphs = model, limit, TreeCache(), graphs
+        self.model = model
+        self.limit = limit
+        self.cache = TreeCache()
+        self.graphs = graphs
         self.next_position = self.logits = torch.empty(0)
 
     def prefill(self, queries: list[Query], copies: list[int]) -> None:
@@ -38,7 +41,8 @@ class Branches:
         position = pack.positions.amax(0)[pack.fork_row, pack.fork_column] + 1
         logits = self.model.lm_head(hidden[pack.fork_row, pack.fork_column])
         group = torch.arange(len(copies)).repeat_interleave(torch.tensor(copies)).to(logits.device)
-        self.next_position, self.logits = position[group], logits[group]
+        self.next_position = position[group]
+        self.logits = logits[group]
         self.cache.fork(pack.fork_row[group], pack.fork_sees[group], self.limit)
 
     def decode(
@@ -102,7 +106,8 @@ class Branches:
 
     def _select(self, rows: torch.Tensor) -> None:
         self.cache.select(rows)
-        self.next_position, self.logits = self.next_position[rows], self.logits[rows]
+        self.next_position = self.next_position[rows]
+        self.logits = self.logits[rows]
         self._renew()
 
     def _renew(self) -> None:

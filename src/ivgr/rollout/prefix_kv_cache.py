@@ -42,7 +42,9 @@ class TreeCache:
         """Starts R branches: prefix_of (R,) in order, prefix_visible (R, L) bool; each holds up to
         `limit` tokens."""
         self.decoding = True
-        self.prefix_visible, self.prefix_of, self.limit = prefix_visible, prefix_of, limit
+        self.prefix_visible = prefix_visible
+        self.prefix_of = prefix_of
+        self.limit = limit
         keys = self.prefix_kv[0][0]
         self.position = torch.zeros((), dtype=torch.long, device=keys.device)
         self.branch_bias = keys.new_full((0,), 0.0, dtype=torch.float32)

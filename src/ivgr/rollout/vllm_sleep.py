@@ -27,7 +27,8 @@ class SleepingEngine:
     """
 
     def __init__(self, llm: Any, level: int) -> None:
-        self.llm, self.level = llm, level
+        self.llm = llm
+        self.level = level
         self.asleep: list[str] = []
         self.interrupted = False
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -74,7 +75,8 @@ class SleepingEngine:
             self.llm.apply_model(self._keep)
         self.interrupted = True
         self.llm.sleep(level=self.level)
-        self.interrupted, self.asleep = False, list(TAGS)
+        self.interrupted = False
+        self.asleep = list(TAGS)
 
     def _abort_requests(self) -> None:
         """Sleeping aborts them where they are computed, but not where they are awaited."""

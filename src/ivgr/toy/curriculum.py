@@ -79,8 +79,12 @@ class Curriculum(L.LightningDataModule):
         world_seed: Seed = 1,
     ) -> None:
         super().__init__()
-        self.lessons, self.batch, self.workers = lessons, batch, workers
-        self.val_count, self.val_batch, self.world_seed = val_count, val_batch, world_seed
+        self.lessons = lessons
+        self.batch = batch
+        self.workers = workers
+        self.val_count = val_count
+        self.val_batch = val_batch
+        self.world_seed = world_seed
 
     @property
     def total_steps(self) -> int:
@@ -132,7 +136,10 @@ class Lessons(IterableDataset):
     def __init__(
         self, lessons: list[Lesson], pools: list[dict[str, list[str]]], batch: int, seed: int
     ) -> None:
-        self.lessons, self.pools, self.batch, self.seed = lessons, pools, batch, seed
+        self.lessons = lessons
+        self.pools = pools
+        self.batch = batch
+        self.seed = seed
 
     def __iter__(self) -> Iterator[list[Demonstration]]:
         for index, (lesson, pools) in enumerate(zip(self.lessons, self.pools, strict=True)):

@@ -44,8 +44,12 @@ class TinyScratch:
         rope_theta: PositiveFloat = 20.0,
         seed: Seed = 0,
     ) -> None:
-        self.width, self.layers, self.vision_layers = width, layers, vision_layers
-        self.heads, self.rope_theta, self.seed = heads, rope_theta, seed
+        self.width = width
+        self.layers = layers
+        self.vision_layers = vision_layers
+        self.heads = heads
+        self.rope_theta = rope_theta
+        self.seed = seed
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         processor = build_processor()

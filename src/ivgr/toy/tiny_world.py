@@ -32,7 +32,8 @@ class TinyWorld(ShardDataModule):
             write_world(self._folder() / split, World(split, count, self.world_seed))
 
     def setup(self, stage: str) -> None:
-        self.train, self.val = str(self._folder() / "train"), str(self._folder() / "val")
+        self.train = str(self._folder() / "train")
+        self.val = str(self._folder() / "val")
         super().setup(stage)
 
     def _folder(self) -> Path:

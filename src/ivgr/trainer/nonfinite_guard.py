@@ -46,7 +46,9 @@ class NonFiniteGuard:
     """
 
     def __init__(self, patience: int = 3) -> None:
-        self.patience, self.skipped, self.in_a_row = patience, 0, 0
+        self.patience = patience
+        self.skipped = 0
+        self.in_a_row = 0
         self.fault: str | None = None
         self.norms: deque[float] = deque(maxlen=5)
 

@@ -43,7 +43,8 @@ class FrozenReference:
     """
 
     def __init__(self, path: str | None = None, device: Literal["policy", "cpu"] = "policy") -> None:
-        self.path, self.device = path, device
+        self.path = path
+        self.device = device
 
     def load(self, policy: PreTrainedModel) -> Reference:
         """The reference of a policy that is in its training form."""
@@ -93,7 +94,9 @@ class OwnModel:
     """Weights of its own, shared with nobody; with `offload` they live on the CPU."""
 
     def __init__(self, model: PreTrainedModel, policy: PreTrainedModel, offload: bool = False) -> None:
-        self.model, self.policy, self.offload = model, policy, offload
+        self.model = model
+        self.policy = policy
+        self.offload = offload
 
     def inference_model(self) -> AbstractContextManager[PreTrainedModel]:
         if self.offload:

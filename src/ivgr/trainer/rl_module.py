@@ -134,7 +134,8 @@ class IVGR(PolicyModule):
             self.metrics |= self.rl_step.run(batch.queries, seed)
             self.everyone = self.rl_step.everyone
         self.metrics["optim/lr"] = self.optimizers().param_groups[0]["lr"]
-        self.iteration, self.rollback_snapshot = self.iteration + 1, None
+        self.iteration += 1
+        self.rollback_snapshot = None
         if self.iteration >= self.iterations:
             self.trainer.should_stop = True
 

@@ -47,7 +47,8 @@ class Inputs:
 
     def make_logits(self) -> None:
         padded = torch.cat([self.hidden, self.hidden[:1]]), torch.cat([self.ref_hidden, self.ref_hidden[:1]])
-        self.logits, self.ref_logits = padded[0] @ self.weight.T, padded[1] @ self.ref_weight.T
+        self.logits = padded[0] @ self.weight.T
+        self.ref_logits = padded[1] @ self.ref_weight.T
 
     @staticmethod
     def made(logits: torch.Tensor | None) -> torch.Tensor:

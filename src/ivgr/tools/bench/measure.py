@@ -39,8 +39,11 @@ class Clock:
     """Measures runs on `model`: the first for memory, the others for time."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.images, self.peak = model, [], None
-        self.seconds, self.rollouts = [], []
+        self.model = model
+        self.images = []
+        self.peak = None
+        self.seconds = []
+        self.rollouts = []
         self.cuda = model.device.type == "cuda"
 
     @contextmanager

@@ -27,7 +27,9 @@ class Alternate(TrainerCallback):
     """Measures the trainer's steps and calls `between` after each."""
 
     def __init__(self, clock: Clock, between: Callable[[], None]) -> None:
-        self.clock, self.between, self.step = clock, between, ExitStack()
+        self.clock = clock
+        self.between = between
+        self.step = ExitStack()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs) -> None:
         self.step.enter_context(self.clock.running())

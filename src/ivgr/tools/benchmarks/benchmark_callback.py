@@ -69,9 +69,15 @@ class Benchmarks(L.Callback):
         if not benchmark or not mode:
             raise UserError("Benchmarks: name a benchmark and a mode")
         self.benchmarks = {name: find_benchmark(name, "Benchmarks.benchmark") for name in benchmark}
-        self.data, self.modes, self.rows, self.seed = Path(data), tuple(dict.fromkeys(mode)), rows, seed
-        self.every, self.batch, self.openly = every, batch, openly
-        self.judge, self.cropping = judge, cropping
+        self.data = Path(data)
+        self.modes = tuple(dict.fromkeys(mode))
+        self.rows = rows
+        self.seed = seed
+        self.every = every
+        self.batch = batch
+        self.openly = openly
+        self.judge = judge
+        self.cropping = cropping
         self.seen = 0
 
     @property

@@ -162,7 +162,8 @@ class Policy:
     """A model that is loaded when it is first needed, on a GPU if there is one."""
 
     def __init__(self, source: str, settings: Settings) -> None:
-        self.source, self.settings = source, settings
+        self.source = source
+        self.settings = settings
 
     @torch.inference_mode()
     def __call__(self, samples: list[Sample], mode: Mode) -> list[Reply]:

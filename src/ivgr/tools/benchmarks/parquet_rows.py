@@ -30,7 +30,8 @@ class ParquetRows(StockedRows):
     """The rows of one or several files, in the order of their names."""
 
     def __init__(self, paths: list[Path], benchmark: Benchmark, asked: bool = True) -> None:
-        self.paths, self.asked = paths, asked
+        self.paths = paths
+        self.asked = asked
         super().__init__(self._values(benchmark, light=True), benchmark, paths[0])
 
     def _values(self, benchmark: Benchmark, light: bool = False) -> Iterator[tuple[str, dict]]:

@@ -49,7 +49,9 @@ class StockedRows:
     them apart, or by their number."""
 
     def __init__(self, rows: Iterable[tuple[str, dict]], benchmark: Benchmark, path: Path) -> None:
-        self.benchmark, self.total, self.column = benchmark, 0, None
+        self.benchmark = benchmark
+        self.total = 0
+        self.column = None
         named: dict[str, set[str]] = {}
         faulty, first = 0, ""
         for where, values in rows:

@@ -26,7 +26,10 @@ class TsvRows(StockedRows):
 
     def __init__(self, path: Path, benchmark: Benchmark, asked: bool = True) -> None:
         csv.field_size_limit(1 << 31)
-        self.path, self.asked, self.offsets, self.references = path, asked, {}, {}
+        self.path = path
+        self.asked = asked
+        self.offsets = {}
+        self.references = {}
         super().__init__(self._survey(benchmark), benchmark, path)
         self._image_at = lru_cache(1)(self._read_image_at)
         self._keep_what_is_named()
@@ -116,7 +119,8 @@ class _Lines:
     """The lines of a file as text; `at` is the offset behind the last one."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.at = file, 0
+        self.file = file
+        self.at = 0
 
     def __iter__(self) -> "_Lines":
         return self

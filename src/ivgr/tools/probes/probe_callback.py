@@ -53,8 +53,12 @@ class Probing(L.Callback):
     ) -> None:
         if not streams or not set(streams) <= set(PAIRED):
             raise UserError(f"Probing: streams is {list(streams)}, must be some of {', '.join(PAIRED)}")
-        self.every, self.count, self.streams, self.pictures = every, count, tuple(streams), pictures
-        self.layer, self.budget = layer, budget
+        self.every = every
+        self.count = count
+        self.streams = tuple(streams)
+        self.pictures = pictures
+        self.layer = layer
+        self.budget = budget
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if getattr(module, "kind", None) != "rl":

@@ -93,7 +93,8 @@ class AttentionRecorder:
         reach: torch.Tensor,
         layers: tuple[int, ...],
     ) -> None:
-        self.reach, self.layers = reach, layers
+        self.reach = reach
+        self.layers = layers
         self.images = [image_columns(model, reading.query).to(reach.device) for reading in readings]
         self.points = [_points_of(reading) for reading in readings]
         self.thoughts = [[reading.start + token for token in reading.think] for reading in readings]

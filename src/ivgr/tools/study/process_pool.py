@@ -31,9 +31,11 @@ class Pool:
     """
 
     def __init__(self, parallel: int, threads: int) -> None:
-        self.parallel, self.threads = parallel, threads
+        self.parallel = parallel
+        self.threads = threads
         self.running: set[subprocess.Popen] = set()
-        self.lock, self.over = threading.Lock(), False
+        self.lock = threading.Lock()
+        self.over = False
 
     def run(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
         """Tells `done` of each task that is finished. UserError names the one that failed."""
