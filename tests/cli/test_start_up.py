@@ -61,6 +61,11 @@ def test_a_tool_that_trains_nothing_loads_no_lightning(words):
     assert loaded <= {"torch"} and out.startswith("usage: ivgr ")
 
 
+def test_a_setting_is_listed_with_what_stands_under_it():
+    _, out, _ = run("fit", "--help", "ivgr.trainer.update_config.UpdateConfig")
+    assert "Padded tokens per micro-batch; lower it when memory runs out." in " ".join(out.split())
+
+
 def test_the_settings_of_a_class_are_listed():
     _, out, _ = run("fit", "--help", "ivgr.Rewards")
     assert "accuracy" in out and "consistency" in out

@@ -13,15 +13,18 @@ PAIRED = (GROUNDED, TEXTUAL)
 STREAMS = (*PAIRED, SINGLE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Instructions of the streams; a single query is asked like the textual stream."""
+    """The instruction of each stream, which follows the question."""
 
     grounded: str = (
         "Think in <think> </think> and give a <box>[x1,y1,x2,y2]</box> for each object you refer to, "
         "then answer in <answer> </answer>."
     )
+    """Of the grounded stream."""
+
     textual: str = "Think in <think> </think> in plain words, then answer in <answer> </answer>."
+    """Of the textual stream, and of single queries."""
 
     def instruction(self, stream: str) -> str:
         return self.grounded if stream == GROUNDED else self.textual

@@ -28,17 +28,15 @@ from ivgr.data.validation_stream import HeldOut
 
 
 @checked("data.train: ")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
-    """One of several sources of training samples.
-
-    Args:
-        path: Its shards: a glob, a folder, a brace range or a URL; or a list of such.
-        weight: Its share of the queries of each kind that it holds, relative to the others.
-    """
+    """One of several sources of training samples."""
 
     path: str | list[str]
+    """Its shards: a glob, a folder, a brace range or a URL; or a list of such."""
+
     weight: PositiveFloat = 1.0
+    """Its share of the queries of each kind that it holds, relative to the other sources."""
 
 
 @checked("data.")
@@ -142,7 +140,7 @@ class ShardDataModule(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.shards_by_rank else (0, 1)
 
     def _sources(self) -> list[Source]:
-        sources = self.train if isinstance(self.train, list) else [Source(self.train)]
+        sources = self.train if isinstance(self.train, list) else [Source(path=self.train)]
         if not sources:
             raise UserError("data.train: give at least one source")
         return sources

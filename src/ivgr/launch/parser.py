@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from ivgr.core.errors import UserError, say
 from ivgr.core.readers import measure_yaml
@@ -21,6 +21,7 @@ def load(text: str) -> Any:
 
 
 set_loader("yaml", load)
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a setting is described under itself
 
 
 class SettingError(UserError, TypeError):

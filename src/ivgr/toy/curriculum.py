@@ -29,19 +29,30 @@ from ivgr.toy.world import Kind, Objects, World, write_world
 
 
 @checked("data.lessons: ")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """`steps` steps on scenes of fewest to most objects: `describe` scenes to describe as a
-    whole and `questions` scenes with a question each. describe_share of the demonstrations
-    are of the first kind, textual_share of all are of the textual stream."""
+    """One lesson of a curriculum: how long, and on which scenes."""
 
     steps: PositiveInt
+    """Optimizer steps."""
+
     fewest: Objects
+    """Objects in a scene, at least."""
+
     most: Objects
+    """Objects in a scene, at most."""
+
     describe: NonNegativeInt = 0
+    """Scenes to describe as a whole."""
+
     questions: NonNegativeInt = 0
+    """Scenes with one question each."""
+
     describe_share: Share = 1.0
+    """Share of the demonstrations that describe a scene as a whole."""
+
     textual_share: Share = 0.0
+    """Share of all demonstrations that are of the textual stream."""
 
     def worlds(self, seed: int) -> dict[str, World]:
         """The pools to draw, by the world's lesson name."""

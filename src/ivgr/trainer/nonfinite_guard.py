@@ -20,23 +20,21 @@ from ivgr.kernels import TokenStatistics
 
 
 @checked("model.guard.")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """When a run that goes wrong is stopped.
-
-    Args:
-        patience: Updates in a row that may be skipped, because the loss or a gradient is not
-            finite, before the run stops.
-        engine_timeout: Seconds after which a rollout engine that has not returned ends the run;
-            null waits for ever. It covers whatever lets go of Python's lock while it hangs: a
-            network, another process, a GPU.
-        judge_timeout: The same for a judge; null waits for ever. Ranks that wait for another's judge
-            give up after 1800 s (Lightning's time limit of a collective) and cannot say why.
-    """
+    """When a run that goes wrong is stopped."""
 
     patience: PositiveInt = 3
+    """Updates in a row that may be skipped, because the loss or a gradient is not finite, before the run
+    stops."""
+
     engine_timeout: PositiveFloat | None = None
+    """Seconds after which a rollout engine that has not returned ends the run; null waits for ever. It covers
+    whatever releases Python's lock while it hangs: a network, another process, a GPU."""
+
     judge_timeout: PositiveFloat | None = 1700.0
+    """The same for a judge; null waits for ever. Ranks that wait for another's judge give up after 1800 s
+    (Lightning's time limit of a collective) and cannot say why."""
 
 
 class NonFiniteGuard:

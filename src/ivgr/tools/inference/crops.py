@@ -18,21 +18,21 @@ ROUNDING = 1e-5
 
 
 @checked("cropping: ")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cropping:
-    """How boxes become crops.
-
-    Args:
-        margin: Added on each side, as a share of the box's side.
-        smallest: Shortest side of a crop in pixels, where the image has as many.
-        most: Crops at most; of more the smallest, which gain most by being looked at closely.
-        duplicate_iou: Of two crops that overlap by more, one is left out.
-    """
+    """How boxes become crops."""
 
     margin: NonNegativeFloat = 0.1
+    """Added on each side, as a share of the box's side."""
+
     smallest: PositiveInt = 56
+    """Shortest side of a crop in pixels, where the image has as many."""
+
     most: PositiveInt = 8
+    """Crops at most; of more boxes the smallest are taken, which gain most by a closer look."""
+
     duplicate_iou: Share = 0.9
+    """Of two crops that overlap by more, one is left out."""
 
     def crop(self, box: Sequence[float], size: tuple[int, int]) -> Rectangle | None:
         """The rectangle cut out for `box` of an image of `size` (width, height); None if nothing
