@@ -21,7 +21,7 @@ Runs = dict[str, dict[str, list[dict]]]
 
 
 def read_runs(folder: Path) -> Runs:
-    """By mode, then by benchmark; UserError if `folder` holds no mode."""
+    """Reads the runs by mode, then by benchmark; UserError if `folder` holds no mode."""
     runs = {}
     for mode in MODES:
         found = {name: folder / mode / f"{name}.jsonl" for name in BENCHMARKS}
@@ -54,14 +54,14 @@ def bucket_rows(runs: Runs) -> dict[str, list[list[dict]]]:
 
 
 def accuracy_of(rows: list[dict]) -> tuple[float, float, float]:
-    """Percent right with its 95 % interval."""
+    """Returns the accuracy in percent with its 95 % interval."""
     units = tabulate(rows, EACH, [row["verdict"] for row in rows])
     low, high = interval(mean_of_groups(resample(units)))
     return 100 * float(mean_of_groups(units.sum(0))), 100 * low, 100 * high
 
 
 def bucket_lines(runs: Runs) -> list[list[str]]:
-    """Only the header where no row has gold boxes."""
+    """Returns the table of accuracy by IoU bucket and mode; only its header if no row has gold boxes."""
     buckets = bucket_rows(runs)
     lines = [["IoU", "rows", *buckets]]
     for n, name in enumerate(BUCKETS):
@@ -75,7 +75,7 @@ def bucket_lines(runs: Runs) -> list[list[str]]:
 
 
 def gap_lines(runs: Runs) -> list[list[str]]:
-    """Each benchmark's score in text mode, and how much every other mode differs from it."""
+    """Returns each benchmark's score in text mode and the difference of every other mode from it."""
     others = [mode for mode in runs if mode != "text"]
     lines = [["benchmark", "text", *(f"{mode} - text" for mode in others)]]
     for name, rows in runs.get("text", {}).items():
@@ -89,7 +89,7 @@ def gap_lines(runs: Runs) -> list[list[str]]:
 
 
 def cost_lines(runs: Runs) -> list[list[str]]:
-    """Tokens written and pictures added, a reply."""
+    """Returns the tokens written and the images added per reply."""
     lines = [["benchmark", "mode", "tokens, mean", "median", "most", "crops, mean"]]
     for mode, found in runs.items():
         for name, rows in found.items():

@@ -1,4 +1,4 @@
-"""How many rows of a benchmark are asked together: as many as the memory that is free holds.
+"""The batch size of a benchmark: as many rows as fit in the free memory.
 
 In: the model and what a row may be at most. Out: a count. Where that was too many after all, the engine
 halves it (`ivgr.rollout.transformers_engine`).
@@ -32,7 +32,7 @@ def choose_batch(
 
 
 def fit_rows(free: int, row: int) -> int:
-    """The largest power of two, from 1 to `MOST`, of rows of `row` bytes that `free` bytes hold."""
+    """Returns the largest power of two, from 1 to `MOST`, of rows of `row` bytes that fit in `free` bytes."""
     held = max(1, min(MOST, int(SHARE * free // row)))
     return 1 << (held.bit_length() - 1)
 

@@ -114,7 +114,7 @@ class Benchmarks(L.Callback):
     def _ask(
         self, module: AnsweringModule, benchmark: Benchmark, mode: Mode, file: RowFile, numbers: list[int]
     ) -> list[dict]:
-        """The journal lines of the rows `numbers`."""
+        """Returns the journal lines of the rows `numbers`."""
         policy = module.rollout_policy()
         examination = BenchmarkRunner(
             benchmark,
@@ -141,7 +141,7 @@ def _figure(benchmark: str, mode: Mode) -> str:
 
 
 def draw_rows(total: int, count: int | None, seed: int) -> list[int]:
-    """`count` of the numbers below `total`, in order; all if they are no more, or count is None."""
+    """Draws `count` of the numbers below `total`, in order; all if there are no more or count is None."""
     if count is None or count >= total:
         return list(range(total))
     rng = np.random.default_rng(derive_seed("benchmark rows", seed))

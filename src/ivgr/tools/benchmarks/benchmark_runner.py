@@ -1,6 +1,7 @@
-"""Rows become journal lines: asked in batches, scored by rule, a judge for what no rule decides.
+"""The runner that turns rows into journal lines: it asks them in batches and scores them by rule, or by a
+judge where no rule decides.
 
-In: a `RowFile`, a benchmark, a way to respond. Out: one JSON object a row in the journal, in the
+In: a `RowFile`, a benchmark, a way to respond. Out: one JSON object per row in the journal, in the
 order of the file; an interrupted call goes on after the last whole batch.
 """
 
@@ -56,7 +57,7 @@ class BenchmarkRunner:
         return time.perf_counter() - start
 
     def examine(self, rows: list[Row]) -> list[dict]:
-        """The journal lines of `rows`, asked together."""
+        """Asks `rows` together and returns their journal lines."""
         samples = [row.ask(self.benchmark, self.openly) for row in rows]
         found = self._ask(rows, samples)
         verdicts = [self._score(*pair) for pair in zip(rows, found, strict=True)]
@@ -104,7 +105,7 @@ def respond_to_each(respond: Respond, samples: list[Sample]) -> list[Reply | Rej
 
 
 def _record(row: Row, prompt: str, reply: Reply, verdict: Verdict) -> dict:
-    """The journal line; verdict is null where the judge gave none."""
+    """Returns the journal line; verdict is null if the judge gave none."""
     return {
         "index": row.index,
         "prompt": prompt,

@@ -79,7 +79,7 @@ YES_FIGURES: dict[str, Statistic] = {
 
 
 def _unit(row: dict, number: int, benchmark: Benchmark) -> object:
-    """The same question about the same options in another order is the same unit."""
+    """Returns the same unit for the same question with the same options in another order."""
     if benchmark.group != CYCLE:
         return number
     return row["question"], tuple(sorted(row["options"].values()))
@@ -87,8 +87,11 @@ def _unit(row: dict, number: int, benchmark: Benchmark) -> object:
 
 @dataclass(frozen=True)
 class Difference:
-    """Run b less run a on `rows` rows, in percent, with a 95 % interval; only_a, only_b: rows
-    that only one got right; p: McNemar's exact test, two-sided; unjudged rows are left out."""
+    """The score of run b minus that of run a on `rows` rows, in percent, with a 95 % interval.
+
+    only_a and only_b count the rows that only one run got right; p is McNemar's exact test, two-sided.
+    Rows that were not judged are left out.
+    """
 
     rows: int
     a: float
@@ -103,8 +106,11 @@ class Difference:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The probability, if both runs were equally good, of a split of the rows that only one got
-    right at least as uneven: binomial with one half, two-sided (McNemar, Psychometrika 12, 1947)."""
+    """Returns the two-sided p value of McNemar's exact test (McNemar, Psychometrika 12, 1947).
+
+    It is the probability, if both runs were equally good, that the rows that only one run got right split
+    at least as unevenly: a binomial with probability one half.
+    """
     count, fewer = only_a + only_b, min(only_a, only_b)
     ways = tail = 1  # to get k heads, and at most k
     for k in range(fewer):
@@ -114,7 +120,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def compare_rows(a: Sequence[dict], b: Sequence[dict], benchmark: Benchmark) -> Difference:
-    """UserError if the two are not of the same rows."""
+    """Returns the paired difference of two runs; UserError if their rows are not the same, or if no row was
+    judged in both."""
     other = {row["index"]: row for row in b}
     if len(a) != len(b) or any(_asked(row) != _asked(other.get(row["index"])) for row in a):
         raise UserError(

@@ -35,7 +35,7 @@ def compare(run_a: Path, run_b: Path) -> None:
 
 
 def pair_files(run_a: Path, run_b: Path) -> dict[str, tuple[Path, Path]]:
-    """Both runs' journals by benchmark, for those that both have."""
+    """Returns both runs' journals by benchmark, for the benchmarks that both runs have."""
     one, two = (find_journals(run) for run in (run_a, run_b))
     shared = {name: (one[name], two[name]) for name in BENCHMARKS if name in one and name in two}
     if not shared:
@@ -44,7 +44,7 @@ def pair_files(run_a: Path, run_b: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def find_journals(run: Path) -> dict[str, Path]:
-    """UserError if `run` is neither a journal nor a folder of some."""
+    """Finds the journals of `run`; UserError if it is neither a journal nor a folder of journals."""
     paths = [run] if run.is_file() else sorted(run.glob("*.jsonl"))
     found = {path.stem: path for path in paths if path.suffix == ".jsonl" and path.stem in BENCHMARKS}
     if not found:

@@ -19,7 +19,7 @@ DIGITS = 15  # that a table stores exactly
 
 
 def name_file(label: str, benchmark: Benchmark, form: str) -> str:
-    """MODEL_DATASET.FORM, from which VLMEvalKit reads which benchmark it is."""
+    """Returns MODEL_DATASET.FORM, the file name from which VLMEvalKit reads the benchmark."""
     return f"{label}_{benchmark.kit}.{form}"
 
 
@@ -78,7 +78,7 @@ def _write_xlsx(table: list[list], path: Path) -> None:
 
 
 def check_form(form: str) -> None:
-    """UserError if `form` cannot be written."""
+    """Raises UserError if `form` cannot be written."""
     if form not in FORMS:
         raise UserError(f"evaluate --export is {form!r}, must be {' or '.join(FORMS)}")
     if form == "xlsx":

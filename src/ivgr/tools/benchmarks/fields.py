@@ -58,7 +58,7 @@ class Row:
 
 
 class Fault(Exception):
-    """Why a row cannot be asked."""
+    """The reason why a row cannot be asked."""
 
 
 def read_fields(fields: dict, benchmark: Benchmark, index: str) -> Row:

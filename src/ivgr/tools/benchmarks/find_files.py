@@ -1,4 +1,4 @@
-"""Where a benchmark lies: a file, or a folder that holds it under one of its usual names."""
+"""Finds a benchmark's files: a file, or a folder that holds it under one of its usual names."""
 
 from pathlib import Path
 

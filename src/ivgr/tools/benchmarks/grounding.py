@@ -75,7 +75,7 @@ def read_gold(gold: str) -> tuple[Box, float, float]:
 
 
 def overlap(answer: str, gold: str) -> float | None:
-    """IoU of the box that `answer` writes with the gold one; None if it writes none."""
+    """Returns the IoU of the box in `answer` with the gold box; None if `answer` has no box."""
     numbers = read_numbers(answer)
     if numbers is None:
         return None
@@ -84,7 +84,7 @@ def overlap(answer: str, gold: str) -> float | None:
 
 
 def name_split(category: str) -> str:
-    """ "RefCOCO+ test A" and "RefCOCO+_testA" are both the latter."""
+    """Returns one name for the spellings of a split: "RefCOCO+ test A" becomes "RefCOCO+_testA"."""
     name, _, part = category.strip().replace("_", " ", 1).partition(" ")
     plain = re.sub(r"[\s_-]+", "", part.lower())
     return f"{name}_{_PARTS.get(plain, part.strip().replace(' ', '_').replace('-', '_'))}" if part else name

@@ -35,7 +35,7 @@ class JsonRows(StockedRows):
 
 
 def _read(path: Path) -> Iterator[tuple[str, dict]]:
-    """Place and filled columns of every row."""
+    """Reads the place and the filled columns of every row."""
     try:
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path}: has more than {LARGEST} bytes; convert it to parquet")

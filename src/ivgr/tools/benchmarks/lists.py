@@ -1,6 +1,6 @@
-"""Lists and boxes written as text, by people and models whom nobody asked to keep it short.
+"""Parser for lists and boxes that people or models wrote as text, of any length.
 
-What nests deeper than a row of a benchmark ever does is refused before it is parsed.
+It refuses text that nests deeper than any benchmark row before it parses it.
 """
 
 import json
@@ -14,7 +14,7 @@ _UNREAD = re.compile(r"[^\[\](){},:\s\w.+-]|[+-]\s*[+-]")
 
 
 def read_list(text: str) -> list:
-    """The list that `text` writes, as JSON or as Python; ValueError if it writes none."""
+    """Parses the list that `text` holds, as JSON or Python; ValueError if it holds none."""
     skeleton = _QUOTED.sub(lambda quoted: "0" if quoted[1] or quoted[2] else quoted[0][0], text)
     if not text.lstrip().startswith("[") or _UNREAD.search(skeleton) or _depth(skeleton) > DEPTH:
         raise ValueError("not a list")

@@ -27,7 +27,7 @@ BATCH = 16
 
 
 class ParquetRows(StockedRows):
-    """The rows of one or several files, in the order of their names."""
+    """The rows of one or several parquet files, in the order of the file names."""
 
     def __init__(self, paths: list[Path], benchmark: Benchmark, asked: bool = True) -> None:
         self.paths = paths

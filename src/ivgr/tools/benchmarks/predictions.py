@@ -65,7 +65,7 @@ def _as_index(cell: object) -> str | None:
 
 
 def _as_text(cell: object) -> str | None:
-    """An empty cell is an empty reply."""
+    """Returns the cell as text; an empty cell is an empty reply."""
     if cell is None:
         return ""
     number = isinstance(cell, int | float) and not isinstance(cell, bool) and isfinite(cell)

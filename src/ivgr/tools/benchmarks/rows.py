@@ -1,5 +1,5 @@
-"""What the readers of benchmark files share (tsv.py, parquet.py): taking stock, names of columns,
-images.
+"""Helpers that the readers of benchmark files share (tsv_rows.py, parquet_rows.py, json_rows.py): the
+inventory of rows, column names, images.
 
 Out: a `RowFile`: how many rows a benchmark has, and any of its `Row`s.
 """
@@ -32,11 +32,11 @@ class RowFile(Protocol):
     total: int
 
     def read(self, numbers: Container[int]) -> Iterator[Row]:
-        """The rows of those numbers, counted from 0, with their images."""
+        """Returns the rows with those numbers, counted from 0, with their images."""
         ...
 
     def texts(self) -> Iterator[Row]:
-        """All rows without their images."""
+        """Returns all rows without their images."""
         ...
 
     def columns(self) -> Iterator[dict]:
@@ -77,19 +77,19 @@ class StockedRows:
 
 
 def _name(values: dict, column: str, benchmark: Benchmark) -> str:
-    """What the row is called; where splits number their rows each for itself, with the split before."""
+    """Returns the row's name, prefixed with its split if each split numbers its own rows."""
     name = str(values[column])
     split = read_groups(values, benchmark).get("split") if benchmark.rule == "box" else None
     return f"{split}_{name}" if split else name
 
 
 def belongs(values: dict, benchmark: Benchmark) -> bool:
-    """Whether a row is of this benchmark, where a file holds several."""
+    """Returns whether a row belongs to this benchmark, for files that hold several benchmarks."""
     return benchmark.only is None or values.get(*benchmark.only) == benchmark.only[1]
 
 
 def listed(cell: str) -> list[str]:
-    """A cell, or the items of the list that it writes."""
+    """Returns the items of the list that `cell` holds, else `cell` alone."""
     try:
         return list(map(str, read_list(cell))) if cell.startswith("[") else [cell]
     except ValueError:

@@ -1,8 +1,8 @@
-"""By which rule an answer is scored: each a small function with its source.
+"""The rules that score an answer, each a small function with its source.
 
-In: what of a reply is its answer (inference/reading.py), the gold answer and the options by letter.
+In: the answer of a reply (inference/parse_reply.py), the gold answer and the options by letter.
 Out: a `Verdict`; `right` is None where only a judge could say, and counts as wrong where there is
-none. Where a rule differs from VLMEvalKit's, `kit.py` has the latter.
+none. Where a rule differs from VLMEvalKit's, `vlmevalkit.py` has the latter.
 """
 
 import re
@@ -53,7 +53,7 @@ Rule = Callable[[str, str, Mapping[str, str]], Verdict]
 
 
 def score_option(answer: str, gold: str, options: Mapping[str, str]) -> Verdict:
-    """The option letter (`options.read_option`)."""
+    """Scores the option letter (`options.read_option`)."""
     letter = read_option(answer, options)
     return Verdict(letter or "", letter == gold if letter else None, "option" if letter else "no option")
 
@@ -117,7 +117,7 @@ def score_relaxed(answer: str, gold: str, options: Mapping[str, str]) -> Verdict
 
 
 def list_golds(gold: str) -> list[str]:
-    """The items of a list that `gold` writes, else `gold` alone."""
+    """Returns the items if `gold` is written as a list, else `gold` alone."""
     try:
         return list(map(str, read_list(gold))) or [gold]
     except ValueError:

@@ -57,7 +57,7 @@ class Column:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The lines of a finished journal."""
+    """Returns the lines of a finished journal."""
     return read_json_lines(path, "let `ivgr evaluate` write it again", LINE)
 
 
@@ -86,7 +86,7 @@ def figures_of(rows: Sequence[dict], name: str, boxes: bool = True) -> list[Benc
 
 
 def score_of(rows: Sequence[dict], benchmark: Benchmark) -> float:
-    """The benchmark's score, in [0, 1]; NaN where no row was judged."""
+    """Returns the benchmark's score in [0, 1]; NaN if no row was judged."""
     return float(statistic_of(benchmark)(tabulate(rows, benchmark, _verdicts(rows)).sum(0)))
 
 
@@ -168,7 +168,7 @@ def _number(value: float) -> str:
 
 
 def write_tables(columns: Sequence[Column], folder: Path) -> None:
-    """scores.csv and scores.md in `folder`."""
+    """Writes scores.csv and scores.md to `folder`."""
     write_atomically(folder / "scores.csv", _as_csv(columns).encode())
     write_atomically(folder / "scores.md", _as_markdown(lines_of(columns)).encode())
 
@@ -194,5 +194,5 @@ def _as_markdown(lines: list[list[str]]) -> str:
 
 
 def print_lines(lines: list[list[str]], title: str) -> None:
-    """The lines on the terminal, the first as header."""
+    """Prints the lines to the terminal, the first one as the header."""
     print_table(lines[0], lines[1:], title)

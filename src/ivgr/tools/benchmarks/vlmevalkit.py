@@ -20,13 +20,13 @@ _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def score_reply(reply: str, row: Row, benchmark: Benchmark) -> Verdict:
-    """Of the untouched reply."""
+    """Scores the untouched reply."""
     found = _BLOCK.search(reply) if benchmark.rule == "first letter" else None
     return _score(found[1].strip().upper() if found else reply, row, benchmark)
 
 
 def score_answer(reply: str, row: Row, benchmark: Benchmark) -> Verdict:
-    """Of what stands in the answer block, as `inference.reading` finds it; of the reply without one."""
+    """Scores the answer block, as `inference.parse_reply` finds it, or the whole reply if it has none."""
     parts = read_parts(reply)
     if parts.source != BLOCK:
         return score_reply(reply, row, benchmark)
