@@ -18,10 +18,10 @@ class Rollout:
 
     logp and sampling_logp are fp32 of shape (T,): the first under softmax(logits /
     temperature) over the full vocabulary, the second under the distribution that was
-    sampled from (after top-p and bans), NaN if the engine does not tell. text is the whole
-    response, what its chat template opens included. terms holds each reward term before
-    weighting, but for one whose verdict is missing; reward is None then, and until it is scored.
-    given_up: comparing the mathematics of its answer took too long.
+    sampled from (after top-p and bans), NaN if the engine does not report it. text is the whole
+    response, including what the chat template opens. terms holds each reward term before
+    weighting, except one whose verdict is missing; then, and before scoring, reward is None.
+    given_up says that comparing the mathematics of its answer took too long.
     """
 
     tokens: torch.Tensor
@@ -38,10 +38,12 @@ class Rollout:
 
 @dataclass
 class Group:
-    """The rollouts of one query in one stream; instruction is (I,) token ids: what
-    follows the query's prefix in that stream's prompt. opened is what of the response the prompt's end
-    already holds (`<think>` with some chat templates): each rollout's text begins with it, its tokens
-    do not."""
+    """The rollouts of one query in one stream.
+
+    instruction (I,) holds the token ids that follow the query's prefix in that stream's prompt. opened is
+    the start of the response that the prompt already contains (`<think>` with some chat templates): each
+    rollout's text begins with it, its tokens do not.
+    """
 
     stream: str
     instruction: torch.Tensor
@@ -53,10 +55,10 @@ class Group:
 class Query:
     """A sample made ready for the policy.
 
-    prefix is (P,) token ids shared by all streams; pixel_values (patches, C·t·p·p) and
-    image_grid_thw (images, 3) are None for text only; boxes are gold, in `frame`; place is its
-    index among all ranks' samples of the iteration, None where nobody counts; source is the index of
-    the training data's source that it is from, None if there is but one.
+    prefix (P,) holds the token ids that all streams share; pixel_values (patches, C·t·p·p) and
+    image_grid_thw (images, 3) are None without images; boxes are gold boxes, in `frame`; sample_index is its
+    index among the samples of all ranks in the iteration, None outside an iteration; source is the index of
+    its data source, None if there is only one.
     """
 
     sample: Sample
@@ -74,19 +76,19 @@ class Query:
 
 
 def rollouts_of(queries: list[Query]) -> list[Rollout]:
-    """All rollouts in tree order: query by query, stream by stream."""
+    """Returns all rollouts in tree order: query by query, stream by stream."""
     return [rollout for query in queries for group in query.groups for rollout in group.rollouts]
 
 
 def global_indices(queries: list[Query]) -> list[int]:
-    """Each query's place in the iteration; its index where nobody counts."""
+    """Returns the sample_index of each query; its position in `queries` if it has none."""
     return [
         index if query.sample_index is None else query.sample_index for index, query in enumerate(queries)
     ]
 
 
 def separate(query: Query) -> list[Query]:
-    """A query for every rollout, which nothing else shares; the rollouts are the same objects."""
+    """Returns one query per rollout, so that nothing is shared; the rollouts are the same objects."""
     return [
         replace(query, groups=[replace(group, rollouts=[rollout])])
         for group in query.groups

@@ -1,5 +1,8 @@
-"""A `Sample` becomes a `Query`: the model's own processor and chat template, images
-processed once, the streams' prompts split at the end of what they share."""
+"""The encoder from `Sample` to `Query`.
+
+It uses the model's own processor and chat template, processes images once, and splits the streams' prompts
+where their shared prefix ends.
+"""
 
 import math
 import re
@@ -63,13 +66,12 @@ class QueryEncoder:
     def of(
         cls, config: PreTrainedConfig, processor: ProcessorMixin, prompts: Prompts, limit: int = 8192
     ) -> "QueryEncoder":
-        """For the model of `config`."""
+        """Returns the encoder for the model of `config`."""
         return cls(processor, config.model_type, prompts, limit, config.get_text_config().vocab_size)
 
     def __call__(self, sample: Sample, streams: tuple[str, ...] | None = None) -> Query:
-        """The query of `sample` in `streams` (default: those of its kind). RejectedSample names
-        the sample if an image is broken, a box lies outside the first one or a prompt is too
-        long."""
+        """Encodes `sample` for `streams` (default: those of its kind). RejectedSample names the sample if an
+        image is broken, a box lies outside the first image, or a prompt is too long."""
         images = sample.open_images()
         pixels = [clip_box(box, images[0].size, sample.where) for box in sample.boxes]
         vision = self._process(images, sample.where) if images else {}
@@ -93,7 +95,7 @@ class QueryEncoder:
         )
 
     def filler(self, picture: bool) -> Query:
-        """A query without groups: a token, or the tokens of the smallest image."""
+        """Returns a query without groups: one token, or the tokens of the smallest image."""
         if not picture:
             return Query(FILLER, torch.tensor([self.processor.tokenizer.eos_token_id]), [])
         vision = self._process([Image.new("RGB", (64, 64))], FILLER.where)
@@ -103,7 +105,8 @@ class QueryEncoder:
         return Query(FILLER, prefix, [], pixel_values=pixels, image_grid_thw=grid)
 
     def _process(self, images: list[Image.Image], where: str) -> dict[str, torch.Tensor]:
-        """pixel_values and image_grid_thw; a processor refuses images that are all too narrow."""
+        """Returns pixel_values and image_grid_thw; RejectedSample if the processor refuses an image, such as
+        one that is too narrow."""
         try:
             # They are RGB already; converting would copy each once more.
             process = self.processor.image_processor
@@ -117,7 +120,7 @@ class QueryEncoder:
     def _prompt_ids(
         self, sample: Sample, streams: tuple[str, ...], grids: list[list[int]]
     ) -> list[list[int]]:
-        """Token ids of each stream's prompt."""
+        """Returns the token ids of each stream's prompt."""
         question = with_options(sample.question, sample.options)
         reserved = next((token for token in self._reserved if token in question), None)
         if reserved is not None:
@@ -139,7 +142,7 @@ class QueryEncoder:
         return prompts
 
     def check_embedded(self, ids: list[int], id: str) -> None:
-        """RejectedSample names a token of `ids` that the tokenizer knows and the model does not."""
+        """Raises RejectedSample if `ids` hold a token that the tokenizer knows and the model does not."""
         token = find_unembedded(ids, self.processor.tokenizer, self.embedded)
         if token is not None:
             raise RejectedSample(
@@ -149,12 +152,12 @@ class QueryEncoder:
             )
 
     def _image_tokens(self, grids: list[list[int]]) -> list[int]:
-        """How many tokens each image has."""
+        """Returns the number of tokens of each image."""
         return [math.prod(grid) // self.processor.image_processor.merge_size**2 for grid in grids]
 
     def _expand(self, text: str, counts: list[int]) -> list[int]:
-        """Token ids of `text`, each image placeholder as often as the image has tokens (as the
-        HF processor does, which would process the image anew)."""
+        """Returns the token ids of `text`, with each image placeholder repeated once per image token. (The
+        HF processor does the same, but would process the image again.)"""
         image, left = self.processor.image_token_id, iter(counts)
         ids: list[int] = []
         for token in self.processor.tokenizer.backend_tokenizer.encode(text).ids:
@@ -163,7 +166,8 @@ class QueryEncoder:
 
     @cached_property
     def _opened(self) -> str:
-        """What of a response the chat template writes itself: a think block that it leaves open."""
+        """The start of the response that the chat template writes itself: a think block that it leaves
+        open."""
         chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
         without, whole = (
             self.processor.apply_chat_template([chat], tokenize=False, add_generation_prompt=flag)[0]
@@ -174,12 +178,12 @@ class QueryEncoder:
 
     @cached_property
     def _reserved(self) -> tuple[str, ...]:
-        """What would stand for an image or end the turn."""
+        """The texts that would stand for an image or end the turn."""
         own = self.processor
         return (own.image_token, own.video_token, *own.tokenizer.all_special_tokens)
 
     def _frame(self, grids: list[list[int]]) -> Frame:
-        """The frame of the first image's boxes."""
+        """Returns the frame of the first image's boxes."""
         if not grids:
             return RELATIVE
         patch = self.processor.image_processor.patch_size
@@ -189,8 +193,8 @@ class QueryEncoder:
 
 @dataclass
 class Batch:
-    """This rank's part of what one iteration drew: `seen` samples, of which the rejected are left
-    out of the queries."""
+    """This rank's part of one iteration's draw: `seen` samples, of which the rejected ones are not among
+    the queries."""
 
     queries: list[Query]
     rejected: list[Rejection]
@@ -203,7 +207,8 @@ def encode_batch(
     streams: tuple[str, ...] = PAIRED,
     spread: RankAssignment = RankAssignment(),
 ) -> Batch:
-    """Encodes what can be encoded of this rank's part of `drawn`, paired samples in `streams`."""
+    """Encodes this rank's part of `drawn`, paired samples for `streams`; what cannot be encoded is
+    rejected."""
     mine = spread.take(drawn, encoder.processor)
     batch = Batch([], [], len(mine))
     for sample_index, item in mine:
@@ -219,14 +224,15 @@ def encode_batch(
 
 
 def _shared_length(prompts: list[list[int]]) -> int:
-    """Tokens that all prompts begin with; at least one is left to each as its instruction."""
+    """Returns how many tokens all prompts share at their start; each keeps at least one as its
+    instruction."""
     limit = min(map(len, prompts)) - 1
     first, *others = (ids[:limit] for ids in prompts)
     return min((_common(first, ids) for ids in others), default=limit)
 
 
 def _common(one: list[int], other: list[int]) -> int:
-    """Tokens that both, equally long, begin with."""
+    """Returns how many tokens two equally long lists share at their start."""
     low, high = 0, len(one)
     while low < high:
         middle = (low + high + 1) // 2

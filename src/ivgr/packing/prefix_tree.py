@@ -1,9 +1,9 @@
-"""Query trees laid out as rows, so that one forward pass serves a query's every rollout.
+"""Prefix trees laid out as rows, so that one forward pass serves all rollouts of a query.
 
-A tree is `[prefix | instruction_b | b_1 … b_N | instruction_t | t_1 … t_N]`: a token sees
+A tree is `[prefix | instruction_b | b_1 … b_N | instruction_t | t_1 … t_N]`: a token attends to
 the earlier tokens of its own node and of the nodes above it, and rotary positions continue
-from the parent. What flows in: queries with their rollouts, or with none yet. Out: `Pack`s,
-the tensors of one forward pass.
+from the parent. In: queries, with or without rollouts. Out: `Pack`s, the tensors of one
+forward pass each.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Pack:
 
     ids (B, L); positions (3, B, L); reach (B, L): the column where the subtree of a token's
     node ends (see `ivgr.models.tree_attention`); fork_row, fork_column (G,): the last token of
-    each group's instruction; row, column (R,): where the logits that score response token
-    r stand; targets (R,): that token; pixel_values stay on the host until a pass needs
-    them (an iteration's are gigabytes); ref_logp and old_logp (R,) are filled by the scoring pass.
+    each group's instruction; row, column (R,): the position whose logits score response token
+    r; targets (R,): that token; pixel_values stay on the host until a pass needs
+    them (an iteration's are gigabytes); the scoring passes fill ref_logp and old_logp (R,).
     """
 
     queries: list[Query]
@@ -63,17 +63,17 @@ class Pack:
 
     @property
     def fork_sees(self) -> torch.Tensor:
-        """(G, L) bool: the tokens of its row that a group's responses see."""
+        """The mask (G, L) of the tokens of its row that a group's responses attend to."""
         return visible(self.reach)[self.fork_row, self.fork_column]
 
     def hidden(self, model: PreTrainedModel, **options) -> torch.Tensor:
-        """Last hidden states (B, L, H) of every token."""
+        """Returns the last hidden states (B, L, H) of every token."""
         mask = tree_mask(self.reach, model.lm_head.weight.dtype)
         pixels = None if self.pixel_values is None else self.pixel_values.to(self.ids.device)
         return hidden_states(model, self.ids, self.positions, mask, pixels, self.image_grid_thw, **options)
 
     def response_hidden(self, model: PreTrainedModel) -> torch.Tensor:
-        """Hidden states (R, H) from which each response token is predicted."""
+        """Returns the hidden states (R, H) that predict each response token."""
         return self.hidden(model)[self.row, self.column]
 
 
@@ -96,11 +96,10 @@ def pack_queries(
     layout: Layout = "tree",
     join: bool | None = None,
 ) -> list[Pack]:
-    """Packs in query order, each of at most `budget` padded tokens (but one tree at least).
+    """Returns packs in query order, each of at most `budget` padded tokens, but at least one tree.
 
-    layout "rows" shares nothing: a tree for every rollout. join puts a pack's trees one
-    behind the other into a single row, without padding: so by default where the attention
-    skips what is hidden.
+    layout "rows" shares nothing: one tree per rollout. join concatenates a pack's trees into a single row,
+    without padding; that is the default where the attention kernel skips masked blocks.
     """
     if layout == "rows":
         queries = [row for query in queries for row in separate(query)]
@@ -117,7 +116,7 @@ def pack_queries(
 
 
 def tree_length(query: Query) -> int:
-    """Tokens of the query's tree."""
+    """Returns the number of tokens of the query's tree."""
     branches = [len(rollout.tokens) for group in query.groups for rollout in group.rollouts]
     return len(query.prefix) + sum(len(group.instruction) for group in query.groups) + sum(branches)
 
@@ -155,12 +154,12 @@ def _grow(model: PreTrainedModel, query: Query) -> _Tree:
 
 
 def _continue(parent: torch.Tensor, count: int) -> torch.Tensor:
-    """Positions (3, count) of text that follows a node with positions `parent` (3, n)."""
+    """Returns the positions (3, count) of text that follows a node with positions `parent` (3, n)."""
     return (parent.max() + 1 + torch.arange(count)).expand(3, -1)
 
 
 def _join(trees: list[_Tree]) -> _Tree:
-    """The trees side by side in one row; none sees another."""
+    """Concatenates the trees in one row; none attends to another."""
     starts = torch.tensor([0] + [len(tree.ids) for tree in trees]).cumsum(0).tolist()
     shifted = list(zip(trees, starts, strict=False))
     return _Tree(
@@ -200,5 +199,5 @@ def _pad(queries: list[Query], trees: list[_Tree], device: torch.device) -> Pack
 
 
 def _row_of(parts: list[torch.Tensor]) -> torch.Tensor:
-    """The index of the part that each element of their concatenation comes from."""
+    """Returns, for each element of the concatenated parts, the index of its part."""
     return torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))

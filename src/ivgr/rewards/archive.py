@@ -24,12 +24,13 @@ class Entry(NamedTuple):
 
 @checked("model.rewards.archive.")
 class Archive:
-    """Best qualified grounded reasoning by sample id, and by source where there are several: their ids
-    may collide.
+    """The best qualified grounded reasoning by sample id, and by source if there are several (ids of two
+    sources may collide).
 
     Args:
         threshold: τ, R_box must exceed it.
-        persistent: Off, the reference is the best of the current iteration only.
+        persistent: Whether entries outlive their iteration; if not, the reference is the best of the
+            current iteration.
     """
 
     # The shape of what a checkpoint keeps.
@@ -44,18 +45,18 @@ class Archive:
         return len(self.entries)
 
     def reference(self, query: Query) -> str | None:
-        """The reference reasoning of the query, None if none has qualified."""
+        """Returns the reference reasoning of the query; None if no rollout has qualified."""
         entry = self._find(query.source, query.sample.id)
         return entry.think if entry else None
 
     def _find(self, source: int | None, sample_id: str) -> Entry | None:
-        """Old checkpoints do not tell sources apart."""
+        """Finds the entry of the query; old checkpoints do not tell sources apart."""
         return self.entries.get(key_of(source, sample_id)) or self.entries.get(sample_id)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Within, what is admitted adds to what is there also without `persistent`: for
-        rollouts that an iteration scores after its first."""
+        """In the block, `admit` adds to the entries even if the archive is not persistent: for rollouts that
+        an iteration scores in a second round."""
         persistent, self.persistent = self.persistent, True
         try:
             yield
@@ -63,7 +64,7 @@ class Archive:
             self.persistent = persistent
 
     def admit(self, queries: list[Query]) -> None:
-        """Enters the scored grounded rollouts of `queries`, those of all ranks alike."""
+        """Enters the qualified grounded rollouts of the scored `queries`; all ranks enter those of all."""
         if not self.persistent:
             self.entries = {}
         best = zip(global_indices(queries), map(self._best, queries), strict=True)
@@ -84,11 +85,11 @@ class Archive:
         return query.source, query.sample.id, Entry(best.terms["box"], read_think(best.text))
 
     def _qualifies(self, terms: dict[str, float]) -> bool:
-        """An answer that no judge gave a verdict on does not count as right."""
+        """Whether the rollout may enter; an answer without a verdict does not count as right."""
         return terms["format"] == 1 and terms.get("accuracy") == 1 and terms["box"] > self.threshold
 
     def state_dict(self) -> dict[str, list]:
-        """Plain data: {key: [box reward, think text]}."""
+        """Returns plain data: {key: [box reward, think text]}."""
         return {key: list(entry) for key, entry in self.entries.items()}
 
     def load_state_dict(self, state: dict[str, list]) -> None:
@@ -96,11 +97,11 @@ class Archive:
 
 
 def key_of(source: int | None, sample_id: str) -> str:
-    """The id, behind the source's index where there are several."""
+    """Returns the sample id, preceded by the source's index if there are several sources."""
     return sample_id if source is None else f"{source}{BETWEEN}{sample_id}"
 
 
 def read_key(key: str) -> tuple[str, str]:
-    """Source, "" where it is not told, and sample id."""
+    """Returns the source ("" if the key does not name it) and the sample id."""
     source, between, sample_id = key.partition(BETWEEN)
     return (source, sample_id) if between and source.isdecimal() else ("", key)

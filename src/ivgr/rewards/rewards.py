@@ -1,8 +1,8 @@
 """The weighted reward of every rollout, stream by stream.
 
 grounded: R_format + R_acc + R_box; textual: R_format + R_acc + R_cons; single: R_format + 1.5·R_acc (weights
-are settings), and a user's own terms. In: rolled-out queries. Out: their rollouts' terms, the questions
-that a judge decides, the sum. `ivgr.rewards.scorer` calls them in order.
+are settings), and a user's own terms. In: rolled-out queries. Out: the terms of their rollouts, the questions
+for the judge, the weighted sum. `ivgr.rewards.scorer` calls the steps in order.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ from ivgr.rewards.term import FunctionTerm, PendingVerdict, RewardTerm
 @checked("model.rewards term: ")
 @dataclass(frozen=True, kw_only=True)
 class TermConfig:
-    """Settings of a term."""
+    """The settings of a term."""
 
     weight: NonNegativeFloat = 1.0
-    """Factor of the term in the sum; 0 switches it off (it is still logged)."""
+    """The term's factor in the sum; 0 switches it off (it is still logged)."""
 
 
 class Rewards:
@@ -80,8 +80,8 @@ class Rewards:
         self.asking = [name for name, term in asking.items() if term.weight]
 
     def choose_judge(self, judge: Judge | None) -> Judge:
-        """`judge`, or the rules alone where none is needed; UserError if none is named and a term that
-        counts asks one."""
+        """Returns `judge`, or the rules alone if no term needs a judge; UserError if none is named although a
+        term with a weight above 0 asks it."""
         if judge is None and self.asking:
             terms = ", ".join(f"model.rewards.{name}" for name in self.asking)
             raise UserError(
@@ -91,8 +91,8 @@ class Rewards:
         return judge or RulesAlone()
 
     def rate(self, queries: list[Query]) -> list[PendingVerdict]:
-        """Fills the terms of every rollout anew, but for those after the archive; returns those that a judge
-        decides."""
+        """Computes the terms of every rollout, except those that refer to the archive; returns the questions
+        that the judge decides."""
         for query in queries:
             for group in query.groups:
                 for rollout in group.rollouts:
@@ -100,7 +100,7 @@ class Rewards:
         return self._apply(queries, after_archive=False)
 
     def rate_after_archive(self, queries: list[Query]) -> list[PendingVerdict]:
-        """The same of the terms that refer to the archive."""
+        """Computes the terms that refer to the archive; returns the questions that the judge decides."""
         return self._apply(queries, after_archive=True)
 
     def _apply(self, queries: list[Query], after_archive: bool) -> list[PendingVerdict]:
@@ -125,7 +125,8 @@ class Rewards:
         ]
 
     def sum_rewards(self, queries: list[Query]) -> None:
-        """The weighted sum of each rollout's terms, None if one that counts is missing."""
+        """Sets each rollout's reward to the weighted sum of its terms; None if a term with a weight is
+        missing."""
         for query in queries:
             for group in query.groups:
                 weights = {name: weight for name, weight in self.weights[group.stream].items() if weight}

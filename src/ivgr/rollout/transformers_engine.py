@@ -1,7 +1,7 @@
-"""Rollouts: the engine protocol and the engine on plain transformers.
+"""The protocol of rollout engines, and the engine on plain transformers.
 
-A query's prefix and both its instructions are prefilled in one pass, once; then all branches
-of all queries decode together on that, and those that have ended leave the batch.
+One pass prefills a query's prefix and both its instructions. Then all branches of all queries decode
+together from that KV cache; a branch that has ended leaves the batch.
 """
 
 import logging
@@ -28,18 +28,18 @@ Branch = tuple[Query, Group]
 
 
 class RolloutEngine(Protocol):
-    """Fills every group of every query with responses of the policy."""
+    """An engine that fills every group of every query with responses of the policy."""
 
     @property
     def sampling(self) -> SamplingConfig:
-        """Settings of sampling."""
+        """The settings that `roll_out` samples with."""
         ...
 
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
     ) -> None:
-        """Appends the configured number of sampled rollouts to each group. What is drawn for a
-        query depends on `seed` and its place, not on the other queries."""
+        """Appends group_size sampled rollouts to each group. The draw for a query depends on `seed` and its
+        sample_index, not on the other queries."""
 
     def answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]
@@ -49,12 +49,11 @@ class RolloutEngine(Protocol):
 
 @checked("model.engine.")
 class TransformersEngine:
-    """Batched decoding with the HF model itself: what samples has the very weights that are updated
-    (rounded to fsdp2's param_dtype, in which the update then computes too).
+    """Batched decoding with the HF model itself, on the very weights that are updated (rounded to fsdp2's
+    param_dtype, in which the update computes too).
 
-    Where memory runs out, what is decoded together is halved for the rest of the run: whole
-    queries first, then a single query's branches, down to one. The tokens stay what they would
-    have been.
+    When memory runs out, the engine halves its batch for the rest of the run: whole queries first, then the
+    branches of a single query, down to one. The tokens do not change.
 
     Args:
         sampling: Group size, temperature, nucleus, response length.
@@ -87,7 +86,7 @@ class TransformersEngine:
         self.respond(model, tokenizer, queries, Sampling(0.0, 1.0, tuple(banned_ids(model))), 1, 0)
 
     def stops(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Tokens that end a response."""
+        """Returns the tokens that end a response."""
         return stop_ids(model, tokenizer)
 
     @torch.no_grad()
@@ -101,8 +100,8 @@ class TransformersEngine:
         seed: int,
         listener: Listener | None = None,
     ) -> None:
-        """Appends `copies` rollouts to each group. The listener hears what memory ran out for once
-        more, from its beginning. UserError if memory does not hold one response."""
+        """Appends `copies` rollouts to each group. After an out-of-memory, the listener hears the repeated
+        responses again, from their beginning. UserError if memory does not hold one response."""
         places, stops = global_indices(queries), self.stops(model, tokenizer)
         for start in range(0, len(queries), self.batch_queries):
             batch = queries[start : start + self.batch_queries]
@@ -133,13 +132,13 @@ class TransformersEngine:
         stops: list[int],
         listener: Listener | None,
     ) -> list[tuple]:
-        """The responses of all `branches` together, as of `Branches.decode`."""
+        """Decodes all `branches` together; returns what `Branches.decode` returns."""
         decoding = Branches(model, self.sampling.max_new_tokens, self.cuda_graphs)
         decoding.prefill(*_prompts_of(branches))
         return decoding.decode(sampling, noise, stops, listener)
 
     def _halve(self, branches: list[Branch]) -> int:
-        """How many branches to decode together from now on, after memory ran out for these."""
+        """Returns how many branches to decode together from now on, after memory ran out for `branches`."""
         if len(branches) == 1:
             query, group = branches[0]
             raise UserError(
@@ -155,8 +154,8 @@ class TransformersEngine:
 
 
 def _first_queries(branches: list[Branch], most: int) -> list[Branch]:
-    """The first of `branches`, at most so many: those of whole queries, or if there is no room for one
-    query, some of its own."""
+    """Returns the first of `branches`, at most `most`: those of whole queries, or some branches of the first
+    query if it does not fit as a whole."""
     if len(branches) <= most:
         return branches
     whole = [end for end in range(1, most + 1) if branches[end][0] is not branches[end - 1][0]]
@@ -164,8 +163,8 @@ def _first_queries(branches: list[Branch], most: int) -> list[Branch]:
 
 
 def _prompts_of(branches: list[Branch]) -> tuple[list[Query], list[int]]:
-    """The queries of `branches` without rollouts, each with the groups that have branches here; and
-    how many each group has."""
+    """Returns the queries of `branches` without rollouts, each with the groups that have branches here, and
+    the number of branches per group."""
     queries, copies = [], []
     for _, own in groupby(branches, key=lambda branch: id(branch[0])):
         own = list(own)

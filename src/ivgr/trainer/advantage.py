@@ -10,10 +10,10 @@ import torch
 
 
 def group_advantages(rewards: Sequence[float | None], eps: float = 1e-6) -> list[float]:
-    """(R - mean) / (std + eps) with the sample std (N - 1); all zero when all are equal.
+    """Returns (R - mean) / (std + eps) with the sample std (N - 1); all 0.0 if all rewards are equal.
 
-    A reward that is None (a verdict is missing), or not finite, counts in neither mean nor std and
-    gets 0.0; with fewer than two others all are 0.0.
+    A reward that is None (its verdict is missing) or not finite counts in neither mean nor std and gets the
+    advantage 0.0; with fewer than two known rewards all advantages are 0.0.
     """
     rewards = [reward if reward is not None and math.isfinite(reward) else None for reward in rewards]
     known = [reward for reward in rewards if reward is not None]

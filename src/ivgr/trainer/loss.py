@@ -70,8 +70,8 @@ def policy_loss(
     settings: PolicyLossConfig,
     rollout_logp: torch.Tensor | None = None,
 ) -> TokenLoss:
-    """Loss of each token; its mean over all valid tokens is what training minimises.
-    rollout_logp, the rollout engine's own log-probs, is needed for importance_cap alone."""
+    """Returns the loss of each token; training minimises its mean over all valid tokens.
+    rollout_logp, the log-probs that the rollout engine recorded, is needed for importance_cap only."""
     ratio = _ratio(logp, old_logp, settings.log_ratio_limit or LARGEST_EXPONENT)
     if settings.kl_limit is not None:
         kl = kl.clamp(max=settings.kl_limit)
@@ -91,12 +91,13 @@ def policy_loss(
 
 
 def _ratio(logp: torch.Tensor, old_logp: torch.Tensor, limit: float = LARGEST_EXPONENT) -> torch.Tensor:
-    """exp(logp - old_logp), finite, so that an advantage of 0 or a clip makes it 0 and not NaN."""
+    """Returns exp(logp - old_logp), kept finite, so that an advantage of 0 or a clip gives 0 and not NaN."""
     limit = min(limit, LARGEST_EXPONENT)
     return (logp - old_logp).clamp(-limit, limit).exp()
 
 
 def _correct_importance(result: TokenLoss, importance: torch.Tensor, cap: float) -> TokenLoss:
-    """`result` as an expectation over the trainer's tokens, though the rollout engine drew them."""
+    """Weights `result` so that it is an expectation under the trainer's policy, although the rollout engine
+    drew the tokens."""
     capped = importance.clamp(max=cap)
     return result._replace(loss=capped * result.loss, importance=capped, importance_capped=importance > cap)

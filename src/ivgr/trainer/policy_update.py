@@ -31,11 +31,10 @@ from ivgr.trainer.update_config import UpdateConfig
 
 @dataclass
 class PolicyUpdate:
-    """How an iteration's rollouts become optimizer steps.
+    """The update: an iteration's rollouts become optimizer steps.
 
-    temperature is that of all log-probs; pad_with_dummy_packs fills up a mini-batch's packs where weights
-    are split over ranks. micro_batcher begins with the config's token_budget, and lowers its own where
-    memory runs out.
+    All log-probs are taken at `temperature`. pad_with_dummy_packs adds dummy packs to a mini-batch if weights
+    are sharded. micro_batcher begins with the config's token_budget and lowers its own when memory runs out.
     """
 
     policy: PreTrainedModel
@@ -50,8 +49,8 @@ class PolicyUpdate:
         self.micro_batcher = MicroBatcher(self.policy, self.config.token_budget, self.pad_with_dummy_packs)
 
     def pack(self, queries: list[Query]) -> list[list[Pack]]:
-        """The mini-batches, each in packs: the whole queries of all ranks dealt out in turn, so that
-        sizes differ by at most one query."""
+        """Returns the mini-batches, each as packs. The queries of all ranks are assigned in turn, so that the
+        sizes of mini-batches differ by at most one query."""
         places = global_indices(queries)
         turns = {place: turn for turn, place in enumerate(sorted(gather_lists(places)))}
         placed = list(zip(places, queries, strict=True))
@@ -63,8 +62,7 @@ class PolicyUpdate:
 
     @torch.no_grad()
     def infer_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
-        """The reference's log-probs of every token that are not there yet (exact KL has its own
-        pass)."""
+        """Fills in the reference's log-probs where they are missing (exact KL has its own pass)."""
         missing = any(pack.ref_logp is None for packs in mini_batches for pack in packs)
         if self.config.loss.kl == "exact" or not missing:
             return
@@ -73,8 +71,8 @@ class PolicyUpdate:
 
     @torch.no_grad()
     def infer_policy(self, mini_batches: Sequence[list[Pack]]) -> None:
-        """With several updates, the policy's log-probs before the first, where they are not there
-        yet (with one update, they are its own, detached)."""
+        """Fills in the policy's log-probs before the first of several updates, where they are missing (with
+        one update, they are the policy's own, detached)."""
         if len(mini_batches) * self.config.epochs > 1:
             with reshard_after(self.policy) as policy:
                 self._infer(mini_batches, policy, "old_logp")
@@ -88,13 +86,14 @@ class PolicyUpdate:
             self.micro_batcher.run(packs, infer)
 
     def _refuse_broken_reference(self, mini_batches: Sequence[list[Pack]]) -> None:
-        """UserError on all ranks alike: a reference never changes, and so never mends."""
+        """Raises UserError on all ranks if the reference's log-probs are not finite: the reference never
+        changes, so that no later iteration would be better."""
         known = [pack.ref_logp for packs in mini_batches for pack in packs if pack.ref_logp is not None]
         if self.stepper.sum_ranks(float(bool(known) and not is_finite(torch.cat(known)))):
             raise not_finite("in scoring", "reference")
 
     def run(self, mini_batches: list[list[Pack]]) -> dict[str, float]:
-        """The optimizer steps, a mini-batch each; returns their metrics."""
+        """Makes one optimizer step per mini-batch and epoch; returns their metrics."""
         self.infer_reference(mini_batches)
         self.infer_policy(mini_batches)
         self._refuse_broken_reference(mini_batches)
@@ -123,7 +122,7 @@ class PolicyUpdate:
 
     @torch.no_grad()
     def _reference_hidden(self, pack: Pack) -> dict[str, torch.Tensor]:
-        """The reference's ref_hidden (R, H), and its head's ref_weight (V, H), for exact KL."""
+        """Returns the reference's ref_hidden (R, H) and its head's ref_weight (V, H), for exact KL."""
         with self.reference.inference_model() as reference:
             return run_pass(
                 reference,
@@ -134,8 +133,8 @@ class PolicyUpdate:
             )
 
     def _policy_statistics(self, pack: Pack, **reference: torch.Tensor) -> tuple[TokenStatistics, TokenLoss]:
-        """logp, kl, entropy (R,) and the summed loss, with gradients in the latter alone; and
-        each token's loss, for its figures."""
+        """Returns logp, kl and entropy (R,) with the summed loss, of which only the loss has gradients; and
+        the loss per token, for the metrics."""
         advantage, rollout_logp = pack.advantage, pack.rollout_logp
 
         def token_loss(
@@ -163,8 +162,8 @@ class PolicyUpdate:
     def _statistics(
         self, model: PreTrainedModel, pack: Pack, kl: str | None, **options: Any
     ) -> TokenStatistics:
-        """Of each response token; the logits of all three passes are of one dtype, so that
-        equal weights give equal bits."""
+        """Returns the statistics of each response token. The logits of all three passes have one dtype, so
+        that equal weights give equal bits."""
         return fused_linear_logprob_kl(
             pack.response_hidden(model),
             model.lm_head,

@@ -1,5 +1,5 @@
-"""The LightningModule of reinforcement learning: owns the policy and the frozen reference, hands the
-iteration its parts, and one `training_step` is one iteration."""
+"""The LightningModule of reinforcement learning. It owns the policy and the frozen reference and hands
+`RLStep` its parts; one `training_step` is one iteration."""
 
 import time
 from typing import Any, cast
@@ -114,13 +114,13 @@ class IVGR(PolicyModule):
         self.idle_since = time.perf_counter()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The first that is called when a batch is there; what callbacks do before the iteration is no
-        waiting."""
+        """Takes the time that the iteration waited for its batch: this hook is the first one after the batch
+        has arrived, before the callbacks' work."""
         self.waited = time.perf_counter() - self.idle_since
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Counts what all ranks have rejected; UserError if it is too much."""
+        """Counts the samples that all ranks have rejected; UserError if their share is too large."""
         self.metrics = {"time/data_wait": self.waited}
         self.rollback_snapshot = self.archive.state_dict(), self.trainer.datamodule.quarantine.state_dict()
         quarantine = self.trainer.datamodule.quarantine
@@ -128,7 +128,7 @@ class IVGR(PolicyModule):
         self.metrics |= quarantine.metrics()
 
     def training_step(self, batch: Batch, _: int) -> None:
-        """One iteration; without any query, only the data moves on."""
+        """Runs one iteration; if no rank has a query, only the data advances."""
         seed, self.everyone = derive_seed(run_seed(), "rollout", self.iteration, 0), []
         if any_rank(bool(batch.queries), self.device):
             self.metrics |= self.rl_step.run(batch.queries, seed)
@@ -140,7 +140,7 @@ class IVGR(PolicyModule):
             self.trainer.should_stop = True
 
     def roll_back(self) -> None:
-        """Forgets what an iteration that was given up before its update has found."""
+        """Restores the archive and the counts of rejected samples after an abandoned iteration."""
         if self.rollback_snapshot is not None:
             archive, quarantine = self.rollback_snapshot
             self.archive.load_state_dict(archive)

@@ -1,9 +1,9 @@
 """One iVGR iteration: roll out both streams → score → advantages → update.
 
-While a judge reads, the model does the passes of the update that need no reward.
+While the judge works, the model runs those passes of the update that need no reward.
 
-A plain class without Lightning, so that it can be read, tested and timed alone; the
-module hands it the parts.
+`RLStep` does not depend on Lightning, so that it can be read, tested and timed alone; the
+LightningModule hands it its parts.
 """
 
 import time
@@ -30,13 +30,13 @@ from ivgr.trainer.policy_update import PolicyUpdate
 
 @dataclass
 class RLStep:
-    """The phases and what they need.
+    """The phases of an iteration and the parts that they need.
 
-    Groups whose rewards are all equal are rolled out again up to resample times, and those
-    left leave the update with drop_zero_std. rollout_policy gives what rolls out, where that is not the
-    policy itself. check_preempted is called, on all ranks, before phases that may be
-    given up, and raises to do so. While it runs, phase says what it is at. After `run`, everyone holds
-    the queries of all ranks.
+    Groups whose rewards are all equal are rolled out again up to `resample` times; with drop_zero_std, those
+    that stay equal are left out of the update. rollout_policy returns the model that rolls out, if it is not
+    the policy itself. check_preempted is called on all ranks before each phase that may be abandoned, and
+    raises to abandon it. `phase` names the phase that is running. After `run`, `everyone` holds the queries
+    of all ranks.
     """
 
     policy: PreTrainedModel
@@ -54,9 +54,9 @@ class RLStep:
     everyone: list[Query] = field(default_factory=list)
 
     def run(self, queries: list[Query], seed: int) -> dict[str, float]:
-        """Trains on `queries` once; returns the iteration's metrics by name, which are
-        those of all ranks together, but for the times.
-        UserError, on all ranks alike and before any update, if the judge gives it up."""
+        """Trains on `queries` once and returns the iteration's metrics by name: over all ranks, except the
+        times, which are this rank's. Raises UserError on all ranks, before any update, if the judge
+        gives up."""
         self.seconds = defaultdict(float, rollout=0.0, reward=0.0, judge_wait=0.0, update=0.0)
         self.verdicts = []
         settled = not (self.resample or self.drop_zero_std)
@@ -86,7 +86,7 @@ class RLStep:
         self.engine.roll_out(policy, self.tokenizer, queries, seed)
 
     def _score(self, queries: list[Query], mini_batches: Sequence[list[Pack]] = ()) -> None:
-        """Rewards; the passes over `mini_batches` while the judge reads."""
+        """Computes the rewards; while the judge works, runs the passes over `mini_batches`."""
         infer_reference = self._during("update", self.update.infer_reference, mini_batches)
         infer_policy = self._during("update", self.update.infer_policy, mini_batches)
         self.verdicts += self.scorer.score(
@@ -106,7 +106,7 @@ class RLStep:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        """Each second counts for the innermost phase alone."""
+        """Adds the time of the block to `phase`; time in an inner phase counts for that one only."""
         start, before = time.perf_counter(), sum(self.seconds.values())
         outer, self.phase = self.phase, phase
         yield
@@ -118,7 +118,7 @@ class RLStep:
 
 
 def assign_advantages(queries: list[Query]) -> None:
-    """Advantages within each group: one query, one stream."""
+    """Sets the advantages within each group (one query, one stream)."""
     for query in queries:
         for group in query.groups:
             rewards = [rollout.reward for rollout in group.rollouts]
