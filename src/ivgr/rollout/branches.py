@@ -1,4 +1,4 @@
-"""Branches that are decoded together: their prompts read once, their cache, and the steps to their ends."""
+"""Branches that decode together: one prefill of their prompts, their KV cache, and the decoding steps."""
 
 import sys
 from collections.abc import Callable
@@ -23,8 +23,8 @@ Listener = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class Branches:
-    """The decoding state of R branches: their cache, next rotary position (R,) and
-    next-token logits (R, V)."""
+    """The decoding state of R branches: their KV cache, next rotary position (R,) and next-token logits
+    (R, V)."""
 
     def __init__(self, model: PreTrainedModel, limit: int, graphs: bool) -> None:
         self.model = model
@@ -34,8 +34,8 @@ class Branches:
         self.next_position = self.logits = torch.empty(0)
 
     def prefill(self, queries: list[Query], copies: list[int]) -> None:
-        """Reads every query's prefix and instructions in one pass, vision tower included, and
-        starts `copies` branches of each group."""
+        """Prefills every query's prefix and instructions in one pass, vision tower included, and starts
+        `copies` branches of each group."""
         (pack,) = pack_queries(self.model, queries, budget=sys.maxsize, join=False)
         hidden = pack.hidden(self.model, tree_cache=self.cache)
         position = pack.positions.amax(0)[pack.fork_row, pack.fork_column] + 1
@@ -52,9 +52,9 @@ class Branches:
         stops: list[int],
         listener: Listener | None = None,
     ) -> list[tuple]:
-        """(tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU; noise (R,
-        limit) is what chance decides by, None if it is not asked. UserError if a branch's logits
-        are not finite."""
+        """Returns (tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU. noise (R, limit)
+        holds the random numbers to sample with, None for greedy decoding. UserError if a branch's logits are
+        not finite."""
         device = self.model.device
         noise = None if noise is None else noise.to(device)
         rows = torch.arange(len(self.logits), device=device)
@@ -99,7 +99,7 @@ class Branches:
         self.next_position += 1
 
     def _logits_after(self) -> torch.Tensor:
-        """Next-token logits (R, V) after `self.token`; tensors in, tensors out."""
+        """Returns the next-token logits (R, V) after `self.token`."""
         positions = self.next_position.expand(3, -1)[..., None]
         hidden = hidden_states(self.model, self.token[:, None], positions, self.unused, tree_cache=self.cache)
         return self.model.lm_head(hidden[:, -1])
@@ -111,7 +111,7 @@ class Branches:
         self._renew()
 
     def _renew(self) -> None:
-        """Makes the tensors that a step reads, for as many branches as there are now."""
+        """Allocates the tensors that a step reads, for the branches that are left."""
         self.token = torch.zeros_like(self.next_position)
         self.unused = torch.zeros(len(self.token), 1, 1, 1, dtype=self.model.dtype, device=self.token.device)
         self.replay = CUDAGraphStep() if self.graphs else None

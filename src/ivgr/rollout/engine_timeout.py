@@ -1,4 +1,4 @@
-"""An engine whose patience has an end. In: any engine. Out: the same, or a UserError."""
+"""A rollout engine with a timeout. In: any engine. Out: its rollouts, or a UserError."""
 
 from collections.abc import Callable
 
@@ -45,7 +45,7 @@ class TimeoutEngine:
 
 
 def _on_device(call: Callable, model: PreTrainedModel, *arguments) -> None:
-    """A new thread would begin on the first GPU."""
+    """Runs `call` on the model's device; a new thread would start on the first GPU."""
     if model.device.type == "cuda":
         torch.cuda.set_device(model.device)
     call(model, *arguments)

@@ -1,9 +1,8 @@
-"""Keys and values of a rollout, each stored once: those of a prefix, which are a query's prompts and
-shared by all its branches, and those of each branch, which are its response.
+"""The KV cache of a rollout. It stores keys and values once: of a prefix, which holds a query's prompts and
+is shared by all its branches, and of each branch, which is one response.
 
-Attention over the two is computed apart and merged by log-sum-exp, so a prefix is read once
-for all branches of its query, and never copied. In: a layer's projections. Out: its
-attention output.
+Attention over the two is computed separately and merged by log-sum-exp, so that a prefix is read once
+for all branches of its query and never copied. In: a layer's projections. Out: its attention output.
 """
 
 from typing import cast
@@ -21,8 +20,8 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class TreeCache:
-    """Filled by the prefill of P prefixes, L tokens wide; after `fork`, R branches decode, with room
-    for T tokens each. H is the number of key heads, D their size."""
+    """The prefill fills it with P prefixes, L tokens wide; after `fork`, R branches decode, with room for
+    T tokens each. H is the number of key heads, D their size."""
 
     def __init__(self) -> None:
         none = torch.empty(0, dtype=torch.long)
@@ -53,7 +52,7 @@ class TreeCache:
         self._assign_slots()
 
     def begin_step(self, step: int) -> bool:
-        """Makes room for token `step` of every branch; whether that took new tensors."""
+        """Makes room for token `step` of every branch; returns whether that took new tensors."""
         full = step == len(self.branch_bias)
         if full:
             capacity = min(step + GROWTH, self.limit)
@@ -66,7 +65,7 @@ class TreeCache:
         return full
 
     def select(self, branches: torch.Tensor) -> None:
-        """Keeps these branches only; prefixes left without a branch go too."""
+        """Keeps only these branches, and only the prefixes that have one."""
         prefixes, self.prefix_of = self.prefix_of[branches].unique(return_inverse=True)
         self.prefix_visible = self.prefix_visible[branches]
         if len(prefixes) < len(self.prefix_kv[0][0]):
@@ -83,7 +82,8 @@ class TreeCache:
         mask: torch.Tensor | BlockMask,
         scaling: float,
     ) -> torch.Tensor:
-        """Prefill: keeps the prefixes and attends under `mask`; decoding: one token per branch."""
+        """In prefill, stores the prefixes and attends under `mask`; in decoding, attends for one token per
+        branch."""
         layer = cast(int, module.layer_idx)
         if not self.decoding:
             self.prefix_kv.append((key.contiguous(), value.contiguous()))
@@ -102,7 +102,8 @@ class TreeCache:
     def _attend_prefix(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of queries (R, H, G, D) over their prefixes: output alike, lse (R, H, G, 1)."""
+        """Returns the attention of queries (R, H, G, D) over their prefixes, of the same shape, and its
+        log-sum-exp (R, H, G, 1)."""
         prefixes, slots = self.branch_table.shape
         _, groups, heads, size = query.shape
         tabled = query[self.branch_table].transpose(1, 2).reshape(prefixes, groups, slots * heads, size)
@@ -112,7 +113,7 @@ class TreeCache:
         return out, lse.view(prefixes, groups, slots, heads, 1)[self.prefix_of, :, self.slot]
 
     def _assign_slots(self) -> None:
-        """Numbers the branches of each prefix, and what follows from it."""
+        """Numbers the branches of each prefix and derives the tables from that."""
         branch = torch.arange(len(self.prefix_of), device=self.prefix_of.device)
         count = torch.bincount(self.prefix_of)
         first = count.cumsum(0) - count

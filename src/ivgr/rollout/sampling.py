@@ -1,4 +1,4 @@
-"""Choosing the next token: its settings; temperature, bans and top-p, with both log-probs recorded."""
+"""Sampling of the next token: temperature, banned tokens and top-p, with both log-probs recorded."""
 
 from dataclasses import dataclass
 
@@ -39,9 +39,9 @@ class Sampling:
     banned: tuple[int, ...] = ()
 
     def choose(self, logits: torch.Tensor, draw: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        """From logits (B, V) and draw (B,), fp64 in [0, 1), which greedy choice needs not: token
-        (B,), its logp (B,) under the full vocabulary and its sampling_logp (B,) under the
-        truncated, renormalised distribution; fp32."""
+        """Returns token (B,), its logp (B,) under the full vocabulary and its sampling_logp (B,) under the
+        truncated, renormalised distribution, in fp32, from logits (B, V) and draw (B,), fp64 in [0, 1).
+        Greedy decoding needs no draw."""
         scaled = logits.float() / (self.temperature or 1.0)
         full = torch.log_softmax(scaled, -1)
         allowed = scaled.index_fill(-1, torch.tensor(self.banned, device=logits.device).long(), -torch.inf)
@@ -53,8 +53,8 @@ class Sampling:
         return token, full.gather(1, token[:, None])[:, 0], sampling_logp
 
     def _draw(self, probability: torch.Tensor, draw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token and sampling_logp (B,) of rows (B, V). Only rows whose HEAD likeliest tokens do not
-        hold top_p are sorted, so that a row's token does not depend on the others."""
+        """Returns token and sampling_logp (B,) for rows (B, V). Only rows whose HEAD most likely tokens do
+        not hold top_p are sorted in full; a row's token does not depend on the other rows."""
         head, order = probability.topk(min(HEAD, probability.shape[-1]), -1)
         token, sampling_logp = self._pick(head, order, draw)
         if head.shape[-1] < probability.shape[-1]:
@@ -67,7 +67,7 @@ class Sampling:
     def _pick(
         self, falling: torch.Tensor, order: torch.Tensor, draw: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same from probabilities in falling order, which hold top_p, and their token ids."""
+        """Returns the same from probabilities in descending order, which hold top_p, and their token ids."""
         falling = falling.double()
         kept = falling.masked_fill(falling.cumsum(-1) - falling >= self.top_p, 0.0)
         total = kept.cumsum(-1)
@@ -79,8 +79,8 @@ class Sampling:
 
 
 def draw_noise(places: list[int], branches: list[int], limit: int, seed: int) -> torch.Tensor:
-    """Random numbers (R, limit), fp64 in [0, 1), for each query's branches in turn. Those of a
-    query depend on `seed` and its place alone, not on what is decoded beside it or where."""
+    """Returns random numbers (R, limit), fp64 in [0, 1), for each query's branches in turn. Those of a query
+    depend on `seed` and its sample_index only, not on the batch or the device."""
     drawn = []
     for place, count in zip(places, branches, strict=True):
         generator = torch.Generator().manual_seed(derive_seed(seed, "noise", place))

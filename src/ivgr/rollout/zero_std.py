@@ -1,4 +1,4 @@
-"""Groups without variance: found, rolled out again, left out.
+"""Zero-std groups: finding them, rolling them out again, leaving them out.
 
 A group whose rewards are all equal has zero advantages and teaches nothing. In: scored
 queries. Out: the same queries with fresh rollouts in such groups (resampling groups of zero
@@ -14,7 +14,7 @@ from ivgr.distributed.collectives import gather, gather_lists
 
 
 def has_zero_std(group: Group) -> bool:
-    """Whether all rewards of the group are the same; those that are not known (None) aside."""
+    """Whether all known rewards of the group are equal (None is unknown)."""
     return len({rollout.reward for rollout in group.rollouts if rollout.reward is not None}) == 1
 
 
@@ -23,7 +23,7 @@ def zero_std_groups(queries: list[Query]) -> list[Group]:
 
 
 def frac_zero_std(queries: list[Query]) -> float:
-    """Flat groups among the groups of all ranks, in [0, 1]."""
+    """Returns the share of zero-std groups among the groups of all ranks, in [0, 1]."""
     flat = gather_lists([has_zero_std(group) for query in queries for group in query.groups])
     return sum(flat) / len(flat)
 
@@ -36,10 +36,9 @@ def resample_zero_std(
     score: Callable[[list[Query]], None],
     sum_ranks: Callable[[float], float],
 ) -> dict[str, float]:
-    """Rolls flat groups out again, each time from a seed of its own, and scores them, up to
-    `rounds` times or until no rank has a flat group; the rollouts they had are replaced.
-    Returns, over all ranks, the flat share before and after, and how many groups were rolled out
-    again."""
+    """Rolls zero-std groups out again, each time from a seed of its own, and scores them, up to `rounds`
+    times or until no rank has one; the new rollouts replace the old ones. Returns, over all ranks, the
+    share of zero-std groups before and after, and how many groups were rolled out again."""
     before, resampled = frac_zero_std(queries), 0
     for number in range(1, rounds + 1):
         # All ranks or none: scoring gathers the archive's findings of all of them.
@@ -57,12 +56,12 @@ def resample_zero_std(
 
 
 def _clear(queries: list[Query]) -> list[Query]:
-    """The flat groups of `queries`, without rollouts, as queries of their own."""
+    """Returns the zero-std groups of `queries`, without rollouts, as separate queries."""
     return _narrow(queries, lambda group: replace(group, rollouts=[]) if has_zero_std(group) else None)
 
 
 def _put_back(queries: list[Query], fresh: list[Query]) -> int:
-    """Gives each flat group of `queries` the rollouts of its fresh copy; returns how many."""
+    """Gives each zero-std group of `queries` the rollouts of its new copy; returns how many there are."""
     pairs = zip(zero_std_groups(queries), (group for query in fresh for group in query.groups), strict=True)
     found = list(pairs)
     for group, again in found:
@@ -71,7 +70,7 @@ def _put_back(queries: list[Query], fresh: list[Query]) -> int:
 
 
 def without_zero_std(queries: list[Query]) -> list[Query]:
-    """`queries` without their flat groups, and without those that had no other."""
+    """Returns `queries` without their zero-std groups, and without queries that have no other group."""
     return _narrow(queries, lambda group: None if has_zero_std(group) else group)
 
 

@@ -1,5 +1,5 @@
-"""What reinforcement learning and the cold start share: a LightningModule that owns a policy in its
-training form, whole or split over ranks, and steps it by hand (manual optimisation)."""
+"""The base LightningModule of reinforcement learning and the cold start. It owns a policy in its training
+form, whole or sharded, and steps it itself (manual optimisation)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -31,11 +31,11 @@ from ivgr.trainer.update_config import StepConfig
 
 
 class PolicyModule(L.LightningModule):
-    """Loads, splits, steps and saves a policy; what it is trained on a subclass knows.
+    """Loads, shards, steps and saves a policy; a subclass defines what it is trained on.
 
-    iterations and total_updates (for the schedule) are those of the whole run, length is the setting that
-    they are given by; kind is a key of `ivgr.trainer.resume.KINDS`, state_shape that of what a checkpoint
-    keeps of the module. Its arguments a subclass documents.
+    iterations and total_updates (for the schedule) count the whole run; length names the setting that gives
+    them; kind is a key of `ivgr.trainer.resume.KINDS`; state_shape is the shape of the module's state in a
+    checkpoint. The subclass documents the arguments.
     """
 
     iterations: int
@@ -71,7 +71,7 @@ class PolicyModule(L.LightningModule):
         self.check_preempted: Callable[[], None] = lambda: None
 
     def setup(self, stage: str) -> None:
-        """UserError if the data is of the other kind of training."""
+        """Raises UserError if the data module belongs to the other kind of training."""
         data = self.trainer.datamodule
         if data is not None and hasattr(data, "total_steps") != (self.kind == "sft"):
             mend = {"sft": "ColdStart or Curriculum", "rl": "ShardDataModule or TinyWorld"}[self.kind]
@@ -92,15 +92,16 @@ class PolicyModule(L.LightningModule):
             self._place()
 
     def validation_metrics(self) -> Sequence[ValidationMetric]:
-        """What the data knows beside the figures that are always there."""
+        """Returns the data module's own validation metrics, in addition to those that every run has."""
         return getattr(self.trainer.datamodule, "validation_metrics", ())
 
     def load_reference(self) -> Reference | None:
-        """The frozen reference of `self.policy`, where there is one."""
+        """Returns the frozen reference of `self.policy`, if there is one."""
         return None
 
     def _place(self) -> None:
-        """Splits what the strategy splits; UserError where Lightning is to change dtypes."""
+        """Shards policy and reference if the strategy does; UserError if Lightning is told to change
+        dtypes."""
         precision = self.trainer.precision
         if precision not in ("32-true", None):
             raise UserError(
@@ -112,15 +113,15 @@ class PolicyModule(L.LightningModule):
             self._replica = strategy.split(self.policy, self.reference)
 
     def roll_back(self) -> None:
-        """Forgets what an iteration that was given up before its update has found."""
+        """Discards the results of an iteration that was abandoned before its update."""
 
     def rollout_policy(self) -> PreTrainedModel:
-        """The policy with whole weights; where they are split, all ranks must call it."""
+        """Returns the policy with whole weights; if they are sharded, all ranks must call it."""
         return self._replica.sync() if self._replica else self.policy
 
     @property
     def pad_with_dummy_packs(self) -> PadWithDummyPacks | None:
-        """Fills up packs where weights are split."""
+        """What adds dummy packs if weights are sharded; None otherwise."""
         return DummyPackPadder(self.policy, self.encoder) if self._replica else None
 
     def create_optimizer_step(self) -> LightningOptimizerStep:
@@ -132,11 +133,11 @@ class PolicyModule(L.LightningModule):
         return optimizer
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Queries stay on the host; packing and decoding move what they need."""
+        """Leaves the queries on the host; packing and decoding move what they need."""
         return batch
 
     def made(self) -> dict:
-        """Of which making the policy is."""
+        """Returns how the policy was made (see `describe_policy`)."""
         return describe_policy(self.source, self.trainable, self.processor)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
@@ -151,15 +152,15 @@ class PolicyModule(L.LightningModule):
                 checkpoint[LAYOUT] = layout_of(moments_of(state["state"]).items())
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """UserError if this run cannot go on from it. Split weights are loaded and it is admitted by
-        then, see `ivgr.trainer.FSDP2`."""
+        """Raises UserError if this run cannot continue from the checkpoint. With sharded weights,
+        `ivgr.trainer.FSDP2` has checked and loaded it already."""
         if not self._replica:
             admit(self, checkpoint, str(self.trainer.ckpt_path), sharded=False)
         self.guard.skipped = checkpoint["ivgr"]["skipped"]
 
     def save_policy(self, folder: Path) -> None:
-        """The policy as a HF directory, adapters merged, by rank 0; all ranks must call it, and none
-        may train any more."""
+        """Writes the policy as a HF directory, adapters merged, on rank 0; all ranks must call it, and none
+        may train afterwards."""
         writes = self.trainer.is_global_zero
         policy = self._replica.gather_to_cpu(writes) if self._replica else self.policy
         if writes:

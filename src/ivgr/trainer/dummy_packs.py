@@ -1,6 +1,6 @@
-"""With split weights a pass is a collective, so all ranks must make as many, through the same
-layers. In: each rank's packs. Out: the same with fillers, which add no token, where a rank has
-fewer packs than another, or no image where another has one."""
+"""Dummy packs. With sharded weights a forward pass is a collective: all ranks must run equally many,
+through the same layers. In: each rank's packs. Out: the same, with dummy packs (which add no token) on a
+rank that has fewer packs than another, or no image where another has one."""
 
 import sys
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from ivgr.packing.prefix_tree import Pack, pack_queries
 
 @dataclass
 class DummyPackPadder:
-    """Fills up packs of `model`."""
+    """Adds dummy packs for `model`."""
 
     model: PreTrainedModel
     encoder: QueryEncoder
 
     def __call__(self, packs: list[Pack]) -> list[Pack]:
-        """`packs` of one mini-batch; all ranks must call it."""
+        """Returns the `packs` of one mini-batch with dummy packs added; all ranks must call it."""
         pictures = gather([pack.pixel_values is not None for pack in packs])
         needed = [any(turn) for turn in zip_longest(*pictures, fillvalue=False)]
         return [self._fill(pack, picture) for pack, picture in zip_longest(packs, needed)]

@@ -33,9 +33,8 @@ POLICY = {
 
 
 def describe_policy(source: object, form: TrainableConfig, processor: ProcessorMixin) -> dict[str, Any]:
-    """What a checkpoint keeps of its policy's making: path (None where `source` is no
-    `Pretrained`), dtype, adapter (None or its settings), freeze, and size: how many pixels its
-    images have, as the image processor has it."""
+    """Returns how the policy was made, for checkpoints: path (None if `source` is no `Pretrained`), dtype,
+    adapter (None or its settings), freeze, and size (the image processor's bounds on pixels)."""
     adapter = None if form.adapter is None else asdict(form.adapter)
     known = isinstance(source, Pretrained)
     return {
@@ -48,7 +47,7 @@ def describe_policy(source: object, form: TrainableConfig, processor: ProcessorM
 
 
 def size_of(processor: ProcessorMixin) -> dict[str, int]:
-    """The bounds on an image's pixels, as they are set."""
+    """Returns the image processor's bounds on the pixels of an image."""
     return {name: int(bound) for name, bound in dict(processor.image_processor.size).items() if bound}
 
 
@@ -81,7 +80,7 @@ def export(ckpt: Path, dst: Path, policy: str | None = None) -> None:
 
 
 def _read_own(path: Path) -> dict[str, Any]:
-    """A checkpoint with its whole weights; UserError if they cannot be read or are not finite."""
+    """Reads a checkpoint with its whole weights; UserError if they cannot be read or are not finite."""
     checkpoint = read_checkpoint(path, whole=True)
     if path.is_dir():
         checkpoint["state_dict"] = read_weights(path)
@@ -102,7 +101,7 @@ def load_policy(model: PreTrainedModel, saved: dict[str, torch.Tensor], complain
 
 
 def _tied(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights that are missing because another name of the same parameter is there."""
+    """Returns the weights that are missing because the parameter is stored under another name."""
     first = {parameter: name for name, parameter in model.named_parameters()}
     every = model.named_parameters(remove_duplicate=False)
     missing = {name: first[parameter] for name, parameter in every if name not in weights}

@@ -24,7 +24,7 @@ from ivgr.trainer.sharded_checkpoint import read_folder, write_folder
 
 @checked("trainer.strategy.")
 class FSDP2(ModelParallelStrategy):
-    """Weights, gradients and optimizer split over all ranks.
+    """Weights, gradients and optimizer state sharded over all ranks.
 
     Args:
         param_dtype: Weight dtype of forward and backward passes and of the rollouts; null for that of
@@ -55,7 +55,8 @@ class FSDP2(ModelParallelStrategy):
         super().setup(trainer)
 
     def split(self, policy: PreTrainedModel, reference: Reference | None) -> Replica:
-        """Splits both over the ranks; returns what rolls out. UserError if the reference cannot be."""
+        """Shards both over the ranks; returns the replica that rolls out. UserError if the reference
+        cannot be sharded."""
         replica = Replica(policy, self.param_dtype)
         # The model casts its inputs itself; what it computes in float32, such as rotary angles, stays so.
         precision = MixedPrecisionPolicy(self.param_dtype, self.reduce_dtype, cast_forward_inputs=False)
@@ -66,7 +67,7 @@ class FSDP2(ModelParallelStrategy):
         return replica
 
     def lightning_module_state_dict(self) -> dict:
-        """Nothing: `save_checkpoint` takes the weights where they lie."""
+        """Returns nothing: `save_checkpoint` writes each rank's shard itself."""
         return {}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict:
@@ -85,7 +86,7 @@ class FSDP2(ModelParallelStrategy):
         )
 
     def _whole(self) -> torch.nn.Module:
-        """What Lightning has handed over by then."""
+        """Returns the module that Lightning has set by then."""
         assert self.model is not None, "set by Trainer.fit"
         return self.model
 

@@ -18,8 +18,8 @@ PREFIX = "torchao."
 
 
 def find_class(name: str) -> type[Optimizer]:
-    """The class behind "torchao.AdamW8bit" and the like; looked up when a configuration is read,
-    since only then can a checkpoint with its states be read weights-only."""
+    """Returns the class of a name such as "torchao.AdamW8bit". It is looked up when a configuration is read,
+    because a checkpoint with its states can be read weights-only only after that."""
     try:
         found = getattr(import_module("torchao.optim"), name.removeprefix(PREFIX), None)
     except ModuleNotFoundError as error:
@@ -34,8 +34,9 @@ def find_class(name: str) -> type[Optimizer]:
 def create_low_bit(
     name: str, model: nn.Module, lr: float, weight_decay: float, options: dict[str, Any]
 ) -> Optimizer:
-    """Over the trained parameters of `model`; biases and norms have no weight decay. Its step
-    wants the learning rate as a tensor, schedules and readers want a number: each gets it."""
+    """Creates the optimizer over the trained parameters of `model`; biases and norms have no weight decay.
+    Its step needs the learning rate as a tensor, schedules and readers need a number: each gets its
+    own."""
     make: Callable[..., Optimizer] = find_class(name)
     optimizer = make(param_groups_weight_decay(model, weight_decay), lr=lr, **options)  # pyright: ignore[reportCallIssue]
 
@@ -56,8 +57,8 @@ def create_low_bit(
 
 
 def seed_rounding(optimizer: Optimizer) -> None:
-    """Lets a step that rounds at random do so by the run's seed and the number of the step alone: the
-    same on all ranks and after a resume, whatever else has drawn; and no other stream moves."""
+    """Makes stochastic rounding depend on the run's seed and the step number only: it is the same on all
+    ranks and after a resume, and no other random stream changes."""
     forks = ExitStack()
 
     def before_step(optimizer: Optimizer, *_) -> None:

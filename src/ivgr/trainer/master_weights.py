@@ -1,8 +1,8 @@
 """Master weights: an optimizer that steps fp32 copies of weights kept in lower precision.
 
 In: any optimizer over bf16 (or fp16) parameters. Out: the same object. Between steps the
-parameters are the rounded copies; the copies themselves lie in the optimizer's state as
-"master", and so in its checkpoints.
+parameters are the rounded copies; the optimizer's state holds the fp32 copies as "master",
+and so do its checkpoints.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ KEY = "master"
 
 
 def with_master_weights(optimizer: Optimizer) -> Optimizer:
-    """Lets `optimizer` see fp32 parameters and gradients while it steps, and fp32 parameters
-    while its state is loaded, which is cast to theirs. A step uses the gradients up. UserError if
-    the parameters are split over ranks."""
+    """Gives `optimizer` fp32 parameters and gradients while it steps, and fp32 parameters while it loads its
+    state, which is cast to their dtype. A step consumes the gradients. UserError if the parameters are
+    sharded."""
     if any(is_sharded(parameter) for parameter in _low_precision(optimizer)):
         raise UserError(
             "model.update.optimizer.master keeps copies of whole weights; with trainer.strategy fsdp2 load "
@@ -29,7 +29,7 @@ def with_master_weights(optimizer: Optimizer) -> Optimizer:
     low: dict[nn.Parameter, torch.Tensor] = {}
 
     def before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """A closure computes in the lower precision still."""
+        """Swaps in the fp32 copies; a closure still computes in the lower precision."""
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         with torch.enable_grad():
             loss = None if closure is None else closure()

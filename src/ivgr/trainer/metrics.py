@@ -1,5 +1,5 @@
-"""The figures of an iteration by name; STREAM/ before a name means that of one stream. What they are
-called where they are drawn, and what they say, is in `ivgr.plotting.tags`."""
+"""The metrics of an iteration by name; a name that begins with STREAM/ is of one stream. `ivgr.plotting.tags`
+holds the tags and descriptions that loggers show."""
 
 import math
 from collections import Counter
@@ -20,8 +20,8 @@ from ivgr.trainer.loss import TokenLoss
 
 
 def batch_metrics(queries: list[Query], archive: Archive, rollout_seconds: float) -> dict[str, float]:
-    """What the rollouts and rewards of one iteration look like; reward/math_given_up, where there are
-    any, counts the answers whose mathematics took too long to compare (not equal)."""
+    """Returns the metrics of one iteration's rollouts and rewards. reward/math_given_up, if there are any,
+    counts the answers whose mathematics took too long to compare; they count as not equal."""
     groups = [group for query in queries for group in query.groups]
     rollouts = rollouts_of(queries)
     tokens = _lengths(rollouts)
@@ -40,8 +40,8 @@ def batch_metrics(queries: list[Query], archive: Archive, rollout_seconds: float
 
 
 def judge_metrics(judge: Judge, verdicts: list) -> dict[str, float]:
-    """The share of all ranks' `verdicts` that are missing (None), and the sums of what their judges
-    themselves report; nothing where there is no judge."""
+    """Returns the share of all ranks' `verdicts` that are missing (None) and the sums of what their judges
+    report; nothing without a judge."""
     if isinstance(judge, RulesAlone):
         return {}
     missing = _mean(gather_lists([verdict is None for verdict in verdicts]))
@@ -53,7 +53,7 @@ def judge_metrics(judge: Judge, verdicts: list) -> dict[str, float]:
 
 
 def _stream_metrics(groups: list[Group]) -> dict[str, float]:
-    """Each stream's lengths, and its terms over the rollouts that have them."""
+    """Returns each stream's lengths, and its terms over the rollouts that have them."""
     metrics = {}
     for stream in STREAMS:
         rollouts = [rollout for group in groups if group.stream == stream for rollout in group.rollouts]
@@ -87,8 +87,8 @@ def _archive_metrics(queries: list[Query], archive: Archive) -> dict[str, float]
 
 @dataclass
 class UpdateMetrics:
-    """Token-weighted means over an iteration's updates and all ranks; only the gradient norm where
-    no token took part. counts holds the tokens behind each of the sums."""
+    """Token-weighted means over an iteration's updates and all ranks; only the gradient norm if no token took
+    part. counts holds the number of tokens in each sum."""
 
     sums: Counter = field(default_factory=Counter)
     counts: Counter = field(default_factory=Counter)
@@ -98,7 +98,7 @@ class UpdateMetrics:
     def add(
         self, pack: Pack, statistics: TokenStatistics, loss: TokenLoss, old_logp: torch.Tensor | None
     ) -> None:
-        """Adds a pack; `old_logp` on the first epoch, to compare with the rollout's."""
+        """Adds a pack; old_logp is given in the first epoch, to compare with the rollout's log-probs."""
         kl, entropy = cast(torch.Tensor, statistics.kl), cast(torch.Tensor, statistics.entropy)
         columns: dict[str, torch.Tensor] = {
             "policy/kl": kl,
@@ -122,7 +122,7 @@ class UpdateMetrics:
         self.ratio_max = max(self.ratio_max, loss.ratio.max().item())
 
     def compute(self) -> dict[str, float]:
-        """All ranks must call it."""
+        """Returns the means; all ranks must call it."""
         norm = {"optim/grad_norm": _mean(self.grad_norms)}
         parts = gather((dict(self.sums), dict(self.counts), self.ratio_max))
         sums, counts, ratios = zip(*parts, strict=True)
@@ -134,7 +134,7 @@ class UpdateMetrics:
 
 
 def _tokens_by_stream(pack: Pack) -> dict[str, torch.Tensor]:
-    """Which of the pack's R response tokens belong to each of its streams, as indices."""
+    """Returns the indices of the pack's R response tokens by stream."""
     owners = [group.stream for query in pack.queries for group in query.groups for _ in group.rollouts]
     lengths = torch.tensor(_lengths(pack.rollouts))
     return {
@@ -150,7 +150,7 @@ def _lengths(rollouts: Sequence[Rollout]) -> list[int]:
 
 
 def sum_by_name(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The sums by name, where any part has it."""
+    """Returns the sums by name, over the parts that have the name."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 

@@ -18,12 +18,12 @@ T = TypeVar("T")
 class MicroBatcher:
     """Packs the queries of a mini-batch and passes over its packs.
 
-    Where memory runs out in a pass, it changes three things: token_budget, which is lowered for the rest
-    of the run; the list of packs, which are split in place; and the gradients of the policy, which are
-    dropped and made anew, because a backward pass that broke off has left some.
+    When memory runs out in a pass, it changes three things: it lowers token_budget for the rest of the run,
+    splits the list of packs in place, and drops the policy's gradients and computes them again, because a
+    backward pass that broke off has left some.
 
     Args:
-        policy: What the packs are of.
+        policy: The model that the packs are for.
         token_budget: Padded tokens per pack at first.
         pad_with_dummy_packs: Fills up packs where weights are split over ranks. There a pass is a
             collective, which a rank can neither repeat nor split alone, so that nothing is changed.
@@ -37,14 +37,13 @@ class MicroBatcher:
         self.pad_with_dummy_packs = pad_with_dummy_packs
 
     def pack(self, queries: list[Query], layout: Layout) -> list[Pack]:
-        """The queries of one mini-batch in packs; where weights are split over ranks, all ranks must call
-        it."""
+        """Packs the queries of one mini-batch; if weights are sharded, all ranks must call it."""
         packs = pack_queries(self.policy, queries, self.token_budget, layout)
         return packs if self.pad_with_dummy_packs is None else self.pad_with_dummy_packs(packs)
 
     def run(self, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
-        """`work` of every pack, in as many packs as memory takes. UserError if memory does not hold one
-        query, or runs out where weights are split over ranks."""
+        """Returns the results of `work` for every pack, splitting packs when memory runs out. UserError if
+        memory does not hold one query, or runs out while weights are sharded."""
         while True:
             done: list[T] = []
             failed = _work_until_out_of_memory(packs, work, done)
@@ -64,7 +63,7 @@ class MicroBatcher:
 
 
 def _work_until_out_of_memory(packs: list[Pack], work: Callable[[Pack], T], done: list[T]) -> Pack | None:
-    """Appends `work` of the packs to `done`; the pack in which memory ran out, None if in none."""
+    """Appends the results of `work` to `done`; returns the pack in which memory ran out, or None."""
     for pack in packs:
         try:
             done.append(work(pack))
@@ -76,8 +75,8 @@ def _work_until_out_of_memory(packs: list[Pack], work: Callable[[Pack], T], done
 
 
 def _halve_budget(budget: int, failed: Pack) -> int:
-    """The token budget under which `failed`, for which memory ran out, is split in two at least;
-    UserError if it is one tree, which cannot be."""
+    """Returns a token budget that splits `failed`, for which memory ran out, in at least two; UserError if
+    it is a single tree, which cannot be split."""
     if len(failed.queries) == 1:
         raise UserError(
             f"memory ran out in a pass over one query of {failed.ids.numel()} tokens, which cannot be "
@@ -89,7 +88,7 @@ def _halve_budget(budget: int, failed: Pack) -> int:
 
 
 def _out_of_memory_together(failed: Pack) -> UserError:
-    """Of a pass that all ranks were making together, so that none can split its packs alone."""
+    """Returns the error of a pass that is a collective, so that no rank can split its packs alone."""
     return UserError(
         f"memory ran out in a pass over {failed.ids.numel()} tokens, which with trainer.strategy fsdp2 one "
         "rank cannot split alone: lower model.update.token_budget below that, or set "
@@ -98,8 +97,7 @@ def _out_of_memory_together(failed: Pack) -> UserError:
 
 
 def _split_pack(model: PreTrainedModel, pack: Pack, budget: int) -> list[Pack]:
-    """The same trees in packs of at most `budget` padded tokens, with what is known of their
-    tokens already."""
+    """Splits `pack` into packs of at most `budget` padded tokens, keeping the log-probs that are known."""
     if pack.ids.numel() <= budget or len(pack.queries) == 1:
         return [pack]
     parts = pack_queries(model, pack.queries, budget)

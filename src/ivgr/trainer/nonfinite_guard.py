@@ -1,7 +1,6 @@
-"""Guards of the update: numbers that are not finite, and memory that runs out.
+"""The guard against losses and gradients that are not finite.
 
-In: what an update is about to do. Out: leave to do it, or passes over packs that fit; and one clear
-line when there is no going on.
+In: the statistics of an update before its step. Out: whether to step, or one clear line that ends the run.
 """
 
 import math
@@ -40,7 +39,7 @@ class GuardConfig:
 class NonFiniteGuard:
     """Skips updates whose loss or gradient is not finite, on all ranks alike.
 
-    skipped counts those of the whole run; `patience` in a row raise UserError.
+    skipped counts the skipped updates of the whole run; `patience` of them in a row raise UserError.
     """
 
     def __init__(self, patience: int = 3) -> None:
@@ -51,14 +50,14 @@ class NonFiniteGuard:
         self.norms: deque[float] = deque(maxlen=5)
 
     def watch(self, statistics: TokenStatistics) -> None:
-        """Takes note of a micro-batch, before its backward pass."""
+        """Records whether a micro-batch is finite, before its backward pass."""
         if self.fault is None and not statistics.logp.isfinite().all():
             self.fault = "the policy's logits are"
         elif self.fault is None and not cast(torch.Tensor, statistics.loss).isfinite():
             self.fault = "the loss is (the logits are finite)"
 
     def admits(self, norm: float, policy: nn.Module, lr: float, sum_ranks: Callable[[float], float]) -> bool:
-        """Whether to step, given the gradient norm before clipping; all ranks must call it."""
+        """Returns whether to step, given the gradient norm before clipping; all ranks must call it."""
         fault, self.fault = self.fault, None
         if fault is None and not math.isfinite(norm):
             fault = "a gradient is (the loss is finite)"
@@ -73,7 +72,8 @@ class NonFiniteGuard:
         return False
 
     def _diagnose(self, fault: str, policy: nn.Module, lr: float, sum_ranks: Callable) -> str:
-        """All ranks must call it: of a split gradient each sees its own part."""
+        """Returns the line that ends the run. All ranks must call it: each sees only its shard of a
+        gradient."""
         broken = (
             name
             for name, parameter in policy.named_parameters()
@@ -88,5 +88,5 @@ class NonFiniteGuard:
 
 
 def _is_finite(gradient: torch.Tensor) -> bool:
-    """Of a split gradient, this rank's part."""
+    """Whether a gradient is finite; of a sharded one, this rank's shard."""
     return bool(local_part(gradient).isfinite().all())

@@ -1,4 +1,4 @@
-"""Optimizer and schedule by name, from timm's factories (any of theirs is one word) and torchao's."""
+"""Optimizer and schedule by name: any of timm's factories, and torchao's low-bit optimizers."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -44,7 +44,7 @@ class OptimizerConfig:
             raise UserError(f"model.update.optimizer.name is {self.name!r}, and timm has no such optimizer")
 
     def create(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Over the parameters of `model` that are trained."""
+        """Creates the optimizer over the trained parameters of `model`."""
         with refusals("model.update.optimizer", "mend its options"):
             if self.name.startswith(PREFIX):
                 optimizer = create_low_bit(self.name, model, self.lr, self.weight_decay, self.options)
@@ -74,7 +74,7 @@ class ScheduleConfig:
     """Further arguments of that schedule."""
 
     def create(self, optimizer: torch.optim.Optimizer, updates: int) -> Scheduler:
-        """A schedule over `updates` updates; `step(n)` sets the rate of update n, counted from 0."""
+        """Creates a schedule over `updates` updates; `step(n)` sets the rate of update n, counted from 0."""
         warmup = round(self.warmup * updates)
         # Steps of factor 1, since timm has had a "constant" of its own only from 1.0.31 on.
         constant = self.name == "constant"
@@ -100,8 +100,8 @@ class ScheduleConfig:
 
 
 def sum_gradients(parameters: list[nn.Parameter]) -> None:
-    """Sums gradients over all ranks, in place; where a rank has none that another has (its
-    mini-batch was empty, or without images) it adds nothing. All ranks must call it."""
+    """Sums gradients over all ranks, in place. A rank without a gradient that another has (its mini-batch was
+    empty, or had no images) adds nothing. All ranks must call it."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     holders = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
     all_reduce_sum(holders)

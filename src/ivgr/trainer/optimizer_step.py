@@ -1,4 +1,4 @@
-"""Gradients and optimizer steps of a LightningModule, on all its ranks.
+"""The optimizer step on all ranks.
 
 In: a loss of this rank. Out: one step of all ranks together, or none.
 """
@@ -19,28 +19,28 @@ from ivgr.trainer.optimizer import sum_gradients
 
 
 class OptimizerStep(Protocol):
-    """How gradients become an update."""
+    """Turns losses into an update of the policy."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of `loss`."""
         ...
 
     def step(self) -> float:
-        """One step of the optimizer, after which no gradient is left; returns the gradient norm. All ranks
+        """Steps the optimizer and clears the gradients; returns the gradient norm before clipping. All ranks
         must call it."""
         ...
 
     def sum_ranks(self, value: float) -> float:
-        """The sum of all ranks' values; all ranks must call it."""
+        """Returns the sum of all ranks' values; all ranks must call it."""
         ...
 
 
 class OneProcessStep:
-    """The `OptimizerStep` of a process that is alone: no ranks, no schedule.
+    """The `OptimizerStep` of a single process, without a schedule.
 
     Args:
-        parameters: What is trained.
-        optimizer: Steps them.
+        parameters: The parameters that are trained.
+        optimizer: The optimizer over them.
         clip_norm: Largest gradient norm.
     """
 
@@ -73,8 +73,8 @@ class LightningOptimizerStep:
     Args:
         module: Has policy, scheduler, update (settings) and a trainer.
         guard: Decides whether to step.
-        replica: What rolls out where weights are split over ranks; their gradients are summed on
-            the way back already.
+        replica: The copy that rolls out if weights are sharded; FSDP sums their gradients in the backward
+            pass already.
     """
 
     def __init__(self, module: Any, guard: NonFiniteGuard, replica: Replica | None) -> None:
@@ -89,9 +89,8 @@ class LightningOptimizerStep:
             self.module.manual_backward(loss)
 
     def step(self) -> float:
-        """Sums gradients over ranks (the loss is already divided by all ranks' tokens),
-        clips, steps optimizer and schedule, unless the guard skips the former; returns the norm
-        before clipping."""
+        """Sums gradients over ranks (the loss is already divided by all ranks' tokens), steps the schedule,
+        clips, and steps the optimizer unless the guard skips it; returns the norm before clipping."""
         module, parameters = self.module, list(self.module.policy.parameters())
         if module.trainer.world_size > 1 and self.replica is None:
             sum_gradients(parameters)

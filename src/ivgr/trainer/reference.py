@@ -1,5 +1,6 @@
-"""The frozen reference of the KL penalty: a model of its own, or the policy without its
-adapters. In: the policy. Out: a `Reference`, which lends a model for forward passes."""
+"""The frozen reference of the KL penalty: a separate model, or the policy without its adapters.
+
+In: the policy. Out: a `Reference`, which lends a model for forward passes."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -23,13 +24,12 @@ class Reference(Protocol):
     """The policy as it was before training, or another; never trained, never saved."""
 
     def inference_model(self) -> AbstractContextManager[PreTrainedModel]:
-        """Lends the reference, on the policy's device, for passes without gradient; none of the
-        policy may run in the body. What a pass has gathered of split weights is let go at its end."""
+        """Lends the reference, on the policy's device, for passes without gradient; the policy may not run in
+        the body. Gathered shards are freed at its end."""
         ...
 
     def shard(self, split: Callable[[PreTrainedModel], None]) -> None:
-        """Splits over ranks, by `split`, the weights that are not the policy's; UserError if they
-        cannot be."""
+        """Shards, by `split`, the weights that are not the policy's; UserError if they cannot be sharded."""
 
 
 class FrozenReference:
@@ -39,7 +39,7 @@ class FrozenReference:
         path: Directory or hub id; null takes the policy as first loaded: a copy, or with
             model.trainable.adapter the policy itself, its adapters switched off.
         device: "policy" keeps it beside the policy; "cpu" keeps it in main memory and brings it
-            over once a scoring phase (with exact KL once a micro-batch).
+            over once per scoring phase (with exact KL once per micro-batch).
     """
 
     def __init__(self, path: str | None = None, device: Literal["policy", "cpu"] = "policy") -> None:
@@ -47,7 +47,7 @@ class FrozenReference:
         self.device = device
 
     def load(self, policy: PreTrainedModel) -> Reference:
-        """The reference of a policy that is in its training form."""
+        """Returns the reference of a policy that is in its training form."""
         if self.path is None and is_adapted(policy):
             if self.device == "cpu":
                 raise UserError(
@@ -59,7 +59,7 @@ class FrozenReference:
         return OwnModel(model.eval().requires_grad_(False), policy, offload=self.device == "cpu")
 
     def _read(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """UserError unless it reads the prompts of `policy` and weighs the same words."""
+        """Reads the reference; UserError unless it has the model type and vocabulary size of `policy`."""
         assert self.path is not None, "null takes a copy of the policy"
         folder = TINY if self.path == "tiny" else self.path
         config = read_config(folder, SETTING)
@@ -76,7 +76,7 @@ class FrozenReference:
 
 
 class UnadaptedPolicy:
-    """The policy with its adapters off: the same memory, and the base model's very bits."""
+    """The policy with its adapters off: no further memory, and exactly the base model."""
 
     def __init__(self, policy: PreTrainedModel) -> None:
         self.policy = policy
@@ -87,11 +87,11 @@ class UnadaptedPolicy:
             yield self.policy
 
     def shard(self, split: Callable[[PreTrainedModel], None]) -> None:
-        """It has none."""
+        """Does nothing: it has no weights of its own."""
 
 
 class OwnModel:
-    """Weights of its own, shared with nobody; with `offload` they live on the CPU."""
+    """A model with weights of its own; with `offload` they stay on the CPU."""
 
     def __init__(self, model: PreTrainedModel, policy: PreTrainedModel, offload: bool = False) -> None:
         self.model = model
@@ -116,7 +116,7 @@ class OwnModel:
 
 @contextmanager
 def on_device(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
-    """In the body copies of the model's weights lie on `device`; those at home never move."""
+    """In the body, the model uses copies of its weights on `device`; the originals never move."""
     home: list[tuple[dict[str, Any], str, torch.Tensor]] = [
         (tensors, name, tensor)
         for module in model.modules()

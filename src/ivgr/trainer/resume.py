@@ -1,7 +1,7 @@
-"""Whether a run may go on from a checkpoint.
+"""The check whether a run can continue from a checkpoint.
 
-In: the run's module and what was read, before any of it is used. Out: one line if it may not;
-else the run's own learning rate, weight decay and other numbers of the optimizer, in the checkpoint.
+In: the run's module and the checkpoint's content, before any of it is used. Out: one line if it cannot;
+else the checkpoint, with the run's own learning rate, weight decay and other numbers of the optimizer.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ Groups = list[dict[str, Any]]
 
 
 def admit(module: Any, checkpoint: dict[str, Any], path: Path | str, sharded: bool) -> None:
-    """UserError unless `module`, an `ivgr.trainer.base_module.PolicyModule` in its trainer's hands, can use
-    the checkpoint: all of it when it trains, the policy when it validates."""
+    """Raises UserError unless `module`, an `ivgr.trainer.base_module.PolicyModule` with a trainer, can use
+    the checkpoint: all of it to train, the policy to validate."""
     _refuse_other_kind(module.kind, checkpoint["ivgr"], path)
     refuse_misshapen(checkpoint, {"ivgr": module.state_shape}, path)
     refuse_misshapen(checkpoint, {"callbacks": _shape_of_callbacks(module.trainer)}, path)
@@ -52,7 +52,8 @@ def admit(module: Any, checkpoint: dict[str, Any], path: Path | str, sharded: bo
 
 
 def _refuse_other_kind(own: str, saved: object, path: Path | str) -> None:
-    """Old checkpoints do not name theirs; only reinforcement learning has an archive."""
+    """Raises UserError if the checkpoint is of the other kind of training. Old checkpoints do not name
+    theirs; only reinforcement learning has an archive."""
     if not isinstance(saved, dict):
         raise UserError(f"checkpoint {path}: it was not made by `ivgr fit`; {MEND}")
     kind = saved.get("kind", "rl" if "archive" in saved else "sft")
@@ -73,19 +74,20 @@ def _refuse_other(setting: str, saved: object, own: object, path: Path | str) ->
 
 
 def _shape_of_callbacks(trainer: L.Trainer) -> dict[str, object]:
-    """Of our callbacks, which say what they save; one that may join a run later may be missing."""
+    """Returns the state shape of our callbacks; one that may join a run later may be missing."""
     ours = [callback for callback in trainer.callbacks if hasattr(callback, "state_shape")]
     return {one.state_key + "?" * getattr(one, "joins_late", False): one.state_shape for one in ours}
 
 
 def _shape_of_data(trainer: L.Trainer) -> dict[str, object]:
-    """Of our data module, under the name that Lightning saves it by."""
+    """Returns the state shape of our data module, under the name by which Lightning saves it."""
     data = trainer.datamodule
     return {type(data).__qualname__: data.state_shape} if hasattr(data, "state_shape") else {}
 
 
 def _admit_progress(trainer: L.Trainer, checkpoint: dict[str, Any], path: Path | str) -> None:
-    """Lightning's count of iterations, the data's and the run's own must be there and agree."""
+    """Raises UserError unless Lightning's count of iterations, the data's and the run's own exist and
+    agree."""
     fit_loop = shape_of(trainer.fit_loop.state_dict())
     refuse_misshapen(checkpoint, {"loops": {"fit_loop": fit_loop}, "lr_schedulers": ()}, path)
     counts = {"loops": saved_iterations(checkpoint["loops"]["fit_loop"])}
@@ -104,8 +106,8 @@ def _admit_progress(trainer: L.Trainer, checkpoint: dict[str, Any], path: Path |
 
 
 def refuse_other_optimizer(own: OptimizerConfig, saved: Any, path: Path | str) -> None:
-    """UserError if the checkpoint's state is of no use to the optimizer of this run. Its numbers may
-    differ: the new ones are in effect. `saved` is None in old checkpoints."""
+    """Raises UserError if the checkpoint's state does not fit the optimizer of this run. Its numbers may
+    differ: the run's own are used. `saved` is None in old checkpoints."""
     if saved is None:
         return
     shape = {"name": str, "master": bool, "options": {str: PLAIN}}
@@ -121,15 +123,15 @@ def refuse_other_optimizer(own: OptimizerConfig, saved: Any, path: Path | str) -
 
 
 def _is_number(value: object) -> bool:
-    """Or several, such as betas."""
+    """Whether a value is a number, or several, such as betas."""
     if isinstance(value, list | tuple):
         return all(map(_is_number, value))
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _admit_optimizer(module: Any, checkpoint: dict[str, Any], path: Path | str, sharded: bool) -> None:
-    """UserError unless the optimizer's state is that of the parameters which this run trains. Of a
-    sharded checkpoint that shows when its tensors are read."""
+    """Raises UserError unless the optimizer's state belongs to the parameters that this run trains. For a
+    sharded checkpoint, reading its tensors checks that."""
     own = module.update.optimizer.create(module.policy).state_dict()["param_groups"]
     known = checkpoint["ivgr"].get("optimizer")
     if sharded:
@@ -168,7 +170,7 @@ def take_settings(
     groups: Groups, own: Groups, settings: OptimizerConfig, saved: dict[str, Any] | None, path: Path | str
 ) -> None:
     """Puts the run's own settings into the checkpoint's parameter groups: learning rate, weight decay,
-    options, switches, and what they lack. Other numbers an optimizer may have counted there."""
+    options, switches, and what they lack. Other numbers may be the optimizer's own counts and stay."""
     named = {"lr", "weight_decay", *settings.options, *(saved or {}).get("options", {})}
     for number, (group, fresh) in enumerate(zip(groups, own, strict=True)):
         own_values = {name: value for name, value in fresh.items() if name != "params"}
@@ -189,12 +191,12 @@ def take_settings(
 
 
 def moments_of(state: dict[int, dict[str, object]]) -> dict[str, object]:
-    """What an optimizer keeps, by NUMBER/FIELD."""
+    """Returns the fields that an optimizer keeps, by NUMBER/FIELD."""
     return {f"{index}/{name}": value for index, fields in state.items() for name, value in fields.items()}
 
 
 def layout_of(moments: Iterable[tuple[str, object]]) -> str:
-    """A digest of which fields an optimizer keeps of which parameter, and their shapes."""
+    """Returns a digest of the fields that an optimizer keeps per parameter, and of their shapes."""
     lines = sorted(
         f"{name} {type(value).__name__} {getattr(value, 'dtype', '')} {list(getattr(value, 'shape', ()))}"
         for name, value in moments
@@ -203,7 +205,8 @@ def layout_of(moments: Iterable[tuple[str, object]]) -> str:
 
 
 def refuse_other_layout(moments: Iterable[tuple[str, object]], saved: object, path: Path | str) -> None:
-    """UserError if fields are missing that were saved, or have another shape; None in old ones."""
+    """Raises UserError if fields that were saved are missing or have another shape; None in old
+    checkpoints."""
     if saved is not None and layout_of(moments) != saved:
         raise UserError(f"checkpoint {path}: its optimizer's state is not what was saved; {MEND}")
 

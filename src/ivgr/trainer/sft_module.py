@@ -1,5 +1,5 @@
-"""The cold start: supervised training on reasoning of both streams; at the end an ordinary HF
-directory is written."""
+"""The cold start: supervised training on reasoning of both streams, which ends with an ordinary HF
+directory."""
 
 import logging
 from functools import partial
@@ -69,7 +69,7 @@ class SFT(PolicyModule):
 
     @property
     def iterations(self) -> int:
-        """A step is one update."""
+        """The number of updates; each step is one."""
         return self.total_updates
 
     def on_fit_start(self) -> None:
@@ -79,11 +79,11 @@ class SFT(PolicyModule):
 
     @property
     def export_folder(self) -> Path:
-        """Where the trained model goes when the run is over."""
+        """The folder that the trained model is written to at the end of the run."""
         return Path(self.trainer.default_root_dir) / self.export
 
     def training_step(self, queries: list[Query], _: int) -> torch.Tensor:
-        """One update on the mean over all ranks' tokens."""
+        """Makes one update on the mean loss over all ranks' tokens."""
         packs = self.micro_batcher.pack(sorted(queries, key=tree_length), "tree")
         tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
         losses = self.micro_batcher.run(packs, partial(self._differentiate, tokens))

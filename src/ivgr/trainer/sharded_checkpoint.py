@@ -1,6 +1,6 @@
-"""A sharded checkpoint: a folder in which every rank writes its part of the weights and of the
-optimizer's moments as safetensors, and rank 0 the rest as meta.pt. Nothing in it is a pickle
-that could run code; any number of ranks can read it.
+"""Sharded checkpoints: a folder in which every rank writes its shard of the weights and of the
+optimizer's moments as safetensors, and rank 0 the rest as meta.pt. It holds no pickled code, and
+any number of ranks can read it.
 """
 
 from collections.abc import Callable
@@ -50,8 +50,8 @@ def write_folder(path: Path, module: nn.Module, optimizer: Optimizer | None, res
 def read_folder(
     path: Path, module: nn.Module, optimizer: Optimizer | None, admit: Callable[[dict], None]
 ) -> dict:
-    """Fills weights and optimizer in place; returns the rest. All ranks must call it. UserError if
-    the files are damaged, the weights are another model's, or `admit` does not let the rest pass."""
+    """Fills weights and optimizer in place; returns the rest. All ranks must call it. UserError if the
+    files are damaged, the weights belong to another model, or `admit` refuses the rest."""
     rest = read_checkpoint(path, whole=True)
     admit(rest)
     reader = HuggingFaceStorageReader(str(path))
@@ -73,7 +73,8 @@ def read_folder(
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The whole weights of a sharded checkpoint by name, in one process; of tied ones one name."""
+    """Reads the whole weights of a sharded checkpoint by name, in one process; tied weights under one
+    name."""
     reader = HuggingFaceStorageReader(str(path))
     tensors = {
         name: torch.empty(found.size, dtype=found.properties.dtype)
@@ -85,7 +86,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _stored_in(reader: HuggingFaceStorageReader, path: Path) -> dict:
-    """What is known of each tensor, by name; UserError names a file that is damaged."""
+    """Returns the metadata of each tensor by name; UserError names a file that is damaged."""
     for file in sorted(path.glob("*.safetensors")):
         try:
             with safe_open(file, "pt"):
@@ -103,7 +104,7 @@ def _stored_in(reader: HuggingFaceStorageReader, path: Path) -> dict:
 
 
 def _moments(module: nn.Module, optimizer: Optimizer) -> dict[str, object]:
-    """What the optimizer keeps of each parameter, by moment.PARAMETER/FIELD."""
+    """Returns the tensors that the optimizer keeps per parameter, by moment.PARAMETER/FIELD."""
     return {
         f"{MOMENT}.{name}/{field}": value
         for name, weight in module.named_parameters()
@@ -114,8 +115,8 @@ def _moments(module: nn.Module, optimizer: Optimizer) -> dict[str, object]:
 def _restore(
     module: nn.Module, optimizer: Optimizer, state: Any, stored: dict, path: Path
 ) -> dict[str, torch.Tensor]:
-    """Gives the optimizer its groups and small state, and room for its moments; returns the latter.
-    UserError if they are not those of the parameters that are trained."""
+    """Restores the optimizer's groups and small state and allocates its moments; returns the moments.
+    UserError if they do not belong to the parameters that are trained."""
     refuse_misshapen({"optimizer": state}, {"optimizer": STATE}, path)
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         group.update(saved)
@@ -144,7 +145,7 @@ def _restore(
 
 
 def _dims(placements: tuple[Placement, ...]) -> list[int | None]:
-    """The dimension split along each axis of the mesh, None where there is none."""
+    """Returns the dimension that is sharded along each axis of the mesh; None for an axis without one."""
     return [placement.dim if isinstance(placement, Shard) else None for placement in placements]
 
 
