@@ -5,7 +5,7 @@ import ast
 import html
 import json
 import unicodedata
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -26,6 +26,7 @@ from ivgr.core import printable as shown
 from ivgr.core.errors import UserError
 from ivgr.data.shards import write_shards
 from ivgr.judge.llm import LLMJudge
+from ivgr.launch.notices import show_notices
 from ivgr.plotting.data_figures import draw_gallery
 from ivgr.plotting.rollout_figures import draw_rollouts, rollouts_table
 from ivgr.rewards.archive import Archive
@@ -206,7 +207,8 @@ def test_what_a_server_said(monkeypatch):
     judge = LLMJudge("http://localhost:9/v1", "m", cache=None, patience=0.0)
     judge.client.last_failure = NASTY
     said = StringIO()
-    with redirect_stdout(said), pytest.raises(UserError):
+    show_notices()
+    with redirect_stderr(said), pytest.raises(UserError):
         judge._wait_until_few_are_missing([None], lambda seconds: None)
     harmless(said.getvalue(), "[/x]")
 

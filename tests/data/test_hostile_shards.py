@@ -102,6 +102,7 @@ def spoilt(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_too_large_a_share_stops_in_one_line_and_a_higher_limit_goes_on(tmp_path, capsys, spoilt):
     """44 draws an iteration: only in the third are at least 100 seen."""
     options = ["--data.prompts", "88", "--model.iterations", "4"]

@@ -146,6 +146,7 @@ def test_a_reader_process_that_dies_is_one_line(how):
     assert line == f"data.workers: DataLoader worker (pid{how.rstrip('. ')}; go on with --ckpt_path auto"
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_other(world, tmp_path):
     codes, (told, _) = break_off(tmp_path, world | RUN | doom("die", "rollout"))
     assert codes == [1, -9] and len(told) == 1

@@ -112,7 +112,9 @@ def kind_of(moment: Moment) -> str:
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "all"])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=pytest.mark.slow) if name == "fit" else name for name in COMMANDS]
+)
 def test_a_killed_command_given_again_ends_as_the_unbroken_one(command, whole, given, tmp_path):
     trial = Trial(subject_of(command, given, tmp_path / "root"))
     assert not trial.unknown, f"written past the watch: {trial.unknown}"

@@ -132,7 +132,7 @@ print(*answers, flush=True)
 """
 
 
-@pytest.mark.parametrize("way", ["stdin", "script"])
+@pytest.mark.parametrize("way", [pytest.param("stdin", marks=pytest.mark.slow), "script"])
 def test_it_works_without_a_main_guard_in_a_thread_and_after_a_fork(way, tmp_path):
     path = tmp_path / "plain.py"
     path.write_text(SCRIPT)
