@@ -111,8 +111,8 @@ class Checkpoints(Checkpoint):
         self.saved = trainer.global_step
 
     def save_alone(self, trainer: L.Trainer) -> bool:
-        """The same without the other ranks, on each rank that still can; False for sharded weights,
-        which no rank has alone, and for weights that are not finite."""
+        """Saves without the other ranks, on each rank that still can. Returns False for sharded weights,
+        which no rank holds alone, and for weights that are not finite."""
         if is_sharded(trainer.strategy) or _find_broken(trainer) is not None:
             return False
         part, path = self._write(trainer)

@@ -16,8 +16,8 @@ SUMMARY = "summary.json"
 
 
 class Ending(L.Callback):
-    """Of a run whose iterations are all done, does what is left, which is none of them; UserError if nothing
-    is left."""
+    """Finishes a run whose iterations are all done: figures, export, summary. UserError if nothing is left to
+    do."""
 
     def on_train_start(self, trainer: L.Trainer, module: TrainedModule) -> None:
         finished, iterations = finished_iterations(trainer), getattr(module, "iterations", None)

@@ -53,8 +53,8 @@ def enter_figures(writer: Writer, figures: Figures, iteration: int) -> None:
 
 
 def flat_settings(config: dict[str, Any]) -> dict[str, float | str]:
-    """Of the seed, the model and the data: each setting by its name on the command line, such as
-    model.update.optimizer.lr; a class is the setting that chooses it. Numbers stay numbers."""
+    """Returns the seed and each setting of the model and the data by its name on the command line, such as
+    model.update.optimizer.lr; a class counts as the setting that chooses it. Numbers stay numbers."""
     flat: dict[str, float | str] = {}
     for section in SECTIONS:
         _flatten(section, config[section], flat)

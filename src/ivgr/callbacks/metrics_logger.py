@@ -1,5 +1,5 @@
-"""What a run shows of itself: every metric of every iteration, and now and then the completions of all
-streams and pictures with gold and predicted boxes."""
+"""The logging of an iteration: every metric of every iteration, and every few iterations the completions of
+all streams and pictures with gold and predicted boxes."""
 
 from typing import Any
 
@@ -129,7 +129,7 @@ def _itemise(group: Group, rollout: Rollout) -> str:
 
 
 def ranked_rollouts(group: Group) -> list[Rollout]:
-    """Those whose reward is known, best first; if there are none, all as they are."""
+    """Returns the rollouts whose reward is known, best first; all of them, in order, if none is known."""
     known = [(rollout.reward, rollout) for rollout in group.rollouts if rollout.reward is not None]
     return [rollout for _, rollout in sorted(known, key=lambda pair: -pair[0])] or group.rollouts
 

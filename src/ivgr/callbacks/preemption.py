@@ -23,7 +23,7 @@ class Preemption(L.Callback):
         self.noted = False
 
     def on_train_start(self, trainer: L.Trainer, module: TrainedModule) -> None:
-        """In place of Lightning's handlers, which save and communicate wherever they interrupt."""
+        """Replaces Lightning's signal handlers, which save and communicate wherever they interrupt."""
         self.noted = False
         module.check_preempted = lambda: self.raise_if_noted(trainer)
         for number in _signals(trainer):

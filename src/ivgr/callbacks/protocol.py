@@ -1,4 +1,4 @@
-"""What callbacks may read of the module that is trained, and the little that they may ask of it.
+"""The attributes of the trained module that callbacks may read, and the few methods that they may call.
 
 A callback that names one of these types reads nothing else of a module, apart from what is
 LightningModule's own; tests/callbacks/test_protocol.py reads the callbacks' source and holds them to it.
@@ -20,9 +20,9 @@ from ivgr.rollout.transformers_engine import RolloutEngine
 
 
 class TrainedModule(Protocol):
-    """Of both kinds of training. kind is "rl" or "sft"; iterations are those of the whole run, length is
-    the setting that they are given by; metrics are the figures of the iteration that has ended last, by
-    the names that `ivgr.plotting.tags` knows."""
+    """The module of either kind of training. kind is "rl" or "sft"; iterations counts the whole run, and
+    length names the setting that gives it; metrics holds the metrics of the last finished iteration, by the
+    names that `ivgr.plotting.tags` knows."""
 
     kind: str
     length: str
@@ -48,7 +48,7 @@ class AnsweringModule(Protocol):
     device: torch.device
 
     def validation_metrics(self) -> Sequence[ValidationMetric]:
-        """What the data knows beside the figures that are always there."""
+        """Returns the data module's own validation metrics, in addition to those that every run has."""
         ...
 
     def rollout_policy(self) -> PreTrainedModel:
@@ -57,8 +57,8 @@ class AnsweringModule(Protocol):
 
 
 class RLModule(TrainedModule, AnsweringModule, Protocol):
-    """Of reinforcement learning. iteration counts those that are finished; everyone holds the queries of
-    all ranks in the last one, their rollouts scored; figures are those of the last validation."""
+    """The module of reinforcement learning. iteration counts finished iterations; everyone holds the queries
+    of all ranks in the last one, with scored rollouts; figures are those of the last validation."""
 
     iteration: int
     everyone: list[Query]
@@ -67,7 +67,7 @@ class RLModule(TrainedModule, AnsweringModule, Protocol):
 
 
 class ColdStartModule(TrainedModule, AnsweringModule, Protocol):
-    """Of a cold start, which leaves a model behind."""
+    """The module of a cold start, which leaves a model behind."""
 
     export_folder: Path
 

@@ -1,5 +1,5 @@
-"""What a run leaves on disk beside its checkpoints: run.json once, every iteration's
-rollouts as rollouts/ITERATION.jsonl.gz."""
+"""The files that a run leaves beside its checkpoints: run.json once, and every iteration's rollouts as
+rollouts/ITERATION.jsonl.gz."""
 
 import importlib.metadata
 import os

@@ -24,7 +24,7 @@ class Rescue(L.Callback):
         self.training = True
 
     def on_exception(self, trainer: L.Trainer, module: TrainedModule, exception: BaseException) -> None:
-        """Of a UserError without the other ranks, which may not have failed."""
+        """Saves after a UserError without the other ranks, which may not have failed."""
         if not (self.training and isinstance(exception, UserError | Preempted)):
             return
         if hasattr(module, "roll_back"):  # a LightningModule that is not ours has none

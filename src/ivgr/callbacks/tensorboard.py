@@ -90,7 +90,8 @@ class EventFiles:
             file.flush()
 
     def close(self) -> None:
-        """What is written afterwards begins new files. Lightning closes the logger's own."""
+        """Closes the sub-runs' event files; what is written afterwards begins new ones. Lightning closes the
+        logger's own."""
         while self.files:
             self.files.popitem()[1].close()
         self.described.clear()

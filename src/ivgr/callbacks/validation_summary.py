@@ -1,5 +1,5 @@
-"""What the run has taught: held-out figures before the first iteration and after the last,
-printed as a table, written to summary.json and to the loggers."""
+"""The result of a run: held-out figures before the first iteration and after the last, printed as a table and
+written to summary.json and to the loggers."""
 
 import time
 from collections.abc import Iterable
@@ -117,7 +117,7 @@ def evaluate(module: AnsweringModule, batches: Iterable[Batch]) -> Figures:
 
 
 def write_figures(trainer: L.Trainer, figures: Figures, iteration: int) -> None:
-    """Those of all held-out queries: for the charts, and beside the run's settings."""
+    """Writes the figures of all held-out queries: for the charts, and beside the run's settings."""
     writer = writer_of(trainer)
     writer.scalars(name_figures(figures, WHOLE), iteration)
     enter_figures(writer, figures, iteration)
@@ -125,7 +125,7 @@ def write_figures(trainer: L.Trainer, figures: Figures, iteration: int) -> None:
 
 
 def name_figures(figures: Figures, of: str) -> dict[Name, float]:
-    """By tag and stream; of is SUBSET or WHOLE."""
+    """Returns the figures by tag and stream; `of` is SUBSET or WHOLE."""
     return {
         Name(f"{HELD_OUT}/{name}_{of}", stream): value
         for stream, values in figures.items()
@@ -149,7 +149,7 @@ def print_change(summary: dict) -> None:
 
 
 def print_measured(trainer: L.Trainer) -> None:
-    """What `ivgr validate` has measured, by the names that checkpoint_best takes."""
+    """Prints the figures of `ivgr validate` by the names that checkpoint_best takes."""
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     print_table(("figure", "value"), [(name, f"{value:.4f}") for name, value in measured.items()])
 

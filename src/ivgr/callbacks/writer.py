@@ -18,7 +18,7 @@ from ivgr.plotting.tags import Name
 
 
 class Outlet(Protocol):
-    """What one logger does with what is written."""
+    """The side of the writer that serves one logger."""
 
     def scalars(self, values: dict[Name, float], step: int) -> None: ...
 
@@ -87,12 +87,12 @@ class Writer:
             outlet.picture(Name(tag, stream), picture, caption, step)
 
     def summary(self, summary: Summary, run: str | None = None) -> None:
-        """What only TensorBoard has: a layout of charts, a run's settings."""
+        """Writes what only TensorBoard has: a layout of charts, a run's settings."""
         for outlet in self._tensorboards():
             outlet.add(summary, 0, run)
 
     def tensorboard_scalars(self, values: dict[Name, float], step: int) -> None:
-        """What only TensorBoard needs: figures beside a run's settings."""
+        """Writes scalars that only TensorBoard needs: figures beside a run's settings."""
         for outlet in self._tensorboards():
             outlet.scalars(values, step)
 

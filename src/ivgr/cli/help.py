@@ -1,4 +1,4 @@
-"""What `ivgr --help` and `ivgr fit --help` say."""
+"""The texts of `ivgr --help` and `ivgr fit --help`."""
 
 HELP = """\
 ivgr: train vision-language models to reason in plain text with the localization skill of

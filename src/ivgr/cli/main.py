@@ -47,7 +47,8 @@ def run(words: list[str]) -> None:
 
 
 def show_settings(command: str, of: list[str]) -> None:
-    """Of `ivgr fit` or `ivgr validate` in groups, or every setting of the class whose path is given."""
+    """Prints the settings of `ivgr fit` or `ivgr validate` in groups, or every setting of the class whose
+    path is given."""
     if not of:
         print(FIT.format(command=command))
         return

@@ -16,7 +16,7 @@ PART = ".part"
 
 
 def part_of(path: Path) -> Path:
-    """Where `path` lies until it is whole."""
+    """Returns the path where `path` is written until it is complete."""
     return path.with_name(path.name + PART)
 
 

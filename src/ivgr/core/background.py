@@ -16,8 +16,8 @@ def in_background(call: Callable, *arguments) -> Future:
 
 
 def wait_for(seconds: float, refusal: str, call: Callable, *arguments) -> Any:
-    """What `call` returns in a daemon thread; after `seconds` it is left behind and UserError says
-    `refusal`."""
+    """Runs `call` in a daemon thread and returns its result; after `seconds` it abandons the thread and
+    raises UserError with `refusal`."""
     future = in_background(call, *arguments)
     try:
         return future.result(seconds)

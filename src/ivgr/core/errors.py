@@ -16,7 +16,8 @@ def install_hint(extra: str) -> str:
 
 
 def missing_package(what: str, package: str, extra: str) -> UserError:
-    """What to raise where `what` the user asked for takes an optional package that is not installed."""
+    """Returns the error to raise if `what` the user asked for needs an optional package that is not
+    installed."""
     return UserError(f"{what} needs {package}: {install_hint(extra)}")
 
 
@@ -43,8 +44,8 @@ REFUSALS = (
 
 @contextmanager
 def refusals(key: str, mend: str, *more: type[Exception]) -> Iterator[None]:
-    """In the body a library is given what the setting `key` says; what it raises, of REFUSALS and
-    `more`, is a UserError with its own words and `mend`."""
+    """Turns what a library raises in the block because of the setting `key` into a UserError: exceptions of
+    REFUSALS and `more`, in the library's own words, followed by `mend`."""
     try:
         yield
     except (*REFUSALS, *more) as error:

@@ -1,4 +1,4 @@
-"""What this project uses of Lightning that Lightning does not document, all of it here and nowhere else.
+"""All uses of undocumented parts of Lightning, and the only place for them.
 
 tests/core/test_lightning_private.py holds each function to what it is used for, so that a new version of
 Lightning that has changed one fails there first.
@@ -17,7 +17,7 @@ def finished_iterations(trainer: L.Trainer) -> int:
 
 
 def saved_iterations(fit_loop: dict[str, Any]) -> int:
-    """The same, of a checkpoint's state of the fit loop."""
+    """Returns the same count from a checkpoint's state of the fit loop."""
     return fit_loop["epoch_loop.batch_progress"]["total"]["processed"]
 
 
@@ -27,7 +27,7 @@ def is_last_iteration(trainer: L.Trainer) -> bool:
 
 
 def forget_begun_iteration(trainer: L.Trainer) -> None:
-    """Of a batch that is given up: Lightning has counted that it began, but not that it ended."""
+    """Makes Lightning forget an abandoned batch, which it has counted as begun but not as ended."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     progress.total.reset_on_restart()
     progress.current.reset_on_restart()
@@ -40,7 +40,7 @@ def validation_follows(trainer: L.Trainer) -> bool:
 
 
 def validate_now(trainer: L.Trainer) -> None:
-    """What the training loop would have done after the iteration that was the last before a restart."""
+    """Runs the validation that the training loop would have run after the last iteration before a restart."""
     loop = trainer.fit_loop.epoch_loop
     if loop.restarted_on_train_batch_end:
         loop.batch_progress.increment_completed()
@@ -51,12 +51,12 @@ def validate_now(trainer: L.Trainer) -> None:
 
 
 def dump_checkpoint(trainer: L.Trainer) -> dict[str, Any]:
-    """What Lightning would save, without saving it; all ranks must call it."""
+    """Returns what Lightning would save, without saving it; all ranks must call it."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
 def cluster_environment(trainer: L.Trainer) -> ClusterEnvironment | None:
-    """What has started the processes: SLURM, torchrun, Lightning itself."""
+    """Returns the environment that started the processes: SLURM, torchrun, or Lightning itself."""
     return trainer._accelerator_connector.cluster_environment
 
 
@@ -77,15 +77,15 @@ def has_trainer(module: L.LightningModule) -> bool:
 
 
 class IgnoresCheckpointSettings:
-    """For a LightningCLI: a checkpoint changes no setting of a run. Lightning reads hyperparameters out of
-    the file of `--ckpt_path`, whatever file that is."""
+    """A mixin for a LightningCLI whose settings no checkpoint changes. Lightning would read hyperparameters
+    from any file that `--ckpt_path` names."""
 
     def _parse_ckpt_path(self) -> None:
         pass
 
 
 class RunsNothing:
-    """For a LightningCLI that only reads a config: the subcommand is not run."""
+    """A mixin for a LightningCLI that only reads a config and does not run the subcommand."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass

@@ -16,8 +16,8 @@ MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of a GPU what no process holds and what this one holds unused; else of the main memory what can be
-    had without swapping, within the container's limit."""
+    """Returns the free memory of a device: on a GPU what no process holds plus what this one holds unused;
+    otherwise the main memory available without swapping, within the container's limit."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

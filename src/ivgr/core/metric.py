@@ -12,5 +12,5 @@ class ValidationMetric(Protocol):
     name: str
 
     def __call__(self, query: Query, rollout: Rollout) -> float:
-        """Of one response."""
+        """Returns the figure of one response."""
         ...

@@ -50,7 +50,7 @@ def _write_out(match: re.Match) -> str:
 
 
 def as_cell(text: object) -> Text:
-    """For rich, whose markup then is text like any other."""
+    """Returns the text as a cell for rich, in which markup is ordinary text."""
     return Text(printable(text))
 
 
@@ -59,7 +59,7 @@ def as_html(text: object) -> str:
 
 
 def as_markdown(text: object) -> str:
-    """For a cell of a Markdown table: marks as entities, line feeds as <br>."""
+    """Returns the text as a cell of a Markdown table: marks as entities, line feeds as <br>."""
     entities = _MARKS.sub(lambda match: f"&#{ord(match[0])};", printable(text).replace("\t", " "))
     return entities.replace("\n", "<br>")
 
@@ -77,23 +77,24 @@ def as_json(value: object) -> str:
 
 
 def as_sheet(text: object) -> str:
-    """For a cell of a CSV, which a spreadsheet may open: no formula, but a text behind an apostrophe."""
+    """Returns the text as a CSV cell that no spreadsheet reads as a formula: such a text gets an apostrophe
+    in front."""
     text = printable(text)
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def as_label(text: object) -> str:
-    """For matplotlib, which would read mathematics between dollar signs."""
+    """Returns the text as a label for matplotlib, which would read mathematics between dollar signs."""
     return printable(text).replace("$", r"\$")
 
 
 def progress_bar(console: Console, *columns: ProgressColumn) -> Progress:
-    """Of rich; shown in a terminal only."""
+    """Returns a progress bar of rich, which shows in a terminal only."""
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """On the terminal; every cell is text of others."""
+    """Prints a table to the terminal; every cell may hold foreign text."""
     table = Table(*(Column(as_cell(name)) for name in header))
     if title is not None:
         table.title = Text(printable(title), "table.title")

@@ -37,7 +37,7 @@ def read_text(path: Path, most: int = MOST_BYTES, mend: str = "give another") ->
 
 
 def read_json(path: Path, mend: str, read: Callable[[Any], T] = lambda content: content) -> T:
-    """What `read` makes of a JSON file's content; where that fails, `mend` says what to do."""
+    """Returns what `read` makes of a JSON file's content; if it fails, the error ends with `mend`."""
     text = read_text(path, mend=mend)
     try:
         return read(json.loads(text))

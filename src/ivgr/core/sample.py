@@ -47,7 +47,7 @@ class Sample:
 
     @property
     def where(self) -> str:
-        """What messages about the sample begin with."""
+        """The words that messages about the sample begin with."""
         return f"sample {in_line(self.id, 80)}"
 
 

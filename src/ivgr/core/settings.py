@@ -37,7 +37,8 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Interval:
-    """From low to high; with `above`, low itself is none of them. Whole numbers where kind is int."""
+    """The interval from low to high; with `above`, low itself is excluded. If kind is int, whole numbers
+    only."""
 
     kind: type
     low: float
@@ -179,7 +180,7 @@ def checked(prefix: str) -> Callable[[T], T]:
 
 
 def alternatives(hint: Any) -> tuple:
-    """What an annotation is made of: the members of a union, or itself."""
+    """Returns the members of a union, or the annotation itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 

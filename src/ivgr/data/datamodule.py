@@ -136,7 +136,7 @@ class ShardDataModule(L.LightningDataModule):
                 )
 
     def _parts(self) -> tuple[int, int]:
-        """Which part of the shards this rank reads, of how many."""
+        """Returns which part of the shards this rank reads, and of how many parts."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.shards_by_rank else (0, 1)
 
     def _sources(self) -> list[Source]:
@@ -201,14 +201,14 @@ class ShardDataModule(L.LightningDataModule):
 
     @property
     def _module(self) -> Any:
-        """Who is trained: has `update` (settings) and an `encoder`."""
+        """The module that is trained; it has `update` (settings) and an `encoder`."""
         return self.trainer.lightning_module
 
     def _encoder(self) -> QueryEncoder:
         return self._module.encoder
 
     def state_dict(self) -> dict:
-        """Where the data stands: iterations done and what their order depends on."""
+        """Returns the position in the data: finished iterations and what their order depends on."""
         done = finished_iterations(self.trainer)
         return {"iterations": done, "order": self._order(), "quarantine": self.quarantine.state_dict()}
 

@@ -35,7 +35,7 @@ _OPENED = re.compile(r"<think>\s*\Z")
 @checked("model.encoding.")
 @dataclass(frozen=True, kw_only=True)
 class EncodingConfig:
-    """How samples become prompts."""
+    """Settings of the encoder from samples to prompts."""
 
     prompts: Prompts = Prompts()
     """Instructions of the streams."""

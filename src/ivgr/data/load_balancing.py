@@ -21,7 +21,7 @@ Drawn = ShardedSample | Rejection
 
 @dataclass(frozen=True)
 class RankAssignment:
-    """How draws are dealt.
+    """The assignment of draws to ranks.
 
     Args:
         rank: This rank.
@@ -79,7 +79,7 @@ def expected_tokens(
 
 
 def _patches(data: bytes, vision: Any) -> int:
-    """Of one image, before the merge; 0 where it will be rejected."""
+    """Returns the number of patches of one image, before the merge; 0 if it will be rejected."""
     size = read_size(data)
     if size is None:
         return 0

@@ -37,7 +37,7 @@ class Quarantine:
         self.seen += seen
 
     def metrics(self) -> dict[str, float]:
-        """By name."""
+        """Returns the metrics by name."""
         shares = {"data/rejected_share": self.counts.total() / max(self.seen, 1)}
         return shares | {f"data/rejected/{reason}": float(count) for reason, count in self.counts.items()}
 
@@ -67,7 +67,7 @@ class Quarantine:
 
     @staticmethod
     def _read(path: Path) -> set[tuple]:
-        """What is listed already; a line that a killed run left half written is dropped."""
+        """Returns what is listed already; drops a line that a killed run left half written."""
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             return set()

@@ -97,7 +97,7 @@ def _entry(key: str, sample: Sample) -> dict:
 
 
 def _suffix(image: bytes) -> str:
-    """By what the first bytes say; jpg where they say nothing."""
+    """Returns the suffix that the first bytes imply; jpg if they imply none."""
     if image.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "jpg"
@@ -187,7 +187,7 @@ def validate_shards(shards: list[str], max_rejected: float = 0.01) -> Counter:
 
 
 def _take_stock(shards: list[str]) -> Iterator[ShardSize | ShardedSample | Rejection]:
-    """What sizes.json says of a shard, or what reading it gives."""
+    """Returns what sizes.json says about a shard, or what reading the shard gives."""
     known: dict[str, dict[str, ShardSize]] = {}
     for shard in shards:
         folder, _, name = shard.split("?")[0].rpartition("/")

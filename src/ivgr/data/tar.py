@@ -95,7 +95,7 @@ def _read_once(shard: str, streamed: bool) -> Iterator[dict]:
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """Of a regular file."""
+    """Returns the content of a regular file."""
     with cast(BinaryIO, tar.extractfile(member)) as file:
         return file.read()
 
@@ -177,7 +177,7 @@ class _Meter:
 
 
 def _unpack(file: _Meter, kind: bytes) -> BinaryIO:
-    """What `file`, whose first two bytes are `kind`, holds uncompressed."""
+    """Returns the uncompressed content of `file`, whose first two bytes are `kind`."""
     return cast(BinaryIO, COMPRESSED[kind](file, "rb") if kind in COMPRESSED else file)
 
 
@@ -191,8 +191,8 @@ def _check_ratio(unpacked: int, packed: int, name: str) -> None:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """Where tarfile takes a damaged or absent header for the end, this is an error; so is one that
-    goes beyond bounds, and of a file that is sparse or larger than `LARGEST_FILE` it is RejectedSample."""
+    """A header that is stricter than tarfile's: a damaged or absent header is an error and not the end; so is
+    one beyond bounds. A file that is sparse or larger than `LARGEST_FILE` is RejectedSample."""
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:

@@ -1,4 +1,4 @@
-"""Which of several sources the next query comes from."""
+"""The choice of the source that the next query comes from."""
 
 import random
 from collections.abc import Iterator, Sequence

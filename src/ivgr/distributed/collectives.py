@@ -1,4 +1,4 @@
-"""What all ranks know. In: what each rank has found. Out: the same on all of them.
+"""Collectives. In: what each rank has found. Out: the same on all ranks.
 
 Every function is a collective: all ranks must call it, in the same order.
 """
@@ -35,7 +35,7 @@ def any_rank(found: bool, device: torch.device) -> bool:
 
 
 def gather(found: object) -> list:
-    """What each rank has found, in rank order."""
+    """Returns what each rank has found, in rank order."""
     if not in_process_group():
         return [found]
     gathered: list[object] = [None] * dist.get_world_size()

@@ -1,4 +1,5 @@
-"""How ranks are linked. In: a rank of a run. Out: TCP connections with rank 0, or of rank 0 with all."""
+"""TCP connections between ranks. In: a rank of a run. Out: its connection with rank 0, or rank 0's with
+all."""
 
 import os
 import secrets

@@ -137,7 +137,7 @@ class Links:
                     link.sendall(json.dumps([rank, why]).encode() + b"\n")
 
     def _close(self) -> None:
-        """In a forked child, which would keep the links of a dead process open."""
+        """Closes the links in a forked child, which would otherwise keep those of a dead process open."""
         for link in self.links.values():
             with suppress(OSError):
                 os.close(link.fileno())
@@ -155,7 +155,7 @@ def end(line: str) -> None:
 
 
 def _place(trainer: L.Trainer, module: L.LightningModule) -> str:
-    """Where this rank is, as far as its main thread has come."""
+    """Returns where this rank is, as far as its main thread has come."""
     if trainer.state.fn != TrainerFn.FITTING:
         return ""
     iteration = finished_iterations(trainer) + 1

@@ -29,7 +29,7 @@ def names_of(metrics: Sequence[ValidationMetric] = ()) -> dict[str, tuple[str, .
 
 
 def tags_of(metrics: Sequence[ValidationMetric] = ()) -> list[str]:
-    """What validation may log."""
+    """Returns the names that validation may log."""
     return [f"val/{stream}/{name}" for stream, names in names_of(metrics).items() for name in (*names, *RARE)]
 
 
@@ -83,7 +83,7 @@ class HeldOutFigures(nn.Module):
         }
 
     def _figures(self, query: Query, stream: str, rollout: Rollout) -> dict[str, Any]:
-        """Of one response; its accuracy may be a question for the judge."""
+        """Returns the figures of one response; its accuracy may be a question for the judge."""
         well_formed = format_reward(rollout.text)
         figures = {
             "format": well_formed,

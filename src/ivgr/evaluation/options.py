@@ -39,8 +39,8 @@ def match_option(answer: str, choices: Mapping[str, str]) -> str | None:
 
 
 def read_option(answer: str, choices: Mapping[str, str]) -> str | None:
-    """As `match_option`, but a word is no letter: after "answer is" a capital that stands alone comes
-    before the options' texts, a small one behind them, and what only begins a word is none."""
+    """Reads as `match_option` does, except that a word is no letter: after "answer is", a single capital
+    comes before the options' texts, a small letter after them, and the beginning of a word is none."""
     return (
         _marked(answer, choices)
         or _stated(_STATED_CAPITAL, answer, choices)

@@ -75,8 +75,8 @@ class LocalJudge:
         return verdicts
 
     def _prompt_ids(self, rubric: Rubric, data: dict) -> list[int]:
-        """By the model's chat template (in one message where it knows no system's), plainly
-        where it has none."""
+        """Returns the prompt by the model's chat template (in one message if it has no system role), or as
+        plain text without a template."""
         chat = rubric.conversation(data)
         joined = "\n\n".join(message["content"] for message in chat)
         if not self.tokenizer.chat_template:

@@ -23,7 +23,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How well does `reasoning` agree with the `reference` reasoning? Boxes are in `frame`."""
+    """The question how well `reasoning` agrees with the `reference` reasoning. Boxes are in `frame`."""
 
     sample: Sample = field(hash=False)
     reference: str
@@ -32,7 +32,7 @@ class Comparison:
 
 
 class Judge(Protocol):
-    """What no rule can decide.
+    """Decides what no rule can.
 
     Called in a background thread, one batch at a time; a batch may be empty. A judge may also have
     `report() -> dict[str, float]`: figures since the last call, logged as judge/NAME.

@@ -36,7 +36,7 @@ from ivgr.trainer import fsdp_strategy  # noqa: F401  registers the strategy "fs
 
 
 class FitParser(OneLine, LightningArgumentParser):
-    """Of `ivgr fit` and `ivgr validate`."""
+    """The parser of `ivgr fit` and `ivgr validate`."""
 
 
 class CLI(IgnoresCheckpointSettings, LightningCLI):
@@ -177,7 +177,7 @@ class CLI(IgnoresCheckpointSettings, LightningCLI):
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """How Lightning reads a checkpoint that is one file; it writes as ever."""
+    """Reads a checkpoint that is one file by our own checks; writes as Lightning does."""
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

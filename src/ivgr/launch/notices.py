@@ -1,4 +1,5 @@
-"""What the library says while a command runs, which goes to the logger "ivgr": in the terminal, as it is."""
+"""The notices of the library while a command runs. They go to the logger "ivgr", which shows them in the
+terminal unchanged."""
 
 import logging
 import sys
@@ -13,7 +14,7 @@ class NoticeHandler(logging.Handler):
 
 
 def show_notices() -> None:
-    """From now on, in this process; a second call changes nothing."""
+    """Shows notices from now on in this process; a second call changes nothing."""
     logger = logging.getLogger("ivgr")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, NoticeHandler) for handler in logger.handlers):

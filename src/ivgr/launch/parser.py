@@ -37,8 +37,8 @@ class SettingError(UserError, TypeError):
 
     @classmethod
     def of(cls, message: str, cause: BaseException | None, inner: "SettingError | None") -> "SettingError":
-        """Of jsonargparse's `message`, the exception behind it, and the last refusal before it, which
-        is that of a nested parser if the message holds it."""
+        """Returns the error for jsonargparse's `message`, the exception behind it, and the last refusal
+        before it, which is that of a nested parser if the message contains it."""
         found = _KEY.fullmatch(message)
         key, rest = found.groups("") if found else ("", message)
         if inner is not None and str(inner) in rest:
@@ -57,7 +57,7 @@ class SettingError(UserError, TypeError):
 
     @classmethod
     def renamed(cls, key: str, complaint: str) -> "SettingError | None":
-        """Of a setting that is called otherwise now; None if the complaint is another."""
+        """Returns the error for a setting that has another name now; None if the complaint is another one."""
         option = _UNRECOGNIZED.match(complaint)
         name = f"{key}.{option[1]}" if option else key
         new = renamed_setting(name) if option or complaint == NO_SETTING else None
@@ -103,11 +103,11 @@ class OneLine:
 
 
 class Parser(OneLine, ArgumentParser):
-    """Of settings that Lightning has no part in."""
+    """The parser of settings in which Lightning has no part."""
 
 
 class ToolParser(Parser):
-    """Of a tool: an option that is a list of strings takes them one behind the other."""
+    """The parser of a tool: an option that is a list of strings takes them one after the other."""
 
     def add_argument(self, *args, **kwargs) -> Any:
         if getattr(kwargs.get("action"), "_typehint", None) == list[str]:
@@ -135,7 +135,7 @@ _LITERAL = re.compile(r"typing\.Literal\[(.*?)\]")
 
 
 def reword(complaint: str) -> str:
-    """What jsonargparse says of a value, in fewer words."""
+    """Shortens what jsonargparse says about a value."""
     text = _NO_FILE.sub("", _UNION.sub("", complaint))
     given = _GIVEN.search(text)
     text = _LITERAL.sub(r"one of \1", _CLASS.sub(r"\1", _GIVEN.sub("", text))).replace("NoneType", "null")

@@ -1,7 +1,5 @@
-"""What configs and runs of earlier versions call otherwise.
-
-In: a name as it stands there. Out: the name now.
-"""
+"""Old names of settings and classes. In: a name from a config or a run of an earlier version. Out: today's
+name."""
 
 import re
 from typing import Any
@@ -58,7 +56,7 @@ def renamed_class(text: str) -> tuple[str, str] | None:
 
 
 def renamed_setting(name: str) -> str | None:
-    """What the setting of that dotted name, as the user writes it, is called now; None if nothing else."""
+    """Returns today's name of a dotted setting, as the user writes it; None if it was not renamed."""
     name = name.replace(".init_args", "")
     for old, new in SETTINGS.items():
         if name == old or name.startswith(f"{old}."):

@@ -22,8 +22,8 @@ NoTest = fixed(None, "`ivgr validate` and `ivgr evaluate` examine a policy")
 
 
 class Trainer(L.Trainer):
-    """As Lightning's; a setting that is not used here is refused where it is set. TensorBoard, under
-    trainer.default_root_dir, is always a logger; those that are named stand beside it."""
+    """Lightning's Trainer, in which a setting that this loop does not use is refused. TensorBoard, under
+    trainer.default_root_dir, is always a logger; loggers that are named are added."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What ivgr has to know of a model family; all else it asks the stock HF model.
+"""Everything that ivgr knows about a model family; it asks the stock HF model for the rest.
 
 In: the numbers of one family file. Out: configurations of its shipped sizes, its frame, its
 processor around a tokenizer, rotary positions, and where its vision tower is.
@@ -52,7 +52,7 @@ class Family:
     layers: str = "model.language_model.layers"
 
     def hub_id(self, size: str) -> str:
-        """For example Qwen/Qwen2-VL-7B-Instruct, of "7b"."""
+        """Returns the hub id of a size, such as Qwen/Qwen2-VL-7B-Instruct for "7b"."""
         return self.hub.format(size=size.upper())
 
     def fields(self, size: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def not_finite(where: str, whose: str = "policy") -> UserError:
-    """What there is to say of logits that are NaN or infinite `where` they were met."""
+    """Returns the error for logits that are NaN or infinite, met at `where`."""
     return UserError(
         f"the {whose}'s logits are not finite ({where}): its weights are broken, go back to an earlier "
         "checkpoint; or float16 is too narrow for it, take bfloat16 or float32"

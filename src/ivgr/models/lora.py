@@ -70,8 +70,8 @@ def is_adapted(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """In the body the model is what it was before its adapters, bit for bit. What is trained stays
-    marked so: weights split over ranks keep the mark of their first pass."""
+    """In the body, the model is exactly what it was before its adapters. Trained parameters stay marked as
+    such: sharded weights keep the mark of their first pass."""
     layers = [layer for _, layer in _wrapped(model)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:

@@ -183,7 +183,7 @@ def _fault_of_rotary(model: PreTrainedModel) -> str | None:
 
 
 def _fault_of_weights(file: Path) -> str | None:
-    """By the header alone, which says how long the file must be."""
+    """Checks the header only, which states how long the file must be."""
     with safe_open(file, "pt") as tensors:
         kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     for name, kind in kinds.items():
@@ -209,8 +209,8 @@ def _fault_of_size(path: Path, config: PreTrainedConfig) -> str | None:
 
 
 def _fault_of_report(report: dict) -> str | None:
-    """What of transformers' account of loading a model matters: tied weights and buffers that are
-    computed are not in it."""
+    """Returns the fault in transformers' report of loading a model; tied weights and computed buffers are not
+    in it."""
     for name, found, wanted in sorted(report["mismatched_keys"]):
         return f"holds {name} of shape {list(found)}, config.json asks for {list(wanted)}"
     missing, other = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])

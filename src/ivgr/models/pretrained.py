@@ -17,7 +17,7 @@ SETTING = "model.policy"
 
 
 class PolicySource(Protocol):
-    """Where a policy comes from."""
+    """A source of the policy."""
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """The model and its processor."""

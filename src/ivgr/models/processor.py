@@ -28,7 +28,7 @@ def read_processor(path: Path | str, config: PreTrainedConfig, setting: str) -> 
 
 
 def _fault_of_parts(processor: ProcessorMixin, config: PreTrainedConfig) -> str | None:
-    """What keeps a processor from encoding for the model of `config`."""
+    """Returns what keeps a processor from encoding for the model of `config`."""
     tokenizer, images = (getattr(processor, name, None) for name in ("tokenizer", "image_processor"))
     if tokenizer is None or images is None:
         return "has no processor of images and text"
@@ -47,7 +47,7 @@ def _fault_of_parts(processor: ProcessorMixin, config: PreTrainedConfig) -> str 
 
 
 def _fault_of_pixels(processor: ProcessorMixin) -> str | None:
-    """What keeps the image processor from making patches of a picture that it must resize."""
+    """Returns what keeps the image processor from making patches of an image that it must resize."""
     images, picture = processor.image_processor, Image.new("RGB", (61, 83))
     fewest = getattr(images.size, "shortest_edge", None)
     if not isinstance(fewest, int) or fewest > MAX_PIXELS:
@@ -64,8 +64,8 @@ def _fault_of_pixels(processor: ProcessorMixin) -> str | None:
 
 
 def _fault_of_template(processor: ProcessorMixin, config: PreTrainedConfig) -> str | None:
-    """What keeps the chat template from writing a prompt with an image; all that it writes must have
-    an embedding."""
+    """Returns what keeps the chat template from writing a prompt with an image; every token that it writes
+    must have an embedding."""
     if processor.tokenizer.chat_template is None:
         processor.tokenizer.chat_template = processor.chat_template
     chat = Prompts().messages("?", 1, GROUNDED)

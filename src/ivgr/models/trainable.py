@@ -1,4 +1,4 @@
-"""What of the policy is trained, and what its activations may cost.
+"""The trained part of the policy, and the memory of its activations.
 
 In: a policy as loaded, in eval mode. Out: the same, with adapters, frozen parts and
 checkpointed layers as asked.
@@ -21,7 +21,7 @@ Part = Literal["vision", "embeddings"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainableConfig:
-    """Which parameters are trained; UserError where the parts contradict each other."""
+    """Which parameters are trained; UserError if the settings contradict each other."""
 
     adapter: AdapterConfig | None = None
     """Low-rank adapters to train instead of the weights; null trains the weights."""

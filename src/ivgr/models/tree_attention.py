@@ -30,8 +30,8 @@ KERNEL = {"BACKEND": "TRITON"}
 
 
 class LayerCache(Protocol):
-    """What a rollout keeps of every layer; `attend` takes (rows, heads, length, size)
-    tensors and returns (rows, length, heads, size)."""
+    """A rollout's cache over all layers; `attend` takes (rows, heads, length, size) tensors and returns
+    (rows, length, heads, size)."""
 
     def attend(
         self,
@@ -72,7 +72,7 @@ def visible(reach: torch.Tensor) -> torch.Tensor:
 
 
 def block_mask(reach: torch.Tensor) -> BlockMask:
-    """The same for FlexAttention."""
+    """Returns the same mask for FlexAttention."""
 
     def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return (query >= key) & (query < reach[row, key])

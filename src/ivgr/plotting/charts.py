@@ -137,7 +137,7 @@ def _tag(name: str) -> str:
 
 
 def _without_total(lines: Curves) -> Curves:
-    """Where there are curves of streams, they alone."""
+    """Returns only the curves of streams, if there are any."""
     return {name: curve for name, curve in lines.items() if _stream(name)} or lines
 
 
@@ -146,6 +146,6 @@ def _color(name: str, index: int) -> str:
 
 
 def _label(name: str, names: Collection[str]) -> str:
-    """What tells `name` from the other `names` of its chart."""
+    """Returns what distinguishes `name` from the other `names` of its chart."""
     shared = set.intersection(*(set(other.split("/")) for other in names))
     return " ".join(part for part in name.split("/") if part not in shared).replace("_", " ")

@@ -81,8 +81,8 @@ def _resize(family: Family, processor: ProcessorMixin, sample: Sample) -> tuple[
 
 
 def draw_tree(model: PreTrainedModel, query: Query) -> Figure:
-    """Who sees whom in the forward pass of a rolled-out query: a token a row, coloured where it
-    sees; the title says what the same rollouts cost one by one."""
+    """Draws which tokens attend to which in the forward pass of a rolled-out query: one row per token,
+    coloured where it attends; the title says what the same rollouts cost separately."""
     (pack,) = pack_queries(model, [query], sys.maxsize, join=False)
     seen = visible(pack.reach)[0].cpu().numpy()
     nodes = _nodes(query, int(model.config.image_token_id))

@@ -82,7 +82,7 @@ class Tile:
 
 
 def write_sheet(tiles: list[Tile], path: Path) -> None:
-    """As HTML that needs no other file, or as PNG; UserError for another suffix."""
+    """Writes the sheet as HTML that needs no other file, or as PNG; UserError for another suffix."""
     if path.suffix not in WRITERS:
         raise UserError(f"{path}: a contact sheet must end in {' or '.join(WRITERS)}")
     with file_to_write(path) as file:

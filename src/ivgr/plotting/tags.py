@@ -24,7 +24,7 @@ class Name(NamedTuple):
     stream: str | None = None
 
     def __str__(self) -> str:
-        """For loggers that have one list of names."""
+        """Returns the name for loggers that have one list of names."""
         return f"{self.stream}/{self.tag}" if self.stream else self.tag
 
 
@@ -123,7 +123,7 @@ def name_of(metric: str) -> Name:
 
 
 def describe(tag: str) -> str:
-    """What a figure, text or picture of that tag shows."""
+    """Returns the description of a tag: what its figure, text or picture shows."""
     for pattern, description in DESCRIPTIONS.items():
         if match := re.fullmatch(pattern, tag):
             return match.expand(description)

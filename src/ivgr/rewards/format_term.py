@@ -5,10 +5,10 @@ from ivgr.core.response import format_reward
 
 
 def rate_format(rollout: Rollout, query: Query) -> float:
-    """Of a grounded response."""
+    """Returns R_format of a grounded response."""
     return format_reward(rollout.text)
 
 
 def rate_plain_format(rollout: Rollout, query: Query) -> float:
-    """Of a textual or single response: a box breaks its format."""
+    """Returns R_format of a textual or single response; a box breaks its format."""
     return format_reward(rollout.text) * ("<box>" not in rollout.text)

@@ -38,7 +38,7 @@ def math_match(answer: str, gold: str) -> bool:
 
 
 def compare_math(answer: str, gold: str) -> bool | None:
-    """As `math_match`; None if the evaluation was given up."""
+    """Compares as `math_match` does; None if the evaluation was given up."""
     if answer.strip() == gold.strip() != "":
         return True
     try:
@@ -58,7 +58,7 @@ class _StillStarting(Exception):
 
 @functools.lru_cache(REMEMBERED)
 def _evaluate(answer: str, gold: str) -> bool | None:
-    """By one worker, which is put back if it is sound; one that died while it was idle is replaced."""
+    """Evaluates on one worker and puts it back if it is sound; replaces one that died while idle."""
     while True:
         worker = _pool.take()
         try:
@@ -155,7 +155,7 @@ class _Pool:
             worker.close()
 
     def leave(self) -> None:
-        """In a forked child: the workers are the parent's, so the child has none."""
+        """Forgets the workers in a forked child: they belong to the parent."""
         for worker in self.idle:
             worker.process.stdin.close()
             worker.process.stdout.close()

@@ -1,4 +1,4 @@
-"""What a reward term is, of ours and of a user's own."""
+"""The protocol of reward terms, ours and the user's own."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class RewardTerm(Protocol):
     weight: float
 
     def __call__(self, rollout: Any, query: Any) -> Any:
-        """Of a `Rollout` and its `Query`: the value, or the `Question` whose verdict becomes the value. (A
-        parser compares annotations word by word, so these leave them to the term.)"""
+        """Returns the value for a `Rollout` of a `Query`, or the `Question` whose verdict becomes the value.
+        (A parser compares annotations word by word, so these are left to the term.)"""
 
 
 @dataclass(frozen=True)

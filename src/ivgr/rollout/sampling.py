@@ -14,7 +14,7 @@ HEAD = 64
 @checked("model.engine.sampling.")
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How an engine samples."""
+    """Settings of sampling, for all engines."""
 
     group_size: AtLeastTwo = 5
     """Rollouts per query and stream (N)."""

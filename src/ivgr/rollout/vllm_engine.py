@@ -218,7 +218,8 @@ def _several_ranks() -> bool:
 
 
 def _launcher(device: torch.device) -> dict[str, str]:
-    """With several ranks, each its own engine on its own GPU within the trainer's process group."""
+    """Returns the options for several ranks, each with its own engine on its own GPU within the trainer's
+    process group."""
     if not _several_ranks():
         return {}
     os.environ["RANK"], os.environ["LOCAL_RANK"] = str(dist.get_rank()), str(device.index)

@@ -1,4 +1,4 @@
-"""How a vLLM model begins that gets its weights later: with noise for weights, buffers as made."""
+"""The initialisation of a vLLM model that gets its weights later: noise for weights, buffers as computed."""
 
 from typing import Any
 

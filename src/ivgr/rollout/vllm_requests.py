@@ -1,4 +1,4 @@
-"""What is sent to vLLM and what comes back: a group's prompt out, rollouts in."""
+"""The requests to vLLM and their results: a group's prompt out, rollouts in."""
 
 from typing import Any
 

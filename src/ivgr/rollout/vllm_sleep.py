@@ -61,7 +61,7 @@ class SleepingEngine:
             self._restore()
 
     def _sleep(self) -> None:
-        """Nothing if it sleeps already."""
+        """Puts the engine to sleep; does nothing if it sleeps already."""
         if self.interrupted:
             # The workers know best what of their memory is gone.
             self.llm.collective_rpc("wake_up")

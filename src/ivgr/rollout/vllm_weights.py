@@ -48,7 +48,7 @@ def load_weights(policy: PreTrainedModel, model: Any) -> None:
 
 @torch.no_grad()
 def load_weights_checked(policy: PreTrainedModel, model: nn.Module) -> None:
-    """As `load_weights`, but one by one: UserError unless each parameter of `policy` has a place
+    """Loads as `load_weights` does, but one by one: UserError unless each parameter of `policy` has a place
     in `model` and each parameter of `model` is filled exactly once."""
     filled = {name: [] for name, _ in model.named_parameters()}
     homeless = []
