@@ -109,7 +109,7 @@ class HeadGradients:
             self.bias += gradient.sum(0, dtype=torch.float32)
 
     def found(self) -> list[torch.Tensor]:
-        """Those needed, in order."""
+        """Returns the gradients that are needed, in order."""
         return [gradient for gradient in (self.hidden, self.weight, self.bias) if gradient is not None]
 
 

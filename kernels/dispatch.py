@@ -1,4 +1,4 @@
-"""Which implementation serves a device, and how operators are registered: the one place."""
+"""The choice of the implementation for a device and the registration of operators, in one place."""
 
 import os
 from collections.abc import Callable

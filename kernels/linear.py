@@ -93,7 +93,7 @@ NO_PROJECTION = (None, None, None)
 
 
 def _chunk_size(weight: torch.Tensor, dtype: torch.dtype, chunk_bytes: int | None) -> int:
-    """How many tokens' logits fit into `chunk_bytes`; at least one."""
+    """Returns how many tokens' logits fit into `chunk_bytes`; at least one."""
     budget = chunk_bytes or CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES["cpu"])
     size = max(1, budget // (len(weight) * dtype.itemsize))
     return size - size % TILE if weight.is_cuda and size > TILE else size

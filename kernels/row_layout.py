@@ -1,4 +1,4 @@
-"""What the rows of a statistics tensor (8, N) are, in torch and in Triton alike."""
+"""The rows of a statistics tensor (8, N), for torch and Triton alike."""
 
 from enum import IntEnum
 

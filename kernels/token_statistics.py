@@ -1,4 +1,4 @@
-"""What both forms return, and how it is put together from the rows of a kernel."""
+"""The result of both forms, and its assembly from the rows of a kernel."""
 
 from typing import Any, NamedTuple
 

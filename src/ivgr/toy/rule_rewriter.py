@@ -12,7 +12,7 @@ from ivgr.toy.statements import Claim, read_claims, say_attribute, say_place
 
 
 class GroundedResponse(Protocol):
-    """What is rewritten: reasoning and answer of a grounded rollout, boxes in `frame`."""
+    """The input of a rewrite: reasoning and answer of a grounded rollout, boxes in `frame`."""
 
     @property
     def sample(self) -> Sample: ...

@@ -43,7 +43,7 @@ def ask_attribute(scene: Scene, rng: np.random.Generator) -> Task | None:
 
 
 def ask_relation(scene: Scene, rng: np.random.Generator) -> Task | None:
-    """Which side of another thing a thing lies on; centres at least two cells apart."""
+    """Asks on which side of another thing a thing lies; their centres are at least two cells apart."""
     if len(scene.things) < 2:
         return None
     a, b = (scene.things[i] for i in rng.permutation(len(scene.things))[:2])
@@ -58,7 +58,7 @@ def ask_relation(scene: Scene, rng: np.random.Generator) -> Task | None:
 
 
 def ask_count(scene: Scene, rng: np.random.Generator) -> Task:
-    """How many things share a colour, shape or size; no boxes are asked for."""
+    """Asks how many things share a colour, shape or size; no boxes are asked for."""
     thing = scene.things[rng.integers(len(scene.things))]
     attribute = ("color", "shape", "size")[rng.integers(3)]
     value = getattr(thing, attribute)

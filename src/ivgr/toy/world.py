@@ -33,7 +33,7 @@ else:
 @checked("synth: --")
 @dataclass(frozen=True)
 class World:
-    """What to draw.
+    """The scenes to draw.
 
     split "train" or "val" (they never share a scene); count scenes; seed; lesson
     "questions" (two relations to two attributes to one count) or "describe" (every

@@ -121,7 +121,7 @@ class PolicyModule(L.LightningModule):
 
     @property
     def pad_with_dummy_packs(self) -> PadWithDummyPacks | None:
-        """What adds dummy packs if weights are sharded; None otherwise."""
+        """Adds dummy packs if weights are sharded; None otherwise."""
         return DummyPackPadder(self.policy, self.encoder) if self._replica else None
 
     def create_optimizer_step(self) -> LightningOptimizerStep:

@@ -159,7 +159,8 @@ class IVGR(PolicyModule):
         self.figures = HeldOutFigures(self.judge, self.validation_metrics()).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
-        """For checkpoint_best; `ValidationSummary` prints them and writes them to the loggers."""
+        """Logs the figures for checkpoint_best; `ValidationSummary` prints them and writes them to the
+        loggers."""
         for stream, figures in self.figures.compute().items():
             named = {f"val/{stream}/{name}": value for name, value in figures.items()}
             self.log_dict(named, logger=False)

@@ -11,7 +11,7 @@ from ivgr.trainer.optimizer import OptimizerConfig, ScheduleConfig
 @checked("model.update.")
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """What every kind of training sets."""
+    """Settings of the update in every kind of training."""
 
     token_budget: PositiveInt = 4096
     """Padded tokens per micro-batch; lower it when memory runs out."""
@@ -29,7 +29,7 @@ class StepConfig:
 @checked("model.update.")
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig(StepConfig):
-    """What reinforcement learning sets."""
+    """Settings of the update in reinforcement learning."""
 
     token_budget: PositiveInt = 32768
     """Padded tokens per micro-batch; lower it when memory runs out."""

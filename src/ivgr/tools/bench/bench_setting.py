@@ -1,5 +1,5 @@
-"""What is timed: a model of a real family's shape with random weights, and queries of
-random pixels and words. In: a `Setting`. Out: a model and its queries."""
+"""The subject of a measurement: a model of a real family's shape with random weights, and queries of random
+pixels and words. In: a `Setting`. Out: a model and its queries."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -27,12 +27,12 @@ OPTIMIZERS = {"adamw": (torch.optim.AdamW, "adamw_torch"), "sgd": (torch.optim.S
 @checked("bench: --setting.")
 @dataclass(frozen=True)
 class Setting:
-    """What is timed.
+    """The model and the queries that are timed.
 
     Args:
         shape: "tiny", or a size of Qwen2-VL with random weights: "2b", "7b", "72b".
-        queries: Queries an iteration, of one image each.
-        image_tokens: Tokens an image, after the 2 x 2 merge.
+        queries: Queries per iteration, of one image each.
+        image_tokens: Tokens per image, after the 2 x 2 merge.
         question: Tokens of a question.
         instruction: Tokens of a stream's instruction.
         group_size: Rollouts per query and stream.
@@ -90,7 +90,8 @@ def _random_model(setting: Setting) -> PreTrainedModel:
 
 
 def describe_shape(setting: Setting) -> PreTrainedConfig:
-    """Of the setting's shape; special tokens are the tiny model's, so that its tokenizer serves all."""
+    """Returns the configuration of the setting's shape; special tokens are the tiny model's, so that its
+    tokenizer serves all."""
     tiny = AutoConfig.from_pretrained(TINY)
     if setting.shape == "tiny":
         return tiny

@@ -125,7 +125,7 @@ class Files(IterableDataset):
 
 
 def process_plainly(paths: list[Path], processor: ProcessorMixin) -> list[dict]:
-    """What a plain loop makes of image files: pixel values, and no prompt."""
+    """Returns what a plain loop makes of image files: pixel values, without prompts."""
     return [
         dict(processor.image_processor(images=[Image.open(path).convert("RGB")], return_tensors="pt"))
         for path in paths

@@ -48,7 +48,7 @@ def decode_figures(setting: Setting, policy: PreTrainedModel, seconds: float) ->
 
 
 def weight_bytes(policy: PreTrainedModel) -> int:
-    """Of the language model's layers and head: all that every token passes through."""
+    """Returns the bytes of the language model's layers and head, which every token passes through."""
     modules = (*find_family(policy.config.model_type).decoder_layers(policy), policy.lm_head)
     return sum(weight.nbytes for module in modules for weight in module.parameters())
 
@@ -61,6 +61,6 @@ def cache_bytes(setting: Setting, policy: PreTrainedModel, branches: int) -> int
 
 
 def token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Of the keys and values that all layers keep of one token."""
+    """Returns the bytes of the keys and values that all layers keep per token."""
     shape = read_shape(config)
     return 2 * shape.layers_count * shape.keys * dtype.itemsize

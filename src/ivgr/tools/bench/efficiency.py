@@ -1,4 +1,4 @@
-"""How well an iteration uses its machine, and what `ivgr plan` says of it.
+"""The efficiency of an iteration on its machine, beside what `ivgr plan` predicts.
 
 In: a `Setting` and how long its iteration took. Out: an `Efficiency`.
 """
@@ -42,7 +42,8 @@ class Efficiency:
 
 
 def efficiency_of(setting: Setting, tree: Measurement, rows: int) -> Efficiency:
-    """Of an iteration measured as `tree`; rows: tokens of its responses with their prompts."""
+    """Returns the efficiency of an iteration measured as `tree`; rows counts the tokens of its responses with
+    their prompts."""
     run = plan_setting(setting, tree.tokens, rows)
     # Only the operations are read: they do not depend on the GPU that is supposed.
     work = estimate_work(replace(run, checkpointing=False), tflops=1.0, bandwidth=1.0)
@@ -100,7 +101,7 @@ def planned_bytes(run: RunSpec) -> float:
 
 
 def print_efficiency(found: Efficiency) -> None:
-    """In two lines."""
+    """Prints it in two lines."""
     print(
         f"tree: {found.responses_per_second:.2f} responses/s, {found.tokens_per_second:.0f} tokens/s with "
         f"their prompts; the rest {found.update_rate / 1e12:.3g} TFLOP/s, {found.utilization:.0%} of this "

@@ -38,8 +38,8 @@ Contender = Callable[[list[Sample]], list[str]]
 
 @dataclass(frozen=True)
 class EvaluateFigures:
-    """By contender: seconds (median), how many times as long as ours (median over rounds), and the
-    share of replies that are ours word for word."""
+    """The figures by contender: seconds (median), how many times as long as ours (median over rounds), and
+    the share of replies that equal ours word for word."""
 
     seconds: dict[str, float]
     ratios: dict[str, float]
@@ -116,7 +116,7 @@ def evaluate_contenders(batch: int, limit: int) -> dict[str, Contender]:
 
 
 def stock_like(model: PreTrainedModel) -> PreTrainedModel:
-    """The same checkpoint as transformers loads it."""
+    """Returns the same checkpoint as transformers loads it."""
     return type(model).from_pretrained(model.config._name_or_path, dtype=model.dtype).eval().to(model.device)  # pyright: ignore[reportArgumentType]
 
 

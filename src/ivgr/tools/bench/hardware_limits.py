@@ -1,4 +1,4 @@
-"""What this machine does at best: the speed of a large copy and of a large GEMM."""
+"""The limits of this machine: the speed of a large copy and of a large GEMM."""
 
 import time
 from collections.abc import Callable

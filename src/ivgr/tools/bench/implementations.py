@@ -63,7 +63,7 @@ class Inputs:
         return [self.ref_hidden, self.ref_weight] if self.ref_logits is None else [self.ref_logits[:-1]]
 
     def leaves(self, road: "Implementation") -> list[torch.Tensor]:
-        """What a road differentiates, fresh."""
+        """Returns fresh copies of the tensors that the implementation differentiates."""
         if self.logits is None:
             wanted = [self.hidden, self.weight]
         else:

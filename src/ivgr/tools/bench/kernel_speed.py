@@ -42,7 +42,7 @@ class KernelSetting:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What this machine does at best: copied bytes, read and written, and GEMM FLOP a second."""
+    """The limits of this machine: bytes copied (read and written) and GEMM FLOP per second."""
 
     copy: float
     gemm: float

@@ -60,7 +60,7 @@ def step_figures(setting: Setting, repeats: int) -> dict[str, Measurement]:
 
 
 def _stock(setting: Setting, folder: str) -> PreTrainedModel:
-    """The same weights as any user of transformers has them, from `folder`."""
+    """Returns the same weights as a user of transformers loads them from `folder`."""
     build_model(replace(setting, adapter=0, checkpointing=False)).save_pretrained(folder)
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype_of(setting.dtype))
 

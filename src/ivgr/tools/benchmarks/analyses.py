@@ -37,7 +37,7 @@ def bucket_of(iou: float) -> int:
 
 
 def bucket_rows(runs: Runs) -> dict[str, list[list[dict]]]:
-    """By mode, its rows in the bucket of the same row's IoU in the grounded run."""
+    """Returns, by mode, the rows whose IoU in the grounded run lies in the bucket."""
     ious = {
         (name, row["index"]): row["iou"]
         for name, rows in runs.get("grounded", {}).items()

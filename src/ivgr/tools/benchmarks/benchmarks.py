@@ -41,7 +41,7 @@ class Benchmark:
 
     @property
     def answer_form(self) -> str:
-        """What is asked for where there are no options."""
+        """Returns the form of answer that is asked for if there are no options."""
         return FORMS.get(self.rule, "Answer with a word or a number.")
 
 

@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals of one run, and paired differences of two.
+"""The uncertainty of scores: bootstrap intervals of one run, and paired differences of two.
 
 In: journal lines of one benchmark. Out: intervals, differences, McNemar's exact p.
 """
@@ -14,7 +14,7 @@ from ivgr.tools.benchmarks.benchmarks import CYCLE, PAIR, Benchmark
 
 
 def statistic_of(benchmark: Benchmark) -> Statistic:
-    """What makes the benchmark's score of the column sums of `tabulate`."""
+    """Returns the function from the column sums of `tabulate` to the benchmark's score."""
     return YES_FIGURES["F1"] if benchmark.average == "F1" else mean_of_groups
 
 

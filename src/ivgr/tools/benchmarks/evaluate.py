@@ -52,8 +52,8 @@ RESCORE = "remove it and let `ivgr evaluate` write it again"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a journal was computed with, apart from model, mode and benchmark; dtype None: as the model is
-    saved, batch None: by the memory that is free."""
+    """The settings of a journal, apart from model, mode and benchmark. dtype None: as the model is saved;
+    batch None: by the free memory."""
 
     prompts: Prompts
     judge: Judge | None
@@ -66,7 +66,7 @@ class Settings:
     cropping: Cropping
 
     def saved(self, mode: Mode) -> dict:
-        """What matters in `mode`, as JSON."""
+        """Returns the settings that matter in `mode`, as JSON."""
         judge = type(self.judge).__name__ if self.judge else None
         cropping = asdict(self.cropping) if mode == "tool" else None
         return vars(self) | {"prompts": asdict(self.prompts), "judge": judge, "cropping": cropping}

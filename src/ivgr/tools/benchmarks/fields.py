@@ -108,7 +108,7 @@ def _text(fields: dict, names: tuple[str, ...], what: str) -> str:
 
 
 def read_groups(fields: dict, benchmark: Benchmark) -> dict[str, str]:
-    """By the first of a column's names."""
+    """Reads a column by the first of its names that is there."""
     columns = [*benchmark.categories, *([(benchmark.group,)] if benchmark.group else [])]
     found = {names[0]: next((fields[n] for n in names if n in fields), None) for names in columns}
     if benchmark.rule == "box" and found["split"] is None and isinstance(fields.get("category"), str):

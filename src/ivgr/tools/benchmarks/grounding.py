@@ -30,7 +30,8 @@ _PARTS = {"val": "val", "test": "test", "testa": "testA", "testb": "testB"}
 
 
 def read_numbers(text: str) -> list[float] | None:
-    """Of the first [a, b, c, d], else the first four numbers; None if there are none."""
+    """Returns the numbers of the first [a, b, c, d], otherwise the first four numbers; None if there are
+    none."""
     found = _BOX.search(text)
     numbers = list(found.groups()) if found else re.findall(_NUMBER, text)[:4]
     return [float(number) for number in numbers] if len(numbers) == 4 else None
@@ -68,7 +69,7 @@ def write_gold(fields: dict, fault: Callable[[str], Exception]) -> str:
 
 
 def read_gold(gold: str) -> tuple[Box, float, float]:
-    """Back from `write_gold`: the box, width and height."""
+    """Reads what `write_gold` has written: the box, width and height."""
     box, _, size = gold.partition(" of ")
     width, _, height = size.partition(" x ")
     return tuple(read_numbers(box) or ()), float(width), float(height)

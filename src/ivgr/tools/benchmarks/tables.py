@@ -119,8 +119,8 @@ def _figure(units: np.ndarray, statistic: Statistic, title: str, part: str, rows
 
 
 def notes_of(rows: Sequence[dict], mode: Mode) -> dict:
-    """What is to be known beside a score: rows, how many had no answer block, were not judged, did
-    without crops in tool mode, were rejected, or held mathematics that took too long."""
+    """Returns what to know beside a score: the rows, and how many had no answer block, were not judged, had
+    no crops in tool mode, were rejected, or held mathematics that took too long."""
     return {
         "rows": len(rows),
         "without_block": sum(row["answer_from"] != BLOCK for row in rows),
@@ -132,7 +132,7 @@ def notes_of(rows: Sequence[dict], mode: Mode) -> dict:
 
 
 def average_of(columns: Sequence[Column]) -> dict[str, float]:
-    """By column, the mean of the benchmarks' scores; only over those that all columns have."""
+    """Returns, by column, the mean of the benchmarks' scores over the benchmarks that all columns have."""
     scores = [{f.benchmark: f.value for f in column.figures if not f.part} for column in columns]
     shared = set.intersection(*map(set, scores)) if scores else set()
     return {

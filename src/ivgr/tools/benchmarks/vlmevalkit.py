@@ -74,7 +74,7 @@ def _math(text: str, row: Row) -> tuple[str, bool]:
 
 
 def _scored_by(rule: Callable[..., Verdict], text: str, row: Row) -> tuple[str, bool]:
-    """Where the rule of the kit is `rule`, one of `scoring`."""
+    """Scores by `rule`, one of `scoring`, where the kit has the same rule."""
     verdict = rule(text, row.gold, row.options)
     return verdict.predicted, bool(verdict.right)
 

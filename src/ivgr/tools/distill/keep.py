@@ -1,5 +1,5 @@
-"""Which rewrites are fit to be imitated: the format, the answer, the agreement with the
-grounded reasoning. In: pairs of candidate and response. Out: a verdict each."""
+"""The filter of rewrites: format, answer, and agreement with the grounded reasoning. In: pairs of candidate
+and response. Out: one verdict per pair."""
 
 import re
 

@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 class Rewriter(Protocol):
     def rewrite(self, items: Sequence[Candidate], k: int, seed: int) -> list[list[str]]:
-        """For each item at most `k` different responses; which they are depends on the item
-        and `seed` alone, not on the other items."""
+        """Returns at most `k` different responses per item; they depend on the item and `seed` only, not on
+        the other items."""
         ...
 
 
 class Client(Protocol):
     def ask(self, conversations: list[list[dict]], parse: Callable[[str], T | None]) -> list[T | None]:
-        """What `parse` made of each reply, None where there was none that it could read."""
+        """Returns what `parse` made of each reply, None if there was none that it could read."""
         ...
 
 

@@ -20,7 +20,7 @@ ROUNDING = 1e-5
 @checked("cropping: ")
 @dataclass(frozen=True, kw_only=True)
 class Cropping:
-    """How boxes become crops."""
+    """Settings of the crops made from boxes."""
 
     margin: NonNegativeFloat = 0.1
     """Added on each side, as a share of the box's side."""
@@ -43,7 +43,7 @@ class Cropping:
         return across[0], down[0], across[1], down[1]
 
     def _span(self, low: float, high: float, limit: int) -> tuple[int, int] | None:
-        """Of one axis: within [0, limit], the margin added, at least `smallest` long."""
+        """Returns the span on one axis: within [0, limit], the margin added, at least `smallest` long."""
         low, high = max(low, 0.0), min(high, float(limit))
         if low >= high:
             return None
@@ -73,8 +73,8 @@ class Cropping:
         return min(lefts), min(tops), max(rights), max(bottoms)
 
     def look_again(self, boxes: Sequence[Box], size: tuple[int, int]) -> list[Rectangle]:
-        """What a second look shows: the crops, the one around them all last; it may be the only one.
-        Empty if nothing of a box lies in the image."""
+        """Returns what a second look shows: the crops, and last the one around them all, which may be the
+        only one. Empty if no box lies in the image."""
         around = self.union(boxes, size)
         if around is None:
             return []

@@ -38,7 +38,7 @@ def lay_out(images: Sequence[Image.Image], question: str, reply: Reply) -> list[
 
 
 def name_crops(reply: Reply) -> list[str]:
-    """What each crop is called."""
+    """Returns the name of each crop."""
     last = len(reply.crops)
     return [f"crop {n}" if n < max(last, 2) else "around all boxes" for n in range(1, last + 1)]
 

@@ -26,7 +26,7 @@ from ivgr.tools.inference.parse_reply import NOTES, WHOLE, read_parts
 
 
 class Answerer(Protocol):
-    """What of a rollout engine is needed here."""
+    """The part of a rollout engine that is needed here."""
 
     def answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query]

@@ -144,5 +144,5 @@ def _place(box: Sequence[float], image: dict) -> str:
 
 
 def _side(a: list[float], b: list[float]) -> str:
-    """Where a lies of b, if no column of pixels holds both."""
+    """Returns on which side of b a lies, if no column of pixels holds both."""
     return "left" if a[2] <= b[0] else "right" if a[0] >= b[2] else ""

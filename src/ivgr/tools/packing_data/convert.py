@@ -130,8 +130,8 @@ def _letter_of(answer: str, options: dict[str, str]) -> str:
 
 
 def _is_math(row: dict, answer: str) -> bool:
-    """Of a mathematical source or type and with a digit or a command in it; or, of science and
-    charts, a plain number."""
+    """Whether the answer is checked as mathematics: its source or type is mathematical and it holds a digit
+    or a command; or, for science and charts, it is a plain number."""
     kind, source = row.get("question_type"), row.get("datasource")
     if kind == "math" or source in MATH_SOURCES:
         return bool(_QUANTITY.search(answer))

@@ -48,7 +48,7 @@ def inspect(
 
 
 def _load_encoder(path: str) -> "QueryEncoder":
-    """As training encodes, but for prompts of any length."""
+    """Returns the encoder that training uses, but for prompts of any length."""
     # Libraries of models take seconds to load, and without a processor nothing here needs them.
     from ivgr.data.encode import QueryEncoder
     from ivgr.models.model_directory import read_config

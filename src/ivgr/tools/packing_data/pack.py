@@ -89,7 +89,7 @@ def _pack(
 
 
 def _setting(sources: list[Path], image_dir: Path | None, target: Target, most_pixels: int) -> dict:
-    """What the shards depend on."""
+    """Returns the settings that the shards depend on."""
     stats = [(path.name, path.stat()) for path in sources]
     return {
         "source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],

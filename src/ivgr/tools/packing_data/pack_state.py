@@ -110,11 +110,11 @@ class PackState:
             yield {"row": position, "id": id, "reason": reason}
 
     def notes(self) -> dict[str, int]:
-        """How often each change was made."""
+        """Returns how often each change was made."""
         return dict(self.db.execute("SELECT note, count(*) FROM notes GROUP BY note ORDER BY note"))
 
     def close(self) -> None:
-        """What is not committed is dropped."""
+        """Closes the database; what is not committed is dropped."""
         self.db.close()
 
 

@@ -1,4 +1,4 @@
-"""Where an image's bytes come from, and the pixel budget.
+"""The bytes of an image, and the pixel budget.
 
 In: a reference (a path under the image folder, or the bytes themselves). Out: bytes that are
 JPEG, PNG or WebP and within the budget, and by how much the image was shrunk.

@@ -59,7 +59,7 @@ def read_rows(sources: list[Path], light: bool = False) -> Iterator[Row]:
 
 
 def count_kinds(sources: list[Path], kind_of: Callable[[dict], str]) -> Counter:
-    """How many rows are paired and how many are not; no image is read."""
+    """Returns how many rows are paired and how many are not, without reading images."""
     return Counter(kind_of(row.fields) == "paired" for row in read_rows(sources, light=True))
 
 
@@ -148,7 +148,7 @@ def _read_json(path: Path, light: bool) -> Iterator[Row]:
 
 
 def _skip(text: str, at: int) -> int:
-    """Past the space at `at`."""
+    """Returns the position after the whitespace at `at`."""
     return found.end() if (found := _SPACE.match(text, at)) else at
 
 

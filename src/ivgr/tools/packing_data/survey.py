@@ -50,7 +50,7 @@ class Histogram:
 
 @dataclass
 class Survey:
-    """What `survey_shards` found; chosen are samples drawn with equal chance."""
+    """The result of `survey_shards`; chosen holds samples drawn with equal probability."""
 
     shards: dict[str, Counter] = field(default_factory=dict)
     values: dict[str, Counter] = field(default_factory=dict)

@@ -1,2 +1,2 @@
-"""What a run needs, before any GPU is rented: run.py (read from the config), memory.py, work.py,
-command.py (`ivgr plan`)."""
+"""The needs of a run before any GPU is rented: run_spec.py (read from the config), plan_memory.py, flops.py,
+plan.py (`ivgr plan`)."""

@@ -1,5 +1,5 @@
-"""How much a run computes, and for how long: tokens and floating-point operations per iteration,
-and a range of seconds on a GPU of a given speed. In: a `RunSpec`. Out: `Work`."""
+"""The computation of a run and its duration: tokens and floating-point operations per iteration, and a range
+of seconds on a GPU of a given speed. In: a `RunSpec`. Out: `Work`."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Work:
 
 
 def estimate_work(run: RunSpec, tflops: float, bandwidth: float) -> Work:
-    """On GPUs of so many TFLOP/s in half precision and so many GB/s."""
+    """Estimates the work on GPUs of that many TFLOP/s in half precision and that many GB/s."""
     typical, kinds = run.typical, ((run.paired, 2), (run.single, 1))
     tokens = sum(count * typical.tree(streams, run.group) for count, streams in kinds)
     rows = sum(count * typical.rows(streams, run.group) for count, streams in kinds)

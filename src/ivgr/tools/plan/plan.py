@@ -58,7 +58,7 @@ def parse_memory(text: str) -> float:
 
 
 def peak_bytes(items: list[MemoryItem]) -> float:
-    """What stands throughout and the larger of rollout and update."""
+    """Returns the bytes that are resident throughout plus the larger of rollout and update."""
     sums = {
         phase: sum(item.bytes for item in items if item.phase == phase)
         for phase in ("throughout", "rollout", "update")

@@ -23,7 +23,7 @@ class MemoryItem:
 
 
 def resident(run: RunSpec) -> list[MemoryItem]:
-    """What is there from beginning to end."""
+    """Returns what is in memory from beginning to end."""
     shape, weights = run.shape, run.shape.total * run.weight
     # Trained adapters stand beside the frozen weights.
     adapters = run.trained * run.weight if run.rank else 0
@@ -42,7 +42,7 @@ def resident(run: RunSpec) -> list[MemoryItem]:
 
 
 def rollout(run: RunSpec) -> list[MemoryItem]:
-    """What decoding one batch of queries adds; a cold start decodes one answer per stream."""
+    """Returns what decoding one batch of queries adds; a cold start decodes one answer per stream."""
     shape, typical = run.shape, run.typical
     queries = min(run.batch_queries, run.paired + run.single) if not run.cold_start else run.batch_queries
     branches = queries * 2 * run.group
@@ -73,7 +73,7 @@ def branch_kv_bytes(run: RunSpec, branches: int) -> int:
 
 
 def update(run: RunSpec) -> list[MemoryItem]:
-    """What the largest micro-batch adds."""
+    """Returns what the largest micro-batch adds."""
     shape, trees = run.shape, trees_at_once(run)
     tokens, responses = trees * tree_tokens(run), trees * _responses(run)
     patches = trees * run.typical.image_tokens * shape.merge
@@ -112,7 +112,7 @@ def pack_bytes(run: RunSpec, patches: int) -> int:
 
 
 def layer_bytes(run: RunSpec, tokens: int) -> int:
-    """What one decoder layer keeps for its backward pass.
+    """Returns the bytes that one decoder layer keeps for its backward pass.
 
     Two norms: their input in fp32, their normalised input, their output. Attention: queries,
     output, keys and values (as many as queries where heads share them), cos and sin, the fp32

@@ -26,8 +26,8 @@ SHARDING = ("fsdp", "deepspeed", "modelparallel", "shard")
 
 @dataclass(frozen=True)
 class AssumedLengths:
-    """What to suppose of the data, in tokens: a query's images after the merge of patches, its
-    question and all else before the instruction, a stream's instruction, a response."""
+    """The assumed lengths of the data, in tokens: a query's images after the merge of patches, its question
+    and everything else before the instruction, a stream's instruction, a response."""
 
     image_tokens: int = 2500
     prompt: int = 200
@@ -138,7 +138,7 @@ def measure_states(optimizer: OptimizerConfig) -> float:
 
 
 def _thrift(trainer: dict, trainable: dict) -> dict[str, Any]:
-    """What the config does to need less memory."""
+    """Returns what the config does to save memory."""
     return {
         "sharded": any(word in str(trainer["strategy"]).casefold() for word in SHARDING),
         "checkpointing": trainable["gradient_checkpointing"],

@@ -81,7 +81,7 @@ def read_response(query: Query, tokenizer: PreTrainedTokenizerBase) -> Annotated
 
 
 def _mention(box: int, label: str, think: str, begin: int, spans: list[tuple[int, int]]) -> Mention | None:
-    """Of `label` in `think`, whose first character is number `begin` of the response."""
+    """Finds the mention of `label` in `think`, whose first character is number `begin` of the response."""
     named = re.search(rf"\b{re.escape(label)}\b", think, re.IGNORECASE)
     if named is None:
         return None

@@ -55,8 +55,8 @@ def probe_attention(
     layers: Sequence[int] | None = None,
     budget: int = BUDGET,
 ) -> dict[Look, Attention]:
-    """How readings' responses look at their pictures, each reading an image of its own. UserError for
-    a layer that is not there; NaN over 0 images where nothing can be looked at."""
+    """Measures where the responses of `readings` attend in their images, one image per reading. UserError for
+    a layer that does not exist; NaN over 0 images if there is nothing to measure."""
     glances: dict[Look, AttentionStats] = {look: AttentionStats(model, readings, look) for look in looks}
     for index, traced in enumerate(trace_readings(model, readings, layers, budget=budget)):
         for found in glances.values():
@@ -81,7 +81,7 @@ class AttentionStats:
         self.rows: list[tuple[np.ndarray, ...]] = []
 
     def add(self, index: int, traced: Traced) -> None:
-        """Of reading `index`; there is nothing to add without an image, a gold box or a look."""
+        """Adds reading `index`; adds nothing without an image, a gold box or a look."""
         shape = grid_shape(self.model, traced.reading.query)
         if not shape[0]:
             return
@@ -114,7 +114,7 @@ class AttentionStats:
         return total, shares @ covered, np.mean(others, 0) if others else missed, hit, area, touched
 
     def _elsewhere(self, index: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
-        """What the boxes of the next OTHERS questions would cover of this picture: all, or one."""
+        """Yields what the boxes of the next OTHERS questions would cover of this image: all boxes, or one."""
         for step in range(1, min(OTHERS + 1, len(self.boxes))):
             boxes = self.boxes[(index + step) % len(self.boxes)]
             if boxes:

@@ -140,8 +140,8 @@ def _score(
 
 @contextmanager
 def tokens_replaced(model: PreTrainedModel, queries: list[Query], lost: list[np.ndarray]) -> Iterator[None]:
-    """In the body, the `lost` tokens of each query's first image are the mean of that image's other
-    tokens, as the vision tower gives them, on all its ways into the language model."""
+    """In the body, the `lost` tokens of each query's first image are replaced by the mean of that image's
+    other tokens, as the vision tower outputs them, on all paths into the language model."""
     family = find_family(model.config.model_type)
     edits, start = [], 0
     for query, tokens in zip(queries, lost, strict=True):

@@ -87,7 +87,7 @@ def gather_states(traced: Iterable[Traced], point: Point) -> np.ndarray:
 def read_out(
     features: np.ndarray, named: Named, folds: int = FOLDS, shuffles: int = SHUFFLES, seed: int = 0
 ) -> ReadOut:
-    """From features (n, H) of the named objects. UserError for fewer than FEWEST images."""
+    """Fits the read-out from features (n, H) of the named objects. UserError for fewer than FEWEST images."""
     if len(np.unique(named.images)) < FEWEST:
         raise UserError(
             f"probe: {len(np.unique(named.images))} images have an object that its label names in the "

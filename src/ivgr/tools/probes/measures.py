@@ -94,7 +94,7 @@ def measure_readings(
     layer: int | None = None,
     budget: int = BUDGET,
 ) -> Measures:
-    """The same on responses that are there already."""
+    """Measures the same on existing responses."""
     count = len(find_family(policy.config.model_type).decoder_layers(policy))
     layer = count * 3 // 4 if layer is None else layer % count
     think, place = (AttentionStats(policy, readings, look) for look in ("think", "place"))

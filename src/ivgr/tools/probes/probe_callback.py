@@ -76,7 +76,7 @@ class Probing(L.Callback):
             self._measure(trainer, module)
 
     def _choose(self, trainer: L.Trainer, module: RLModule) -> list[Sample]:
-        """The same on all ranks; UserError if there is nothing to look at in any of them."""
+        """Chooses the samples, the same on all ranks; UserError if none of them has anything to measure."""
         data = trainer.datamodule
         shards = find_shards(data.val, data.allow_pipe)
         drawn = next(iter(HeldOut(shards, self.count, self.count, 0, 1)), [])

@@ -23,19 +23,19 @@ class Interval:
 
 
 def mean_interval(values: np.ndarray, images: np.ndarray) -> Interval:
-    """Of values (n,), NaN counting nowhere, from images (n,)."""
+    """Returns the mean of values (n,) from images (n,) with its interval; NaN does not count."""
     return mean_intervals(np.asarray(values)[:, None], images)[0]
 
 
 def mean_intervals(values: np.ndarray, images: np.ndarray) -> list[Interval]:
-    """The same for each of K columns of values (n, K)."""
+    """Returns the same for each of K columns of values (n, K)."""
     known = ~np.isnan(values)
     return ratio_intervals(np.where(known, values, 0.0), known.astype(float), images)
 
 
 def ratio_intervals(above: np.ndarray, below: np.ndarray, images: np.ndarray) -> list[Interval]:
-    """Of the sum of above (n, K) by that of below (n, K), for each of K columns; an image counts
-    where it has anything below."""
+    """Returns the ratio of the sum of above (n, K) to that of below (n, K) for each of K columns; an image
+    counts if it has anything in below."""
     width = above.shape[1]
     table = _sum_by_image(np.concatenate([above, below], 1), images)
     sums = resample(table) if len(table) else np.zeros((0, 2 * width))

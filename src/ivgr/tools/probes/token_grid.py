@@ -25,7 +25,7 @@ def grid_shape(model: PreTrainedModel, query: Query) -> tuple[int, int]:
 
 
 def image_columns(model: PreTrainedModel, query: Query) -> torch.Tensor:
-    """Where in the prefix the first image's tokens stand, row by row of its grid."""
+    """Returns the positions of the first image's tokens in the prefix, row by row of its grid."""
     rows, columns = grid_shape(model, query)
     return (query.prefix == model.config.image_token_id).nonzero()[: rows * columns, 0]
 

@@ -51,7 +51,7 @@ class Traced:
     think: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def at(self, point: Point, values: torch.Tensor) -> torch.Tensor:
-        """Those of `values` (points, …) that belong to `point`."""
+        """Returns those of `values` (points, …) that belong to `point`."""
         nouns = len(self.reading.points("noun"))
         return values[:nouns] if point == "noun" else values[nouns:]
 
@@ -116,7 +116,7 @@ class AttentionRecorder:
         return attend_mask(module, query, key, value, mask, scaling=scaling)
 
     def _look(self, row: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        """Of one row: query (heads, L, D), key (KV heads, L, D)."""
+        """Returns the attention of one row: query (heads, L, D), key (KV heads, L, D)."""
         empty = query.new_zeros(0, len(query), len(self.images[row]), dtype=torch.float32)
         points = [self._weights(row, part, query, key, scaling) for part in _chunks(self.points[row])]
         self.looks[row].append(torch.cat([empty, *points]).cpu())
@@ -150,7 +150,7 @@ def _chunks(tokens: list[int]) -> list[list[int]]:
 def _behind_layers(
     model: PreTrainedModel, layers: tuple[int, ...], readings: list[AnnotatedResponse]
 ) -> Iterator[list[list[torch.Tensor]]]:
-    """In the body, hidden states (points, H) of each row gather behind every one of `layers`."""
+    """In the body, collects the hidden states (points, H) of each row after every one of `layers`."""
     points = [_points_of(reading) for reading in readings]
     states: list[list[torch.Tensor]] = [[] for _ in readings]
 

@@ -66,8 +66,8 @@ def report_on(examination: ReportSettings) -> dict:
 def probe(
     policy: PreTrainedModel, encoder: QueryEncoder, engine: TransformersEngine, samples: list[Sample]
 ) -> dict[str, float | None]:
-    """What the probes find in the textual stream; None where a measure of the study is not to be had,
-    such as a read-out of objects where hardly any is named."""
+    """Returns what the probes find in the textual stream; None for a measure that cannot be taken, such as a
+    read-out of objects if hardly any is named."""
     return dict.fromkeys(LOCALIZATION) | measure(policy, encoder, engine, samples, TEXTUAL).metrics()
 
 
@@ -106,8 +106,8 @@ def _score_all(queries: Sequence[Query], replies: Sequence[Reply]) -> dict[str, 
 
 
 def _score(query: Query, reply: Reply) -> dict[str, float]:
-    """As while training (`HeldOutFigures`), with the rule judge, who agrees to no answer that is not
-    the gold one."""
+    """Scores as training does (`HeldOutFigures`), with the rule judge, which agrees only to the gold
+    answer."""
     well_formed = format_reward(reply.text)
     right = well_formed and read_accuracy(query.sample, reply.text) == 1.0
     return {

@@ -16,7 +16,7 @@ from ivgr.core.errors import UserError
 
 @dataclass(frozen=True)
 class Task:
-    """What `ivgr.tools.study.worker` is to do; its process writes to `log`."""
+    """The task of one `ivgr.tools.study.worker`; its process writes to `log`."""
 
     name: str
     content: dict
@@ -82,6 +82,6 @@ class Pool:
 
 
 def last_line(log: Path) -> str:
-    """What a process said last, without what `ivgr` puts before an error."""
+    """Returns the last line that a process wrote, without what `ivgr` puts before an error."""
     lines = log.read_text(errors="replace").strip().splitlines() or ["said nothing"]
     return lines[-1].removeprefix("ivgr: error: ")

@@ -117,7 +117,8 @@ def train_all(runs: list[Run], training: Training, world: Path, pool: Pool) -> N
 
 
 def plan_examination(training: Training, world: Path, probed: int) -> ReportSettings:
-    """Of the policy that all runs start from, with the config's prompts and length of responses."""
+    """Returns the settings of the report on the policy that all runs start from, with the config's prompts
+    and length of responses."""
     model = read_config(training.base).get("model", {}).get("init_args", {})
     return ReportSettings(
         policy=name_policy(model),
@@ -130,13 +131,13 @@ def plan_examination(training: Training, world: Path, probed: int) -> ReportSett
 
 
 def longest_response(model: dict) -> int:
-    """In tokens, of the config's engine."""
+    """Returns the longest response of the config's engine, in tokens."""
     sampling = model.get("engine", {}).get("init_args", {}).get("sampling", {})
     return sampling.get("max_new_tokens", SamplingConfig().max_new_tokens)
 
 
 def name_policy(model: dict) -> str:
-    """Where the config's policy is loaded from; UserError if that cannot be told."""
+    """Returns the path from which the config's policy is loaded; UserError if it has none."""
     policy = model.get("policy", "tiny")
     path = policy if isinstance(policy, str) else policy.get("init_args", {}).get("path")
     if path is None:
@@ -145,7 +146,7 @@ def name_policy(model: dict) -> str:
 
 
 def examine_all(examinations: dict[Run, ReportSettings], pool: Pool, anew: bool) -> None:
-    """Those that were not examined so before."""
+    """Examines the policies that were not examined with these settings before."""
     tasks = [
         Task(
             run.name,
@@ -159,7 +160,7 @@ def examine_all(examinations: dict[Run, ReportSettings], pool: Pool, anew: bool)
 
 
 def was_examined(run: Run, wanted: ReportSettings) -> bool:
-    """With these settings, and for every measure that there is now."""
+    """Whether the policy was examined with these settings and for every measure of today."""
     path = run.folder / EXAMINED
     if not path.exists():
         return False

@@ -1,4 +1,4 @@
-"""What the study has found: results.json, and results.md as its tables.
+"""The results of the study: results.json, and results.md as its tables.
 
 In: each run's figures. Out: every arm's estimates over seeds, and the paired differences with
 exact tests.
@@ -48,7 +48,7 @@ Estimates = dict[str, dict[str, Estimate]]
 
 
 def estimate_arms(outcomes: Sequence[Outcome]) -> Estimates:
-    """By arm and measure, "minutes" among them."""
+    """Returns the estimates by arm and measure, "minutes" among them."""
     return {
         name: {measure: estimate(known(measure, own)) for measure in MEASURES}
         | {"minutes": estimate([one.minutes for one in own])}

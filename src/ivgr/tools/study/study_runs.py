@@ -1,4 +1,4 @@
-"""Which runs a study has, in which order and with which settings.
+"""The runs of a study, their order and their settings.
 
 In: the study's settings. Out: `Run`s, each a folder FOLDER/ARM/SEED, and the words of its
 `ivgr fit`. FOLDER/study.json keeps the settings, and a repeated command must have the same.
@@ -39,8 +39,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Training:
-    """What all runs have in common: base, the config they start from, iterations, scenes to train on,
-    held-out questions, and threads of each run."""
+    """The settings that all runs share: base (the config they start from), iterations, scenes to train on,
+    held-out questions, and threads per run."""
 
     base: Path
     iterations: int

@@ -1,5 +1,5 @@
-"""What the study compares, declared before any of it is measured: its arms, the pairs of them that
-are set against each other, and the measures of localization that the first pair is tested on."""
+"""The comparisons of the study, declared before any of it is measured: its arms, the pairs that are compared,
+and the measures of localization on which the first pair is tested."""
 
 from dataclasses import dataclass, field
 
