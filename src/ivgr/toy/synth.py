@@ -25,8 +25,8 @@ def synth(
         count: Number of scenes.
         seed: Seed of the drawing.
         lesson: "questions" (paired and single queries) or "describe" (every object with its box).
-        fewest: Fewest objects a scene.
-        most: Most objects a scene.
+        fewest: Fewest objects per scene.
+        most: Most objects per scene.
         tsv: Instead of shards, write FOLDER/vstar.tsv, a benchmark of multiple-choice questions for
             `ivgr evaluate`.
     """

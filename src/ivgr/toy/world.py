@@ -37,7 +37,7 @@ class World:
 
     split "train" or "val" (they never share a scene); count scenes; seed; lesson
     "questions" (two relations to two attributes to one count) or "describe" (every
-    object with its box); fewest and most objects a scene.
+    object with its box); fewest and most objects per scene.
     """
 
     split: Split

@@ -28,7 +28,7 @@ def copy_bandwidth(source: torch.Tensor, runs: int) -> float:
 
 
 def gemm_rate(left: torch.Tensor, right: torch.Tensor, runs: int) -> float:
-    """FLOP a second of the best product of left (M, K) and right (K, N)."""
+    """Returns the FLOP per second of the best product of left (M, K) and right (K, N)."""
     product = partial(torch.mm, left, right, out=left.new_empty(len(left), right.shape[1]))
     best = min(run_seconds(product, left.device) for _ in range(runs))
     return 2 * left.numel() * right.shape[1] / best

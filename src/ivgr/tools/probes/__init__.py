@@ -1,8 +1,8 @@
-"""Where does a policy localize? Attention, linear read-outs and interventions, on any family.
+"""Probes of where a policy localizes: attention, linear read-outs and interventions, on any family.
 
-reading.py (responses, token by token) → trace.py (a forward pass that is looked into) →
-attention.py, localization.py; causal.py; encoders.py (a baseline); heat.py (pictures);
-measures.py (the light ones in one call).
+annotated_response.py (responses, token by token) → trace.py (a forward pass that records states and
+attention) → attention_probe.py, localization.py; causal.py; encoders.py (a baseline); heatmap.py
+(pictures); measures.py (the cheap ones in one call).
 """
 
 from ivgr.tools.probes.annotated_response import AnnotatedResponse, Mention, read_response, respond
