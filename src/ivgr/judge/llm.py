@@ -12,7 +12,7 @@ from statistics import fmean
 
 from ivgr.core.errors import UserError
 from ivgr.core.printable import in_line
-from ivgr.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, checked
+from ivgr.core.settings import NonNegativeFloat, PositiveInt, Share, checked
 from ivgr.judge.chat_client import LONGEST_PAUSE, ChatClient
 from ivgr.judge.protocol import Agreement, Comparison
 from ivgr.judge.rubric import (
@@ -30,7 +30,8 @@ LOGGER = logging.getLogger("ivgr")
 
 @checked("model.judge.")
 class LLMJudge:
-    """Asks a language model; one verdict on an answer, the mean of `votes` on reasoning.
+    """Asks a language model at a server, by `ChatClient`, whose other settings it takes too: one verdict on an
+    answer, the mean of `votes` on reasoning.
 
     Args:
         base_url: The server's address up to and including /v1.
@@ -42,14 +43,6 @@ class LLMJudge:
         patience: Seconds to wait for a judge that does not answer before the run stops (the
             other ranks wait as long: keep it below the half hour after which they give up).
         structured: How the server is told the form of a verdict; "none" leaves it to the prompt.
-        api_key_env: Environment variable that holds the server's key.
-        concurrency: Requests under way at once.
-        timeout: Seconds for one request, from sending to the last byte of the reply.
-        retries: Further attempts when a request fails or its reply is no verdict.
-        pause: Seconds before the first further attempt, doubled for each next.
-        batch_seconds: Seconds for one batch before its open questions count as missing.
-        max_tokens: Longest reply.
-        extra_body: Further fields of every request, such as chat_template_kwargs of vLLM.
     """
 
     def __init__(
@@ -62,27 +55,9 @@ class LLMJudge:
         missing_limit: Share = 0.1,
         patience: NonNegativeFloat = 1200.0,
         structured: Structured = "json_schema",
-        api_key_env: str = "OPENAI_API_KEY",
-        concurrency: PositiveInt = 32,
-        timeout: PositiveFloat = 60.0,
-        retries: NonNegativeInt = 4,
-        pause: NonNegativeFloat = 1.0,
-        batch_seconds: PositiveFloat = 600.0,
-        max_tokens: PositiveInt = 64,
-        extra_body: dict | None = None,
+        **server,
     ) -> None:
-        self.client = ChatClient(
-            base_url,
-            model,
-            api_key_env=api_key_env,
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            pause=pause,
-            batch_seconds=batch_seconds,
-            max_tokens=max_tokens,
-            extra_body=extra_body,
-        )
+        self.client = ChatClient(base_url, model, **server)
         self.votes = votes
         self.missing_limit = missing_limit
         self.patience = patience
