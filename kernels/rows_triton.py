@@ -35,7 +35,7 @@ LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 # A multiplication may be fused with the subtraction behind it or not, depending on what else
 # the kernel was asked for; unfused, a log-prob has the same bits whatever else is asked.
 LAUNCH = {"enable_fp_fusion": False}
-# Columns a trip and warps a program, the fastest of those tried on an H200 (bf16, 152,064 columns).
+# Columns per trip and warps per program, the fastest of those tried on an H200 (bf16, 152,064 columns).
 STATISTICS, GRADIENT = {"BLOCK": 2048, "num_warps": 4}, {"BLOCK": 4096, "num_warps": 8}
 
 

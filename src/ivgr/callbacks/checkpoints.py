@@ -140,7 +140,7 @@ class Checkpoints(Checkpoint):
 
     def _publish(self, part: Path, path: Path, best: bool) -> None:
         if path.is_dir() or (part.is_dir() and path.exists()):
-            # A file takes another's place at once, a folder cannot, and the links may name it.
+            # A file replaces another atomically, a folder cannot, and the links may name it.
             numbered = (path.with_suffix(f".{number}.ckpt") for number in count(2))
             path = next(name for name in numbered if not name.exists())
         publish(part, path)

@@ -22,7 +22,7 @@ SHOWN = {
     "textual/reward/consistency/mean": "cons",
     "policy/kl": "kl",
 }
-# Of a stream: those that `SHOWN` has, or leaves out on purpose. Others are a user's own.
+# Terms of a stream that `SHOWN` shows, or leaves out on purpose. Others are the user's own.
 KNOWN = ("total", "format", "accuracy", "box", "validity", "consistency")
 
 

@@ -18,7 +18,7 @@ from ivgr.core.finite import find_not_finite
 META = "meta.pt"
 MEND = "use another checkpoint of the run, or start afresh"
 
-# Of every checkpoint; what a run of one kind needs beside that, its module says.
+# The shape of every checkpoint; the module of a kind of run adds its own.
 SHAPE = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "ivgr": dict}
 WEIGHTS = {str: torch.Tensor}
 

@@ -123,7 +123,7 @@ def _register(made: type, read: Callable, write: Callable) -> None:
 
 # No setting needs more, and what is more is a slip: 1e30 overflows where 1e9 is merely odd.
 MOST = 10**9
-if TYPE_CHECKING:  # which know no bounds
+if TYPE_CHECKING:  # a type checker knows no bounds
     PositiveInt: TypeAlias = int
     NonNegativeInt: TypeAlias = int
     AtLeastTwo: TypeAlias = int

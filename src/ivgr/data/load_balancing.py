@@ -15,7 +15,7 @@ from ivgr.core.prompts import PAIRED, streams_of
 from ivgr.core.rejection import Rejection
 from ivgr.data.shards import ShardedSample
 
-CHARACTERS = 4  # of a question, a token
+CHARACTERS = 4  # characters of a question per token
 Drawn = ShardedSample | Rejection
 
 

@@ -8,7 +8,7 @@ from ivgr.core.atomic_files import write_atomically
 from ivgr.core.readers import read_json_lines
 from ivgr.core.rejection import Rejection, check_share
 
-MINIMUM = 100  # samples seen, before their share says anything
+MINIMUM = 100  # samples to see before the share means anything
 
 
 class Quarantine:

@@ -7,7 +7,7 @@ import torch
 from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import AtLeastTwo, PositiveFloat, PositiveInt, PositiveShare, checked
 
-# Tokens sorted at first; the whole vocabulary only where they do not hold top_p.
+# Tokens sorted at first; the whole vocabulary is sorted only where they do not hold top_p.
 HEAD = 64
 
 
@@ -72,7 +72,7 @@ class Sampling:
         kept = falling.masked_fill(falling.cumsum(-1) - falling >= self.top_p, 0.0)
         total = kept.cumsum(-1)
         index = (total <= draw[:, None] * total[:, -1:]).sum(-1, keepdim=True)
-        # Where the logits are no numbers nothing is kept: the choice is void then, and its logp says so.
+        # Where the logits are NaN nothing is kept: the choice is void, and its logp is NaN.
         index = torch.minimum(index, (kept > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
         token = order.gather(1, index)
         return token[:, 0], (kept.gather(1, index) / total[:, -1:]).log().float()[:, 0]

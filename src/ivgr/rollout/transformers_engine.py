@@ -23,7 +23,7 @@ from ivgr.rollout.sampling import Sampling, SamplingConfig, draw_noise
 
 LOGGER = logging.getLogger("ivgr")
 
-# A response to come: its query, and the group of that query which it belongs to.
+# A response to be decoded: its query, and the group of that query to which it belongs.
 Branch = tuple[Query, Group]
 
 
@@ -70,7 +70,7 @@ class TransformersEngine:
         self.sampling = sampling
         self.batch_queries = batch_queries
         self.cuda_graphs = cuda_graphs
-        # Branches decoded together, by copies a group, once memory has run out for more.
+        # Branches to decode together, by the number of copies per group, once memory has run out for more.
         self.most: dict[int, int] = {}
 
     def roll_out(

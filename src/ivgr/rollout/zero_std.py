@@ -41,7 +41,7 @@ def resample_zero_std(
     share of zero-std groups before and after, and how many groups were rolled out again."""
     before, resampled = frac_zero_std(queries), 0
     for number in range(1, rounds + 1):
-        # All ranks or none: scoring gathers the archive's findings of all of them.
+        # On all ranks or none: scoring gathers the archive's entries of all ranks.
         if not sum_ranks(len(zero_std_groups(queries))):
             break
         fresh = _clear(queries)

@@ -148,7 +148,7 @@ class PolicyModule(L.LightningModule):
             "skipped": self.guard.skipped,
         }
         for state in checkpoint.get("optimizer_states", []):
-            if state:  # split over ranks it is written where it lies
+            if state:  # sharded state is written by each rank itself
                 checkpoint[LAYOUT] = layout_of(moments_of(state["state"]).items())
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:

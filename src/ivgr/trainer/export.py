@@ -22,7 +22,7 @@ from ivgr.models.trainable import TrainableConfig
 from ivgr.trainer.sharded_checkpoint import read_weights
 
 PREFIX = "policy."
-# Of `describe_policy`; freeze and size are not in old checkpoints.
+# The shape of `describe_policy`; old checkpoints have neither freeze nor size.
 POLICY = {
     "path": str | None,
     "dtype": Literal["float32", "bfloat16", "float16", None],

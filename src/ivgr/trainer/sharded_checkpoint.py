@@ -24,7 +24,7 @@ from ivgr.distributed.collectives import gather_lists
 from ivgr.trainer.resume import LAYOUT, layout_of, refuse_other_layout
 
 WEIGHT, MOMENT = "weight", "moment"
-# Of what rank 0 writes of the optimizer.
+# The shape of what rank 0 writes about the optimizer.
 STATE = {"groups": [dict], "small": {str: object}, "dims": {str: [int | None]}, f"{LAYOUT}?": str}
 
 
