@@ -30,8 +30,9 @@ LOGGER = logging.getLogger("ivgr")
 
 @checked("model.judge.")
 class LLMJudge:
-    """Asks a language model at a server, by `ChatClient`, whose other settings it takes too: one verdict on an
-    answer, the mean of `votes` on reasoning.
+    """Asks a language model at a server: one verdict on an answer, the mean of `votes` on reasoning.
+
+    Its other settings are those of `ChatClient`.
 
     Args:
         base_url: The server's address up to and including /v1.
