@@ -98,6 +98,7 @@ def test_the_figures_are_those_of_a_whole_validation_if_the_subset_is_all(tmp_pa
         assert curve.values.tolist() == whole.values.tolist()
 
 
+@pytest.mark.slow
 def test_a_config_with_whole_validations_has_no_subset(tmp_path):
     curves = read_curves(fit(tmp_path, "--trainer.val_check_interval", "2"))
     assert not [name for name in curves if name.endswith("_subset")]

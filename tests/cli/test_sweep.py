@@ -129,8 +129,12 @@ def found(valid) -> Found:
 
 
 def sampled(cases: list, whole: bool, every: int) -> list:
-    """All, or every so-many-th, so that each setting is tried with one value and the values take turns."""
-    return cases if whole else [case for i, case in enumerate(cases) if i // every % every == i % every]
+    """All; or every second setting with one value, the values taking turns."""
+    if whole:
+        return cases
+    return [
+        case for i, case in enumerate(cases) if i // every % 2 == 0 and i // every // 2 % every == i % every
+    ]
 
 
 def halves(settings: list[Setting], whole: bool) -> list[Setting]:

@@ -92,7 +92,8 @@ def cold_start(lessons, tmp_path_factory):
     return fit(1, tmp_path_factory.mktemp("one"), lessons, config=SFT)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_cold_start_on_two_processes_is_the_same(lessons, cold_start, tmp_path, strategy):
     several = fit(2, tmp_path, lessons | {"trainer.strategy": strategy}, config=SFT)
     for name in ("update/loss", "update/grad_norm"):

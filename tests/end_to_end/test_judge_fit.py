@@ -77,6 +77,7 @@ def test_a_third_of_the_replies_lost_changes_nothing_when_they_are_asked_again(t
     assert [rollouts(tmp_path, i) for i in (1, 2)] == [rollouts(unbroken, i) for i in (1, 2)]
 
 
+@pytest.mark.slow
 def test_without_another_attempt_the_lost_leave_their_groups(tmp_path):
     with JudgeServer(fault=lossy(0.3)) as server:
         fit(tmp_path, server, retries=0, missing_limit=1.0)
@@ -110,6 +111,7 @@ def check_board(root, requests: int) -> None:
     assert all(0 < share < 0.6 for share in values["reward_judge/missing_share"])
 
 
+@pytest.mark.slow
 def test_a_second_run_is_served_from_the_cache_without_one_request(tmp_path, unbroken):
     with JudgeServer() as server:
         fit(tmp_path, server, cache=str(unbroken / "judge.sqlite"))
@@ -144,6 +146,7 @@ def test_a_judge_that_falls_silent_stops_the_run_which_then_goes_on_exactly(
     assert json.loads((tmp_path / "summary.json").read_text())["before"]
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_down_at_the_end_loses_nothing(tmp_path, unbroken, capsys):
     done = tmp_path / "rollouts" / "000002.jsonl.gz"
     with JudgeServer(fault=lambda *_: "500" if done.exists() else None) as server:

@@ -150,6 +150,7 @@ def clone(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_the_tests_of_one_file_run(clone):
     _, one = commands_of(section(CONTRIBUTING, "Before a pull request"))
     assert re.search(r"\b\d+ passed in", type_in(clone, one, clone / "src"))

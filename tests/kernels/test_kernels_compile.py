@@ -40,7 +40,7 @@ for kernel, out, best in (
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
-@pytest.mark.parametrize("kl", ["k3", "exact"])
+@pytest.mark.parametrize("kl", [pytest.param("k3", marks=pytest.mark.slow), "exact"])
 def test_kernels_compile_with_full_width_loads(tmp_path, kl):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", COMPILE, kl]

@@ -228,6 +228,7 @@ def fit(root, *options):
     return torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_response_does_not_fit_ends_in_one_line_and_goes_on(tmp_path, monkeypatch, capsys):
     expected = fit(tmp_path / "whole")
     capsys.readouterr()

@@ -65,6 +65,7 @@ def test_tokens_and_images(contenders):
     assert 0 < figures["tree"].peak_bytes < figures["rows"].peak_bytes
 
 
+@pytest.mark.slow
 def test_smaller_micro_batches_and_checkpointing_take_less_memory():
     many = replace(SMALL, queries=4)
     whole, micro, checkpointed = (
@@ -98,6 +99,7 @@ def test_decoding_rate_from_seconds():
     assert decode.ceiling_tokens_per_second == pytest.approx(8 * decode.copy_bytes_per_second / step_bytes)
 
 
+@pytest.mark.slow
 def test_a_whole_iteration_beside_trl(capsys, tmp_path):
     pytest.importorskip("trl", reason='needs pip install "ivgr[bench]"')
     path = tmp_path / "figures.json"

@@ -178,6 +178,7 @@ def test_an_interrupted_call_goes_on_where_it_stood(tmp_path):
     assert path.read_bytes() == (tmp_path / "whole" / "rewrites.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_real_run_is_distilled_and_trained_on(tmp_path, capsys):
     root = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu"]
     main([

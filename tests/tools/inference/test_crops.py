@@ -22,7 +22,11 @@ def boxes_of(numbers):
 sizes = st.tuples(st.integers(1, 900), st.integers(1, 900))
 boxes = boxes_of(st.floats(-300, 1200))
 croppings = st.builds(
-    Cropping, st.floats(0, 2), st.integers(1, 120), st.integers(1, 10), st.floats(0.1, 1, exclude_min=True)
+    Cropping,
+    margin=st.floats(0, 2),
+    smallest=st.integers(1, 120),
+    most=st.integers(1, 10),
+    duplicate_iou=st.floats(0.1, 1, exclude_min=True),
 )
 
 
