@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, settings
 from ivgr.models.pretrained import Pretrained
 
 # A busy machine is no reason to fail.
-settings.register_profile(
-    "calm", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
-)
+calm = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("calm", max_examples=50, **calm)
+settings.register_profile("thorough", max_examples=500, **calm)
 settings.load_profile("calm")
 
 
