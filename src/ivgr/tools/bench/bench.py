@@ -118,7 +118,7 @@ def _report(figures: dict[str, Measurement], setting: Setting, path: Path | None
 
 
 def _print(figures: dict[str, Measurement]) -> None:
-    """One row a contender; ratios to the tree's."""
+    """Prints one row per contender, with ratios to the tree's."""
     tree = figures["tree"]
     table = Table("", "seconds", "× tree", "tokens", "images seen", "peak MiB", "× tree")
     for name, figure in figures.items():

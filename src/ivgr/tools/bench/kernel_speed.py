@@ -148,7 +148,7 @@ def _ceiling(setting: KernelSetting, repeats: int) -> Ceiling:
 
 
 def _work(setting: KernelSetting, form: str, road: Implementation, backward: bool) -> tuple[int, int]:
-    """The least bytes through memory and FLOP that a road can do with."""
+    """The least bytes through memory and the least FLOP that an implementation needs."""
     itemsize = dtype_of(setting.dtype).itemsize
     count = setting.tokens * setting.vocabulary
     if form == "logits":

@@ -48,7 +48,7 @@ class Clock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around one run."""
+        """Times the run in the block."""
         with self._memory() if self.peak is None else self._appending(self.seconds):
             yield
 

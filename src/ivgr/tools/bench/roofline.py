@@ -10,7 +10,7 @@ from ivgr.tools.bench.kernel_speed import Ceiling, KernelTiming
 
 
 def print_kernels(ceiling: Ceiling, figures: list[KernelTiming]) -> None:
-    """One row a case and road; the share is that of the ceiling which binds the case."""
+    """Prints one row per case and implementation, with the share of the ceiling that binds the case."""
     print(f"measured ceilings: copy {ceiling.copy / 1e9:.1f} GB/s, GEMM {ceiling.gemm / 1e12:.3f} TFLOP/s")
     table = Table("case", "road", "ms", "rate", "× floor", "share", "MiB", box=None, padding=(0, 1))
     for figure in figures:
@@ -29,7 +29,7 @@ def print_kernels(ceiling: Ceiling, figures: list[KernelTiming]) -> None:
 
 
 def plot_roofline(ceiling: Ceiling, figures: list[KernelTiming], path: Path) -> None:
-    """FLOP/s over FLOP a byte, both of the least work, under the measured roof."""
+    """Plots FLOP/s over FLOP per byte, both of the least work, under the measured roof."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(8, 5), layout="constrained")

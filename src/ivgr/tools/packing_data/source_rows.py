@@ -141,7 +141,7 @@ def _read_json(path: Path, light: bool) -> Iterator[Row]:
     if not is_coco(content):
         raise UserError(
             f'{path}: neither an array of rows nor COCO ("images", "annotations", "categories"); '
-            "write one row a line and call it .jsonl"
+            "write one row per line and call it .jsonl"
         )
     for number, (fields, broken) in enumerate(ask_coco(content), 1):
         yield Row(f"{path.name}:{number}", fields, broken)

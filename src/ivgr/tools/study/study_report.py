@@ -107,7 +107,7 @@ def write_results(
 
 
 def arm_lines(arms: Estimates) -> list[list[str]]:
-    """A line an arm: mean and 95 % interval over seeds of every measure."""
+    """Returns one line per arm: mean and 95 % interval over seeds of every measure."""
     header = ["arm", "seeds", *MEASURES.values(), "minutes"]
     return [header] + [
         [
@@ -121,7 +121,7 @@ def arm_lines(arms: Estimates) -> list[list[str]]:
 
 
 def difference_lines(differences: Sequence[Difference]) -> list[list[str]]:
-    """A line a pair and measure; what is tested is adjusted, all else is described."""
+    """Returns one line per pair and measure; tested differences are adjusted, all others are descriptive."""
     header = ["difference", "measure", "seeds", "mean [95 % interval]", "p, exact", "p, Holm"]
     return [header] + [
         [
