@@ -1,5 +1,6 @@
 """What the READMEs say can be typed, can be typed; what they link, show and name is there."""
 
+import ast
 import re
 import shlex
 from importlib import import_module
@@ -46,6 +47,12 @@ def test_the_two_commands_stand_there_verbatim():
 def test_the_readme_is_short_and_leads_to_every_manual():
     assert len(README.splitlines()) <= 200
     assert [page for page in PAGES if page != "README.md" and f"]({page}" not in README] == []
+
+
+@pytest.mark.parametrize("package", sorted((ROOT / "src" / "ivgr").rglob("__init__.py")), ids=str)
+def test_every_file_that_a_package_describes_is_in_it(package):
+    named = re.findall(r"\b([a-z_0-9]+\.py)\b", ast.get_docstring(ast.parse(package.read_text())) or "")
+    assert [name for name in named if not (package.parent / name).is_file()] == []
 
 
 @pytest.mark.parametrize("command", [c for c in TYPED if c.startswith(PARSED)])

@@ -1,9 +1,6 @@
-"""Figures: of both streams on held-out queries while training, and of public benchmarks.
+"""Figures of both streams on held-out queries while training, and the rule by which an answer names an option.
 
-`ivgr evaluate`: rows.py (files → rows) → run.py (rows → replies → verdicts, a journal line each)
-→ tables.py and compare.py (scores with intervals, differences), by the rules of options.py and
-scoring.py and the table of benchmarks.py. `ivgr score`: predictions.py (files → replies) → kit.py
-(VLMEvalKit's verdicts) → tables.py.
+held_out.py (responses → figures); options.py (an answer → a letter), which the benchmarks use too.
 """
 
 from ivgr.evaluation.options import match_option

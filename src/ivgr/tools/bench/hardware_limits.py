@@ -22,7 +22,7 @@ def run_seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def copy_bandwidth(source: torch.Tensor, runs: int) -> float:
-    """Returns the bytes per second of the best copy of `source`, counting each byte when read and when written."""
+    """Returns bytes per second of the best copy of `source`; each byte counts when read and when written."""
     copy = partial(torch.empty_like(source).copy_, source)
     return 2 * source.nbytes / min(run_seconds(copy, source.device) for _ in range(runs))
 

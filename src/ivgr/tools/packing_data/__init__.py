@@ -1,5 +1,6 @@
-"""Packing: rows of other people's formats → checked samples → shards; and a look at shards.
+"""Packing: rows in other people's formats → checked samples → shards; and a look at shards.
 
-rows.py, coco.py (readers) → convert.py (row → fields) → images.py, unpack.py (bytes) →
-admit.py (sample or reason) → write.py, journal.py (shards, resumable); survey.py, sheet.py look.
+source_rows.py, coco.py (readers) → convert.py (row → fields) → source_images.py, unpack.py (bytes) →
+admit.py (sample or reason) → write_packed.py, pack_state.py (shards, resumable); survey.py and
+contact_sheet.py show what shards hold.
 """

@@ -44,7 +44,7 @@ def is_coco(content: object) -> bool:
 
 
 def ask_coco(content: dict) -> Iterator[Asked]:
-    """(fields, "") for each question, up to five an image, and ({}, reason) for each annotation
+    """Yields (fields, "") for each question, up to five per image, and ({}, reason) for each annotation
     or image that cannot be used; a category with one such, or with a crowd, is not asked about
     in that image."""
     named = ((key, entry.get("name")) for key, entry in _by_id(content["categories"]))

@@ -38,7 +38,7 @@ class Histogram:
         self.counts[bisect_left(self.edges, value)] += 1
 
     def table(self) -> Table:
-        """A row a bin with a bar; empty bins at both ends are left out."""
+        """Returns one row per bin, with a bar; empty bins at both ends are left out."""
         table = Table(self.title, "", "", box=None)
         names = [f"≤ {edge:g}" for edge in self.edges] + [f"> {self.edges[-1]:g}"]
         used = [index for index in range(len(names)) if self.counts[index]]
