@@ -1,4 +1,4 @@
-"""Figures of both streams on held-out queries while training, and the rule by which an answer names an option.
+"""Held-out figures of both streams while training, and the rule by which an answer names an option.
 
 held_out.py (responses → figures); options.py (an answer → a letter), which the benchmarks use too.
 """
