@@ -100,6 +100,7 @@ def test_a_broken_jpeg_is_left_out_and_listed(tmp_path, shards):
     assert line["id"].startswith("tiny-train") and line["key"] == "00000001"
 
 
+@pytest.mark.slow
 def test_sources_are_dealt_by_weight(tmp_path, shards):
     """Three of four queries from the first source, after every iteration."""
     first, second = shards(name="first"), shards(lambda sample: sample, name="second")

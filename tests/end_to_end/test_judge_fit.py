@@ -192,6 +192,7 @@ def test_a_run_whose_rewards_ask_a_judge_must_name_one(tmp_path, capsys):
     assert "model.judge" in error and "model.rewards.consistency" in error and "ivgr.LLMJudge" in error
 
 
+@pytest.mark.slow
 def test_a_run_whose_rewards_ask_nobody_needs_no_judge(tmp_path, capsys):
     none = [f"--model.rewards.{name}.weight=0" for name in ("accuracy", "single_accuracy", "consistency")]
     fit_without_judge(tmp_path, *none, "--model.iterations", "1")

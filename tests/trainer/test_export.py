@@ -16,7 +16,13 @@ from support.families import FAMILIES, make_tree
 LORA = ("--model.trainable.adapter.rank", "3", "--model.trainable.adapter.targets", "language+vision")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+LATEST = FAMILIES[-1]  # the others in the slow tier
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name == LATEST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def policy(request, tmp_path_factory):
     return write_checkpoint(request.param, tmp_path_factory.mktemp("policy") / request.param)
 

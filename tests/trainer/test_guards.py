@@ -94,6 +94,7 @@ def weights(root):
     return torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_skipped_update_leaves_the_weights_and_moves_the_schedule(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("ivgr.trainer.rl_step.assign_advantages", Spoilt(2, 3))

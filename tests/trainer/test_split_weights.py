@@ -145,6 +145,7 @@ def moves_before_it_is_filled(mesh):
         assert torch.equal(weight, own)
 
 
+@pytest.mark.slow
 def test_the_copy_moves_before_it_is_filled(tmp_path):
     on_two_processes(moves_before_it_is_filled, tmp_path)
 
