@@ -163,5 +163,5 @@ def test_the_fast_tests_are_found_and_leave_the_slow_ones_out(clone):
     counts = re.search(r"^(\d+)/(\d+) tests collected \((\d+) deselected\)", said, re.MULTILINE)
     chosen, total, left_out = map(int, counts.groups())
     assert chosen + left_out == total and left_out > 10
-    assert f"::{test_the_tests_of_one_file_run.__name__}" in said
+    assert f"::{test_the_map_finds_where_the_kl_is_computed.__name__}" in said
     assert f"::{test_a_family_is_one_file.__name__}" not in said
