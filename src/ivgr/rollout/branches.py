@@ -1,117 +1,179 @@
-"""Branches that decode together: one prefill of their prompts, their KV cache, and the decoding steps."""
+"""Branches that decode together: the prefill of their prompts, their KV cache, and the decoding steps. A
+branch that has ended makes room for the next prompt's.
+"""
 
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
-from ivgr.core.query import Query
-from ivgr.models.forward import hidden_states, not_finite
-from ivgr.packing.prefix_tree import pack_queries
+from ivgr.models.forward import hidden_states
+from ivgr.packing.prefix_tree import Pack, pack_queries
+from ivgr.rollout.batch_rows import BatchRows, Seated
 from ivgr.rollout.cuda_graph import CUDAGraphStep
-from ivgr.rollout.prefix_kv_cache import TreeCache
-from ivgr.rollout.sampling import Sampling
+from ivgr.rollout.prefix_kv_cache import CacheSize, TreeCache
+from ivgr.rollout.responses import Responses
 
-# Ended branches leave the batch together, once no more than this share is still decoding:
+# Rows that nobody is left for leave the batch together, once no more than this share is still decoding:
 # leaving copies the cache.
 KEEP = 0.75
+# Tokens of prompts that are prefilled in one pass.
+PREFILL = 16384
 
-# Hears every step as it is decoded: branches (A,) still being answered, numbered in tree order within
-# what is decoded together, and the token (A,) chosen for each.
+# Hears every step as it is decoded: the responses (A,) still being written, and the token (A,) chosen for each.
 Listener = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class Branches:
-    """The decoding state of R branches: their KV cache, next rotary position (R,) and next-token logits
-    (R, V)."""
+    """The decoding of a batch of R rows, each with its response, token, next rotary position and logits.
 
-    def __init__(self, model: PreTrainedModel, limit: int, graphs: bool) -> None:
-        self.model = model
-        self.limit = limit
-        self.cache = TreeCache()
-        self.graphs = graphs
-        self.next_position = self.logits = torch.empty(0)
+    Args:
+        model: The policy.
+        responses: What is written.
+        rows: Which prompts come into which rows.
+        size: Room of the cache.
+        interval: Steps after which ended branches are looked for; looking waits for the GPU.
+        graphs: Whether a step is launched as one CUDA graph.
+        listener: Hears every token as it is chosen.
+    """
 
-    def prefill(self, queries: list[Query], copies: list[int]) -> None:
-        """Prefills every query's prefix and instructions in one pass, vision tower included, and starts
-        `copies` branches of each group."""
-        (pack,) = pack_queries(self.model, queries, budget=sys.maxsize, join=False)
-        hidden = pack.hidden(self.model, tree_cache=self.cache)
-        position = pack.positions.amax(0)[pack.fork_row, pack.fork_column] + 1
-        logits = self.model.lm_head(hidden[pack.fork_row, pack.fork_column])
-        group = torch.arange(len(copies)).repeat_interleave(torch.tensor(copies)).to(logits.device)
-        self.next_position = position[group]
-        self.logits = logits[group]
-        self.cache.fork(pack.fork_row[group], pack.fork_sees[group], self.limit)
-
-    def decode(
+    def __init__(
         self,
-        sampling: Sampling,
-        noise: torch.Tensor | None,
-        stops: list[int],
+        model: PreTrainedModel,
+        responses: Responses,
+        rows: BatchRows,
+        size: CacheSize,
+        *,
+        interval: int,
+        graphs: bool,
         listener: Listener | None = None,
-    ) -> list[tuple]:
-        """Returns (tokens, logp, sampling_logp, ended) of each branch, in order, on the CPU. noise (R, limit)
-        holds the random numbers to sample with, None for greedy decoding. UserError if a branch's logits are
-        not finite."""
-        device = self.model.device
-        noise = None if noise is None else noise.to(device)
-        rows = torch.arange(len(self.logits), device=device)
-        alive = torch.ones(len(rows), dtype=torch.bool, device=device)
-        ending = torch.tensor(stops, dtype=torch.long, device=device)
-        record = torch.zeros(3, len(rows), self.limit, dtype=torch.float64, device=device)
-        length = torch.zeros(len(rows), dtype=torch.long, device=device)
-        ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        for step in range(self.limit):
-            chosen = sampling.choose(self.logits, None if noise is None else noise[rows, step])
-            record[:, rows[alive], step] = torch.stack([part.double() for part in chosen])[:, alive]
-            length[rows[alive]] += 1
-            stopped = torch.isin(chosen[0], ending) & alive
-            ended[rows[stopped]] = True
-            # A logit that is not finite shows in the log-prob of whatever was chosen.
-            spoilt = alive & ~chosen[1].isfinite()
-            asked, alive = alive, alive & ~stopped
-            remaining, broken = torch.stack([alive.sum(), spoilt.sum()]).tolist()
-            if broken:
-                raise not_finite(f"in {broken} of {len(rows)} responses, at token {step + 1}")
-            if listener is not None:
-                listener(rows[asked], chosen[0][asked])
-            if remaining == 0 or step + 1 == self.limit:
-                break
-            token = chosen[0]
-            if remaining <= KEEP * len(rows):
-                rows, token = rows[alive], token[alive]
-                self._select(alive.nonzero()[:, 0])
-                alive = torch.ones_like(rows, dtype=torch.bool)
-            self._step(token, step)
-        tokens, logp, sampling_logp = record.cpu()
-        return [
-            (tokens[i, :n].long(), logp[i, :n].float(), sampling_logp[i, :n].float(), bool(ended[i]))
-            for i, n in enumerate(length.tolist())
+    ) -> None:
+        self.model = model
+        self.responses = responses
+        self.rows = rows
+        self.cache = TreeCache(size, model.device)
+        self.interval = interval
+        self.graphs = graphs
+        self.listener = listener
+        self.steps = 0
+        self.seated_at: dict[int, int] = {}  # the step before which each row was taken
+        idle = torch.full((size.branches,), responses.count, device=model.device)
+        self.number = idle  # (R,): the response that is written
+        self.first_position = torch.zeros_like(idle)  # (R,): the rotary position of its first token
+        self.token = torch.zeros_like(idle)  # (R,): its last token
+        self.going_on = torch.zeros_like(idle, dtype=torch.bool)
+        if graphs:  # their tensors keep their shapes
+            self.cache.prefix_count = size.prefixes
+        self._renew()
+
+    def decode(self) -> None:
+        """Writes all responses. UserError if a branch's logits are not finite."""
+        while self._fill():
+            for _ in range(self.interval):
+                self._step()
+
+    def _fill(self) -> bool:
+        """Takes ended branches out and the next prompts in; returns whether any branch goes on."""
+        self._release()
+        while seated := self.rows.seat():
+            self._prefill(seated)
+            self._release()
+        taken = self.rows.taken
+        if taken and not self.rows.waiting and len(taken) <= KEEP * len(self.number):
+            self._close_up()
+        return bool(taken)
+
+    def _release(self) -> None:
+        if not self.rows.taken:
+            return
+        going_on, broken = torch.stack([self.going_on, self.responses.broken[self.number]]).tolist()
+        if any(broken):
+            raise self.responses.not_finite()
+        for row in self.rows.taken:
+            if not going_on[row]:
+                self.rows.release(row)
+                del self.seated_at[row]
+
+    def _prefill(self, seated: list[Seated]) -> None:
+        """Prefills every prompt's prefix and instructions in passes of some prompts, vision tower included,
+        and chooses the first token of its branches."""
+        queries = [
+            replace(one.prompt.query, groups=[replace(group, rollouts=[]) for group, _ in one.prompt.groups])
+            for one in seated
         ]
+        start = 0
+        for pack in pack_queries(self.model, queries, budget=PREFILL, join=False):
+            self._begin(pack, seated[start : start + len(pack.queries)])
+            start += len(pack.queries)
 
-    def _step(self, token: torch.Tensor, step: int) -> None:
-        if self.cache.begin_step(step):
+    def _begin(self, pack: Pack, seated: list[Seated]) -> None:
+        device, cache = self.model.device, self.cache
+        cache.begin_prefill([one.prefix for one in seated])
+        hidden = pack.hidden(self.model, tree_cache=cache)
+        cache.end_prefill()
+        logits = self.model.lm_head(hidden[pack.fork_row, pack.fork_column])
+        position = pack.positions.amax(0)[pack.fork_row, pack.fork_column] + 1
+        self.seated_at |= {row: self.steps for one in seated for row in one.rows}
+        rows, number, group, prefix, column = _places_of(seated).to(device)
+        cache.place(rows, prefix, column, pack.fork_sees[group])
+        self.number[rows], self.first_position[rows], self.going_on[rows] = number, position[group], True
+        self.responses.begin(number)
+        self._choose(rows, logits[group])
+
+    def _choose(self, rows: torch.Tensor | slice, logits: torch.Tensor) -> None:
+        """Chooses the next token of the responses in `rows` by `logits` (n, V)."""
+        number, asked = self.number[rows], self.going_on[rows]
+        token, going_on = self.responses.extend(number, asked, logits)
+        if self.listener is not None:
+            self.listener(number[asked], token[asked])
+        self.token[rows], self.going_on[rows] = token, going_on
+
+    def _step(self) -> None:
+        """One decoding pass of the last tokens, and the choice of the next."""
+        longest = self.steps + 1 - min(self.seated_at.values())
+        if self.cache.make_room(longest):
             self._renew()
-        self.token.copy_(token)
-        self.logits = self.replay(self._logits_after) if self.replay else self._logits_after()
-        self.next_position += 1
+        index = (self.responses.length[self.number] - 1).clamp(0, self.responses.limit - 1)
+        self.cache.begin_step(index)
+        self.position.copy_(self.first_position + index)
+        self.steps += 1
+        self._choose(slice(None), self._replay() if self.graphs else self._logits())
 
-    def _logits_after(self) -> torch.Tensor:
+    def _logits(self) -> torch.Tensor:
         """Returns the next-token logits (R, V) after `self.token`."""
-        positions = self.next_position.expand(3, -1)[..., None]
+        positions = self.position.expand(3, -1)[..., None]
         hidden = hidden_states(self.model, self.token[:, None], positions, self.unused, tree_cache=self.cache)
         return self.model.lm_head(hidden[:, -1])
 
-    def _select(self, rows: torch.Tensor) -> None:
-        self.cache.select(rows)
-        self.next_position = self.next_position[rows]
-        self.logits = self.logits[rows]
+    def _replay(self) -> torch.Tensor:
+        return self.replays.setdefault(self.cache.used, CUDAGraphStep())(self._logits)
+
+    def _close_up(self) -> None:
+        """Leaves out the rows that nobody has."""
+        rows, prefixes = self.rows.close_up()
+        self.cache.select(rows, prefixes)
+        self.seated_at = {new: self.seated_at[row] for new, row in enumerate(rows)}
+        kept = torch.tensor(rows, device=self.model.device)
+        self.number, self.first_position = self.number[kept], self.first_position[kept]
+        self.token, self.going_on = self.token[kept], self.going_on[kept]
         self._renew()
 
     def _renew(self) -> None:
-        """Allocates the tensors that a step reads, for the branches that are left."""
-        self.token = torch.zeros_like(self.next_position)
-        self.unused = torch.zeros(len(self.token), 1, 1, 1, dtype=self.model.dtype, device=self.token.device)
-        self.replay = CUDAGraphStep() if self.graphs else None
+        """Makes what a step reads besides the cache, for the rows that there are; graphs read older tensors."""
+        self.position = torch.zeros_like(self.first_position)
+        self.unused = torch.zeros(len(self.position), 1, 1, 1, dtype=self.model.dtype, device=self.position.device)
+        self.replays: dict[int, CUDAGraphStep] = {}
+
+
+def _places_of(seated: list[Seated]) -> torch.Tensor:
+    """Of every branch its row, response, group among all groups, its prefix's row and its column there:
+    (5, n)."""
+    found, first = [], 0
+    for one in seated:
+        groups = one.prompt.groups
+        numbered = [(first + group, number) for group, (_, own) in enumerate(groups) for number in own]
+        pairs = enumerate(zip(one.rows, numbered, strict=True))
+        found += [(row, number, group, one.prefix, column) for column, (row, (group, number)) in pairs]
+        first += len(groups)
+    return torch.tensor(found).T

@@ -5,6 +5,7 @@ Attention over the two is computed separately and merged by log-sum-exp, so that
 for all branches of its query and never copied. In: a layer's projections. Out: its attention output.
 """
 
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -13,65 +14,110 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from ivgr.models.tree_attention import attend_mask
 
-GROWTH = 64
+# Tokens by which the room of all branches grows, and on a GPU what is read of it.
+GROWTH, READ = 64, 256
 HIDDEN = torch.finfo(torch.float32).min  # what is added to the score of a token that is not seen
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheSize:
+    """Room for `prefixes` (P) of up to `width` (L) tokens, each with up to `siblings` (S) branches at a
+    time, and for `branches` (R) of up to `limit` (T) tokens in all."""
+
+    prefixes: int
+    width: int
+    siblings: int
+    branches: int
+    limit: int
+
+
 class TreeCache:
-    """The prefill fills it with P prefixes, L tokens wide; after `fork`, R branches decode, with room for
-    T tokens each. H is the number of key heads, D their size."""
+    """Prefixes and branches come and go, each in a row of its own; what stands in a row that nobody has is
+    never seen. H is the number of key heads, D their size.
 
-    def __init__(self) -> None:
-        none = torch.empty(0, dtype=torch.long)
-        self.decoding = False
+    Args:
+        size: The most that it holds.
+        device: Where it lies. On a GPU all room is taken at once, since growing copies and leaves holes.
+    """
+
+    def __init__(self, size: CacheSize, device: torch.device) -> None:
+        self.size = size
+        self.grows, self.growth = (False, READ) if device.type == "cuda" else (True, GROWTH)
         self.prefix_kv: list[KeysValues] = []  # of each layer, (P, H, L, D)
-        self.branch_kv: list[KeysValues] = []  # of each layer, (R, H, T, D)
-        self.prefix_of = none  # (R,): a branch's row in prefix_kv
-        self.slot = none  # (R,): a branch's column in branch_table
-        self.branch_table = none  # (P, S): the branches of each prefix, S being the most that one has
-        self.prefix_visible = none.bool()  # (R, L): the tokens of its prefix that a branch sees
-        self.prefix_bias = none.float()  # (P, S, L): 0 for those, else HIDDEN
-        self.branch_bias = none.float()  # (T,): 0 for positions that are written, else HIDDEN
-        self.position = none  # (): where the next token of every branch is written
-        self.limit = 0  # the most that T may be
+        self.branch_kv: list[KeysValues] = []  # of each layer, (R, H, room, D)
+        self.used = 0  # tokens of a branch that a step reads, the longest branch's and a few more
+        self.prefix_count = 0  # rows of prefix_kv that anyone has had
+        self.prefilled: torch.Tensor | None = None  # during a prefill, the rows of its prefixes
+        rows = torch.zeros(size.branches, dtype=torch.long, device=device)
+        self.row = torch.arange(size.branches, device=device)
+        self.prefix_of = rows  # (R,): a branch's row in prefix_kv
+        self.column = rows.clone()  # (R,): its column in branch_table
+        self.position = rows.clone()  # (R,): where its next token is written
+        self.branch_table = rows.new_zeros(size.prefixes, size.siblings)  # the branches of each prefix
+        # (P, S, L) and (R, room): 0 for tokens that a branch sees, else HIDDEN.
+        self.prefix_bias = torch.full((size.prefixes, size.siblings, size.width), HIDDEN, device=device)
+        self.branch_bias = self.prefix_bias.new_zeros(size.branches, 0)
 
-    def fork(self, prefix_of: torch.Tensor, prefix_visible: torch.Tensor, limit: int) -> None:
-        """Starts R branches: prefix_of (R,) in order, prefix_visible (R, L) bool; each holds up to
-        `limit` tokens."""
-        self.decoding = True
-        self.prefix_visible = prefix_visible
-        self.prefix_of = prefix_of
-        self.limit = limit
-        keys = self.prefix_kv[0][0]
-        self.position = torch.zeros((), dtype=torch.long, device=keys.device)
-        self.branch_bias = keys.new_full((0,), 0.0, dtype=torch.float32)
-        empty = keys.new_empty(len(prefix_of), keys.shape[1], 0, keys.shape[3])
-        self.branch_kv = [(empty, empty) for _ in self.prefix_kv]
-        self._assign_slots()
+    def begin_prefill(self, prefixes: list[int]) -> None:
+        """The next pass fills these rows of prefix_kv, one with each of its rows."""
+        self.prefilled = torch.tensor(prefixes, device=self.row.device)
+        self.prefix_count = max(self.prefix_count, *(prefix + 1 for prefix in prefixes))
 
-    def begin_step(self, step: int) -> bool:
-        """Makes room for token `step` of every branch; returns whether that took new tensors."""
-        full = step == len(self.branch_bias)
-        if full:
-            capacity = min(step + GROWTH, self.limit)
-            self.branch_bias = _widen(self.branch_bias, capacity, HIDDEN)
-            self.branch_kv = [
-                (_grow(keys, capacity), _grow(values, capacity)) for keys, values in self.branch_kv
-            ]
-        self.position.fill_(step)
-        self.branch_bias[step] = 0.0
-        return full
+    def end_prefill(self) -> None:
+        self.prefilled = None
 
-    def select(self, branches: torch.Tensor) -> None:
-        """Keeps only these branches, and only the prefixes that have one."""
-        prefixes, self.prefix_of = self.prefix_of[branches].unique(return_inverse=True)
-        self.prefix_visible = self.prefix_visible[branches]
-        if len(prefixes) < len(self.prefix_kv[0][0]):
-            self.prefix_kv = [(keys[prefixes], values[prefixes]) for keys, values in self.prefix_kv]
-        self.branch_kv = [(keys[branches], values[branches]) for keys, values in self.branch_kv]
-        self._assign_slots()
+    def place(
+        self, rows: torch.Tensor, prefix_of: torch.Tensor, column: torch.Tensor, visible: torch.Tensor
+    ) -> None:
+        """Starts n branches in `rows` (n,) of prefixes prefix_of (n,), each in its column (n,) of them, which
+        see the tokens visible (n, l) bool of their prefix."""
+        self.prefix_of[rows], self.column[rows] = prefix_of, column
+        self.branch_table[prefix_of, column] = rows
+        bias = self.prefix_bias.new_full((len(rows), self.size.width), HIDDEN)
+        bias[:, : visible.shape[1]].masked_fill_(visible, 0.0)
+        self.prefix_bias[prefix_of, column] = bias
+
+    def make_room(self, tokens: int) -> bool:
+        """Lets steps read the first `tokens` of every branch, or a few more; returns whether that took new
+        tensors."""
+        self.used = min(-(-tokens // self.growth) * self.growth, self.size.limit)
+        if self.used <= self.branch_bias.shape[1]:
+            return False
+        room = self.used if self.grows else self.size.limit
+        self.branch_bias = self.branch_bias.new_zeros(self.size.branches, room)
+        for layer, (keys, values) in enumerate(self.branch_kv):
+            self.branch_kv[layer] = _widen(keys, room), _widen(values, room)
+        return True
+
+    def begin_step(self, position: torch.Tensor) -> None:
+        """position (R,): the number of each branch's next token, which it will see itself; in a row that
+        nobody has it may lie anywhere."""
+        self.position.copy_(position.clamp(max=self.used - 1))
+        column = torch.arange(self.branch_bias.shape[1], device=position.device)
+        self.branch_bias.zero_().masked_fill_(column > self.position[:, None], HIDDEN)
+
+    def select(self, rows: list[int], prefixes: list[int]) -> None:
+        """Keeps only these branches and prefixes, in this order."""
+        device = self.prefix_of.device
+        kept, kept_prefixes = torch.tensor(rows, device=device), torch.tensor(prefixes, device=device)
+        renumbered = self.prefix_of.new_zeros(self.size.prefixes)
+        renumbered[kept_prefixes] = torch.arange(len(prefixes), device=device)
+        self.prefix_of, self.column = renumbered[self.prefix_of[kept]], self.column[kept]
+        self.position, self.row = self.position[kept], self.row[: len(rows)]
+        self.branch_table = self.branch_table.new_zeros(len(prefixes), self.size.siblings)
+        self.branch_table[self.prefix_of, self.column] = self.row
+        self.prefix_bias = self.prefix_bias[kept_prefixes]
+        self.branch_bias = self.branch_bias[kept]
+        for layer in range(len(self.prefix_kv)):
+            if len(prefixes) < self.size.prefixes:
+                keys, values = self.prefix_kv[layer]
+                self.prefix_kv[layer] = keys[kept_prefixes], values[kept_prefixes]
+            keys, values = self.branch_kv[layer]
+            self.branch_kv[layer] = keys[kept], values[kept]
+        self.prefix_count = len(prefixes)
+        self.size = replace(self.size, prefixes=len(prefixes), branches=len(rows))
 
     def attend(
         self,
@@ -85,43 +131,43 @@ class TreeCache:
         """In prefill, stores the prefixes and attends under `mask`; in decoding, attends for one token per
         branch."""
         layer = cast(int, module.layer_idx)
-        if not self.decoding:
-            self.prefix_kv.append((key.contiguous(), value.contiguous()))
+        if self.prefilled is not None:
+            self._store(layer, self.prefilled, key, value)
             return attend_mask(module, query, key, value, mask, scaling=scaling)
         branches, heads, _, size = query.shape
         query = query.view(branches, key.shape[1], -1, size)
         prefix, prefix_lse = self._attend_prefix(query, *self.prefix_kv[layer], scaling)
         keys, values = self.branch_kv[layer]
-        keys.index_copy_(2, self.position[None], key)
-        values.index_copy_(2, self.position[None], value)
-        own, own_lse = _attend(query, keys, values, self.branch_bias, scaling)
+        keys[self.row, :, self.position] = key[:, :, 0]
+        values[self.row, :, self.position] = value[:, :, 0]
+        bias = self.branch_bias[:, None, None, : self.used]
+        own, own_lse = _attend(query, keys[:, :, : self.used], values[:, :, : self.used], bias, scaling)
         share = torch.sigmoid(prefix_lse - own_lse)
         both = (share * prefix + (1 - share) * own).to(value.dtype)
         return both.reshape(branches, 1, heads, size)
+
+    def _store(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        _, heads, length, size = key.shape
+        if layer == len(self.prefix_kv):
+            shape = (self.size.prefixes, heads, self.size.width, size)
+            self.prefix_kv.append((key.new_zeros(shape), value.new_zeros(shape)))
+            empty = key.new_zeros(self.size.branches, heads, 0, size)
+            self.branch_kv.append((empty, empty))
+        keys, values = self.prefix_kv[layer]
+        keys[rows, :, :length], values[rows, :, :length] = key, value
 
     def _attend_prefix(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the attention of queries (R, H, G, D) over their prefixes, of the same shape, and its
         log-sum-exp (R, H, G, 1)."""
-        prefixes, slots = self.branch_table.shape
+        count, siblings = self.prefix_count, self.size.siblings
         _, groups, heads, size = query.shape
-        tabled = query[self.branch_table].transpose(1, 2).reshape(prefixes, groups, slots * heads, size)
-        bias = self.prefix_bias.repeat_interleave(heads, 1)[:, None]
-        out, lse = _attend(tabled, keys, values, bias, scaling)
-        out = out.view(prefixes, groups, slots, heads, size)[self.prefix_of, :, self.slot]
-        return out, lse.view(prefixes, groups, slots, heads, 1)[self.prefix_of, :, self.slot]
-
-    def _assign_slots(self) -> None:
-        """Numbers the branches of each prefix and derives the tables from that."""
-        branch = torch.arange(len(self.prefix_of), device=self.prefix_of.device)
-        count = torch.bincount(self.prefix_of)
-        first = count.cumsum(0) - count
-        self.slot = branch - first[self.prefix_of]
-        self.branch_table = self.prefix_of.new_zeros(len(count), int(count.max()))
-        self.branch_table[self.prefix_of, self.slot] = branch
-        hidden = ~self.prefix_visible[self.branch_table]
-        self.prefix_bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, HIDDEN)
+        tabled = query[self.branch_table[:count]].transpose(1, 2).reshape(count, groups, siblings * heads, size)
+        bias = self.prefix_bias[:count].repeat_interleave(heads, 1)[:, None]
+        out, lse = _attend(tabled, keys[:count], values[:count], bias, scaling)
+        out = out.view(count, groups, siblings, heads, size)[self.prefix_of, :, self.column]
+        return out, lse.view(count, groups, siblings, heads, 1)[self.prefix_of, :, self.column]
 
 
 def _attend(
@@ -145,11 +191,8 @@ def _product(left: torch.Tensor, right: torch.Tensor, scale: float | None = None
     return left @ right.float()
 
 
-def _grow(part: torch.Tensor, capacity: int) -> torch.Tensor:
-    grown = part.new_zeros(*part.shape[:2], capacity, part.shape[3])
-    grown[:, :, : part.shape[2]] = part
-    return grown
-
-
-def _widen(bias: torch.Tensor, capacity: int, filler: float) -> torch.Tensor:
-    return torch.cat([bias, bias.new_full((capacity - len(bias),), filler)])
+def _widen(part: torch.Tensor, length: int) -> torch.Tensor:
+    """`part` (B, H, T, D) with zeros behind it, `length` tokens in all."""
+    widened = part.new_zeros(*part.shape[:2], length, part.shape[3])
+    widened[:, :, : part.shape[2]] = part
+    return widened

@@ -1,13 +1,12 @@
 """The protocol of rollout engines, and the engine on plain transformers.
 
-One pass prefills a query's prefix and both its instructions. Then all branches of all queries decode
-together from that KV cache; a branch that has ended leaves the batch.
+One pass prefills a query's prefix and both its instructions. Branches of many queries decode together from
+that KV cache; a branch that has ended makes room for the next query's.
 """
 
 import logging
-from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -15,16 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.core.errors import UserError
 from ivgr.core.memory import unless_out_of_memory
-from ivgr.core.query import Group, Query, Rollout, global_indices
+from ivgr.core.query import Query, Rollout, global_indices
 from ivgr.core.settings import PositiveInt, checked
 from ivgr.models.forward import banned_ids, stop_ids
+from ivgr.rollout.batch_rows import BatchRows, Prompt
 from ivgr.rollout.branches import Branches, Listener
+from ivgr.rollout.prefix_kv_cache import CacheSize
+from ivgr.rollout.responses import Responses
+from ivgr.rollout.room import cache_size
 from ivgr.rollout.sampling import Sampling, SamplingConfig, draw_noise
 
 LOGGER = logging.getLogger("ivgr")
 
-# A response to be decoded: its query, and the group of that query to which it belongs.
-Branch = tuple[Query, Group]
+# Steps on a GPU after which ended branches are looked for.
+INTERVAL = 16
 
 
 class RolloutEngine(Protocol):
@@ -49,29 +52,33 @@ class RolloutEngine(Protocol):
 
 @checked("model.engine.")
 class TransformersEngine:
-    """Batched decoding with the HF model itself, on the very weights that are updated (rounded to fsdp2's
+    """Continuous batching with the HF model itself, on the very weights that are updated (rounded to fsdp2's
     param_dtype, in which the update computes too).
 
-    When memory runs out, the engine halves its batch for the rest of the run: whole queries first, then the
-    branches of a single query, down to one. The tokens do not change.
+    As many branches decode together as the free memory holds; one that has ended makes room for the next
+    query's. Should memory run out all the same, the engine halves its batch for the rest of the run, down to
+    one branch, and goes on with the responses that were done. The tokens do not change.
 
     Args:
         sampling: Group size, temperature, nucleus, response length.
-        batch_queries: Queries decoded together, where memory holds them.
+        batch_queries: The most queries whose branches decode together.
         cuda_graphs: On a GPU, launches each decoding step as one CUDA graph.
     """
+
+    refill = True  # whether a row that is left is taken by the next query at once
 
     def __init__(
         self,
         sampling: SamplingConfig = SamplingConfig(),
         batch_queries: PositiveInt = 64,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         self.sampling = sampling
         self.batch_queries = batch_queries
         self.cuda_graphs = cuda_graphs
         # Branches to decode together, by the number of copies per group, once memory has run out for more.
         self.most: dict[int, int] = {}
+        self.steps = 0  # decoding passes, of all calls
 
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
@@ -102,73 +109,70 @@ class TransformersEngine:
     ) -> None:
         """Appends `copies` rollouts to each group. After an out-of-memory, the listener hears the repeated
         responses again, from their beginning. UserError if memory does not hold one response."""
-        places, stops = global_indices(queries), self.stops(model, tokenizer)
-        for start in range(0, len(queries), self.batch_queries):
-            batch = queries[start : start + self.batch_queries]
-            branches = [(query, group) for query in batch for group in query.groups for _ in range(copies)]
-            noise = None
-            if sampling.temperature:
-                counts = [copies * len(query.groups) for query in batch]
-                noise = draw_noise(places[start:][: len(batch)], counts, self.sampling.max_new_tokens, seed)
-            responses: list[tuple] = []
-            while waiting := branches[len(responses) :]:
-                part = _first_queries(waiting, self.most.get(copies, len(waiting)))
-                own = None if noise is None else noise[len(responses) :][: len(part)]
-                decode = partial(self._decode, model, part, sampling, own, stops, listener)
-                found = unless_out_of_memory(decode)
-                if found is None:
-                    self.most[copies] = self._halve(part)
-                responses += found or []
-            for (_, group), (tokens, logp, sampling_logp, ended) in zip(branches, responses, strict=True):
-                text = group.opened + str(tokenizer.decode(tokens, skip_special_tokens=True))
-                group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
+        groups = [group for query in queries for group in query.groups for _ in range(copies)]
+        if not groups:
+            return
+        noise = None
+        if sampling.temperature:
+            counts = [copies * len(query.groups) for query in queries]
+            noise = draw_noise(global_indices(queries), counts, self.sampling.max_new_tokens, seed)
+        responses = Responses(
+            len(groups), self.sampling.max_new_tokens, sampling, self.stops(model, tokenizer), noise, model.device
+        )
+        while waiting := responses.unfinished():
+            prompts = _prompts_of(queries, copies, set(waiting))
+            size = cache_size(
+                model, prompts, responses.limit, self.batch_queries, self.most.get(copies)
+            )
+            if not unless_out_of_memory(partial(self._decode, model, responses, prompts, size, listener)):
+                self.most[copies] = self._halve(prompts, size.branches)
+        for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses.read(), strict=True):
+            text = group.opened + str(tokenizer.decode(tokens, skip_special_tokens=True))
+            group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
 
     def _decode(
         self,
         model: PreTrainedModel,
-        branches: list[Branch],
-        sampling: Sampling,
-        noise: torch.Tensor | None,
-        stops: list[int],
+        responses: Responses,
+        prompts: list[Prompt],
+        size: CacheSize,
         listener: Listener | None,
-    ) -> list[tuple]:
-        """Decodes all `branches` together; returns what `Branches.decode` returns."""
-        decoding = Branches(model, self.sampling.max_new_tokens, self.cuda_graphs)
-        decoding.prefill(*_prompts_of(branches))
-        return decoding.decode(sampling, noise, stops, listener)
+    ) -> bool:
+        """Writes the responses to all `prompts`."""
+        on_gpu = model.device.type == "cuda"
+        branches = Branches(
+            model,
+            responses,
+            BatchRows(prompts, size.branches, size.prefixes, self.refill),
+            size,
+            interval=1 if listener or not on_gpu else INTERVAL,
+            graphs=on_gpu and self.cuda_graphs,
+            listener=listener,
+        )
+        branches.decode()
+        self.steps += branches.steps
+        return True
 
-    def _halve(self, branches: list[Branch]) -> int:
+    def _halve(self, prompts: list[Prompt], branches: int) -> int:
         """Returns how many branches to decode together from now on, after memory ran out for `branches`."""
-        if len(branches) == 1:
-            query, group = branches[0]
+        if branches == 1:
+            (group, _), query = prompts[0].groups[0], prompts[0].query
             raise UserError(
                 "memory ran out as one response was decoded, to a prompt of "
                 f"{len(query.prefix) + len(group.instruction)} tokens: lower max_new_tokens, which is "
                 f"{self.sampling.max_new_tokens}, or max_prompt_tokens; batch_queries makes no difference"
             )
-        half = len(branches) // 2
-        LOGGER.warning(
-            "rollout: memory ran out for %d responses together; %d from now on", len(branches), half
-        )
+        half = branches // 2
+        LOGGER.warning("rollout: memory ran out for %d responses together; %d from now on", branches, half)
         return half
 
 
-def _first_queries(branches: list[Branch], most: int) -> list[Branch]:
-    """Returns the first of `branches`, at most `most`: those of whole queries, or some branches of the first
-    query if it does not fit as a whole."""
-    if len(branches) <= most:
-        return branches
-    whole = [end for end in range(1, most + 1) if branches[end][0] is not branches[end - 1][0]]
-    return branches[: max(whole, default=most)]
-
-
-def _prompts_of(branches: list[Branch]) -> tuple[list[Query], list[int]]:
-    """Returns the queries of `branches` without rollouts, each with the groups that have branches here, and
-    the number of branches per group."""
-    queries, copies = [], []
-    for _, own in groupby(branches, key=lambda branch: id(branch[0])):
-        own = list(own)
-        parts = [list(part) for _, part in groupby(own, key=lambda branch: id(branch[1]))]
-        queries.append(replace(own[0][0], groups=[replace(part[0][1], rollouts=[]) for part in parts]))
-        copies += map(len, parts)
-    return queries, copies
+def _prompts_of(queries: list[Query], copies: int, waiting: set[int]) -> list[Prompt]:
+    """The prompts of the responses that wait, which are numbered in tree order."""
+    prompts, number = [], count()
+    for query in queries:
+        numbered = [(group, [next(number) for _ in range(copies)]) for group in query.groups]
+        left = [(group, [one for one in own if one in waiting]) for group, own in numbered]
+        if groups := [(group, own) for group, own in left if own]:
+            prompts.append(Prompt(query, groups))
+    return prompts
