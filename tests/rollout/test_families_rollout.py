@@ -6,8 +6,11 @@ import torch
 
 from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import pack_queries
+from ivgr.rollout.batch_rows import BatchRows, Prompt
 from ivgr.rollout.branches import Branches
 from ivgr.rollout.prefix_kv_cache import GROWTH
+from ivgr.rollout.responses import Responses
+from ivgr.rollout.room import cache_size
 from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from support.families import FAMILIES, Words, make_tree, tiny_family
@@ -70,34 +73,53 @@ def test_sampled_logps_equal_the_scoring_forward(model):
     torch.testing.assert_close(logp, pack.rollout_logp, atol=1e-4, rtol=0)
 
 
-def test_a_prefix_is_kept_once_a_query_and_the_tower_runs_once_an_image(model):
+def batch_of(model, queries, copies):
+    """Branches of all prompts, prefilled, each in a row of its own."""
+    numbers = iter(range(1 << 20))
+    prompts = [
+        Prompt(query, [(group, [next(numbers) for _ in range(copies)]) for group in query.groups])
+        for query in queries
+    ]
+    limits = [LIMIT] * next(numbers)
+    responses = Responses(limits, Sampling(0.0, 1.0, (201, 202, 203, 204)), [7, 11], None, model.device)
+    size = cache_size(model, prompts, LIMIT, queries=len(prompts), branches=None)
+    rows = BatchRows(prompts, size.branches, size.prefixes, refill=True)
+    branches = Branches(model, responses, rows, size, interval=1, graphs=False)
+    branches._prefill(rows.seat())
+    return branches
+
+
+def test_a_prefix_is_kept_once_per_query_and_the_tower_runs_once_per_image(model):
     queries, seen = trees(model), []
     hook = model.model.visual.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    branches = Branches(model, LIMIT, graphs=False)
     with hook, torch.no_grad():
-        branches.prefill(queries, [5] * 6)
+        branches = batch_of(model, queries, 5)
     assert seen == [sum(len(q.pixel_values) for q in queries if q.pixel_values is not None)]
     assert all(len(keys) == len(queries) for keys, _ in branches.cache.prefix_kv)
-    branches._select(torch.tensor([0, 1, 7, 29]))  # of the first query and the last
+    for row in set(branches.rows.taken) - {0, 1, 7, 29}:  # of the first query and the last
+        branches.rows.release(row)
+        del branches.seated_at[row]
+    branches._close_up()
     assert all(len(keys) == 2 for keys, _ in branches.cache.prefix_kv)
 
 
 def test_a_step_can_be_replayed(model):
     """Between growths a step reads and writes the same tensors, and twice is as good as once."""
-    branches = Branches(model, LIMIT, graphs=False)
+    places = []
     with torch.no_grad():
-        branches.prefill(trees(model), [2] * 6)
-        places = []
-        for step in range(4):
-            token = Sampling(0.0, 1.0, (201, 202, 203, 204)).choose(branches.logits)[0]
-            branches._step(token, step)
-            branches.next_position -= 1
-            torch.testing.assert_close(branches._logits_after(), branches.logits, atol=0, rtol=0)
-            branches.next_position += 1
+        branches = batch_of(model, trees(model), 2)
+        for _ in range(4):
+            branches._step()
             cache = branches.cache
+            before = [part.clone() for pair in cache.branch_kv for part in pair]
+            logits = branches._logits()  # of the tokens after
+            after = [part for pair in cache.branch_kv for part in pair]
+            torch.testing.assert_close(branches._logits(), logits, atol=0, rtol=0)
+            for part, old in zip(after, before, strict=True):
+                part.copy_(old)
             tensors = [
                 branches.token,
-                branches.next_position,
+                branches.position,
                 cache.position,
                 cache.branch_bias,
                 cache.prefix_bias,

@@ -16,9 +16,12 @@ from ivgr.core.memory import unless_out_of_memory
 from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import Pack
 from ivgr.rollout import prefix_kv_cache as kv
+from ivgr.rollout.branches import Branches
 from ivgr.rollout.cuda_graph import CUDAGraphStep
 from ivgr.rollout.engine_timeout import TimeoutEngine
 from ivgr.rollout.prefix_kv_cache import TreeCache
+from ivgr.rollout.responses import Responses
+from ivgr.rollout.room import PREFIXES, SHARE, token_bytes
 from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from ivgr.trainer.policy_update import PolicyUpdate
@@ -121,29 +124,34 @@ def refuse(counts, monkeypatch, owner, name, over):
     monkeypatch.setattr(owner, name, call)
 
 
-# Where memory may run out, and how many branches then are at work.
+# Where memory may run out, and how many branches are then at work, or have a row.
 DEPTHS = {
     "prefill": (Pack, "hidden", lambda self, *_, tree_cache=None, **__: 5 * len(self.queries)),
-    "fork": (TreeCache, "fork", lambda self, prefix_of, *_: len(prefix_of)),
-    "first token": (Sampling, "choose", lambda self, logits, *_: len(logits)),
-    "first growth": (TreeCache, "begin_step", lambda self, step: len(self.prefix_of) if step == 0 else None),
+    "first room": (TreeCache, "__init__", lambda self, size, device: size.branches),
+    "first token": (TreeCache, "place", lambda self, rows, *_: len(rows)),
+    "first growth": (
+        TreeCache,
+        "make_room",
+        lambda self, tokens: self.size.branches if tokens == 1 else None,
+    ),
     "second growth": (
         TreeCache,
-        "begin_step",
-        lambda self, step: len(self.prefix_of) if step == GROWTH else None,
+        "make_room",
+        lambda self, tokens: self.size.branches if tokens == GROWTH + 1 else None,
     ),
     "middle of a step": (
         TreeCache,
         "attend",
         lambda self, module, query, *_: len(query) if query.shape[2] == 1 and module.layer_idx else None,
     ),
-    "leaving the batch": (TreeCache, "select", lambda self, rows: len(rows)),
+    "leaving the batch": (TreeCache, "select", lambda self, rows, _: len(rows)),
 }
 
 
 # The smaller the parts the longer it takes: one branch at a time at one depth.
-PARTS = [(depth, 13) for depth in DEPTHS] + [("middle of a step", 1), ("prefill", 4)]
-SLOW = [(depth, limit) for depth in DEPTHS for limit in (4, 1) if (depth, limit) not in PARTS]
+PARTS = [(depth, 13) for depth in DEPTHS] + [("middle of a step", 1), ("prefill", 5)]
+SLOW = [(depth, limit) for depth in DEPTHS for limit in (4, 1) if depth != "prefill"]
+SLOW = [case for case in SLOW if case not in PARTS]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +160,6 @@ SLOW = [(depth, limit) for depth in DEPTHS for limit in (4, 1) if (depth, limit)
 def test_a_rollout_that_does_not_fit_is_decoded_in_parts_with_the_same_tokens(
     model, whole, monkeypatch, caplog, depth, limit
 ):
-    limit = max(limit, 5) if depth == "prefill" else limit  # one query must be read
     counts = {"limit": limit, "failed": []}
     refuse(counts, monkeypatch, *DEPTHS[depth])
     engine = TransformersEngine(SamplingConfig(group_size=3, max_new_tokens=LIMIT))
@@ -167,22 +174,81 @@ def test_a_rollout_that_does_not_fit_is_decoded_in_parts_with_the_same_tokens(
 
 def test_whole_queries_part_first_and_then_a_querys_branches(model, monkeypatch):
     begun = []
-    fork = TreeCache.fork
+    begin = Branches._begin
 
-    def record(self, prefix_of, *arguments):
-        begun.append(torch.bincount(prefix_of).tolist())
-        fork(self, prefix_of, *arguments)
-        if len(prefix_of) > 4:
+    def record(self, pack, seated):
+        begun.append([len(one.rows) for one in seated])
+        if self.cache.size.branches > 4:
             raise no_memory()
+        begin(self, pack, seated)
 
-    monkeypatch.setattr(TreeCache, "fork", record)
+    monkeypatch.setattr(Branches, "_begin", record)
     roll_out(model)
-    assert begun == [
-        [6, 6, 3, 6, 3],
-        [6, 6],
-        [6],
-        *[[3]] * 8,
-    ]
+    # 24 branches, then room for 12, 6 and 3 of them; three a time, a query's first three and last three.
+    assert begun[:4] == [[6, 6, 3, 6, 3], [6, 6], [6], [3]]
+    assert begun[3:] == [[3]] * 8
+
+
+def test_what_was_done_before_memory_ran_out_is_not_decoded_again(model, whole, monkeypatch):
+    """Memory runs out once, after some responses have ended."""
+    begun, step = [], Branches._step
+    begin = Responses.begin
+    monkeypatch.setattr(
+        Responses, "begin", lambda self, numbers: (begun.extend(numbers.tolist()), begin(self, numbers))
+    )
+
+    failed = []
+
+    def fail_once(self):
+        if self.steps == 6 and not failed:
+            failed.append(True)
+            raise no_memory()
+        step(self)
+
+    monkeypatch.setattr(Branches, "_step", fail_once)
+    same(roll_out(model), whole)
+    ended = {number for number, rollout in enumerate(whole) if len(rollout.tokens) <= 7}
+    again = set(range(len(whole))) - ended
+    assert ended and again and sorted(begun) == sorted([*range(len(whole)), *again])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_tokens_do_not_depend_on_who_shares_the_batch(model, whole, size):
+    engine = TransformersEngine(SamplingConfig(group_size=3, max_new_tokens=LIMIT), batch_queries=size)
+    same(roll_out(model, engine), whole)
+
+
+@pytest.mark.parametrize("room", [1, 40, 400, 4000])
+def test_as_many_decode_together_as_free_memory_holds(model, whole, monkeypatch, room):
+    """`room`: tokens for which there is memory."""
+    sizes, init = [], TreeCache.__init__
+    monkeypatch.setattr(
+        TreeCache, "__init__", lambda self, size, device: (sizes.append(size), init(self, size, device))[1]
+    )
+    monkeypatch.setattr(
+        "ivgr.rollout.room.free_bytes", lambda device: room / SHARE * token_bytes(model.config, model.dtype)
+    )
+    same(roll_out(model), whole)
+    (size,) = sizes
+    taken = size.prefixes * size.width + size.branches * size.limit
+    assert taken <= room or size.branches == 1
+    most = taken + PREFIXES * size.width + size.siblings * size.limit  # with another query
+    assert size.branches == len(whole) or most > room
+
+
+def test_a_token_takes_what_the_cache_holds_of_it(model, monkeypatch):
+    held = []
+    select = TreeCache.select
+
+    def look(self, rows, prefixes):
+        size = self.size
+        pairs = [(self.prefix_kv, size.prefixes * size.width), (self.branch_kv, size.branches * self.used)]
+        held.extend(sum(part.nbytes for pair in kv for part in pair) / tokens for kv, tokens in pairs)
+        select(self, rows, prefixes)
+
+    monkeypatch.setattr(TreeCache, "select", look)
+    roll_out(model)
+    assert set(held) == {token_bytes(model.config, model.dtype)}
 
 
 def test_greedy_answers_and_one_query_at_a_time_part_too(model, monkeypatch):
@@ -269,10 +335,10 @@ def test_no_cache_outlives_its_batch(tiny, monkeypatch, graphs):
     alive, begun = [], []
     init, run = TreeCache.__init__, PolicyUpdate.run
 
-    def made(self):
+    def made(self, *arguments):
         assert not any(cache() for cache in alive)
         alive.append(weakref.ref(self))
-        init(self)
+        init(self, *arguments)
 
     def update(self, mini_batches):
         begun.append(sum(cache() is not None for cache in alive))
@@ -284,13 +350,17 @@ def test_no_cache_outlives_its_batch(tiny, monkeypatch, graphs):
     monkeypatch.setattr(TreeCache, "__init__", made)
     monkeypatch.setattr(PolicyUpdate, "run", update)
     monkeypatch.setattr(CUDAGraphStep, "_capture", capture)
-    init_engine = TransformersEngine.__init__
+    init_engine, init_branches = TransformersEngine.__init__, Branches.__init__
     monkeypatch.setattr(TransformersEngine, "__init__", lambda self, sampling: (
-        init_engine(self, sampling, batch_queries=3, cuda_graphs=graphs)
+        init_engine(self, sampling, batch_queries=3)
+    ))  # fmt: skip
+    monkeypatch.setattr(Branches, "__init__", lambda self, *arguments, **options: (
+        init_branches(self, *arguments, **options | {"graphs": graphs})
     ))  # fmt: skip
     with without_collection():
-        Run(tiny)
-    assert begun == [0] and len(alive) == 4
+        for _ in range(2):
+            Run(tiny)
+    assert begun == [0, 0] and len(alive) == 2
 
 
 def test_an_iteration_leaves_no_tensor_in_a_cycle(tiny):

@@ -21,7 +21,7 @@ KEEP = 0.75
 # Tokens of prompts that are prefilled in one pass.
 PREFILL = 16384
 
-# Hears every step as it is decoded: the responses (A,) still being written, and the token (A,) chosen for each.
+# Hears every step: the responses (A,) that are still being written, and the token (A,) chosen for each.
 Listener = Callable[[torch.Tensor, torch.Tensor], None]
 
 
@@ -88,9 +88,9 @@ class Branches:
         if not self.rows.taken:
             return
         going_on, broken = torch.stack([self.going_on, self.responses.broken[self.number]]).tolist()
-        if any(broken):
-            raise self.responses.not_finite()
         for row in self.rows.taken:
+            if broken[row]:
+                raise self.responses.not_finite()
             if not going_on[row]:
                 self.rows.release(row)
                 del self.seated_at[row]
@@ -160,9 +160,11 @@ class Branches:
         self._renew()
 
     def _renew(self) -> None:
-        """Makes what a step reads besides the cache, for the rows that there are; graphs read older tensors."""
+        """Makes what a step reads besides the cache, for the rows that there are."""
         self.position = torch.zeros_like(self.first_position)
-        self.unused = torch.zeros(len(self.position), 1, 1, 1, dtype=self.model.dtype, device=self.position.device)
+        self.unused = torch.zeros(
+            len(self.position), 1, 1, 1, dtype=self.model.dtype, device=self.position.device
+        )
         self.replays: dict[int, CUDAGraphStep] = {}
 
 

@@ -163,7 +163,9 @@ class TreeCache:
         log-sum-exp (R, H, G, 1)."""
         count, siblings = self.prefix_count, self.size.siblings
         _, groups, heads, size = query.shape
-        tabled = query[self.branch_table[:count]].transpose(1, 2).reshape(count, groups, siblings * heads, size)
+        tabled = (
+            query[self.branch_table[:count]].transpose(1, 2).reshape(count, groups, siblings * heads, size)
+        )
         bias = self.prefix_bias[:count].repeat_interleave(heads, 1)[:, None]
         out, lse = _attend(tabled, keys[:count], values[:count], bias, scaling)
         out = out.view(count, groups, siblings, heads, size)[self.prefix_of, :, self.column]

@@ -15,8 +15,7 @@ class Responses:
     numbers whenever and beside whatever others that is. What nobody reads is written in place B.
 
     Args:
-        count: B.
-        limit: T.
+        limits: The most tokens of each response, at most T.
         sampling: How a token is chosen.
         stops: The tokens that end a response.
         noise: Random numbers (B, T) to sample with; null for greedy decoding.
@@ -25,15 +24,15 @@ class Responses:
 
     def __init__(
         self,
-        count: int,
-        limit: int,
+        limits: list[int],
         sampling: Sampling,
         stops: list[int],
         noise: torch.Tensor | None,
         device: torch.device,
     ) -> None:
-        self.count = count
-        self.limit = limit
+        self.count = count = len(limits)
+        self.limit = limit = max(limits)
+        self.most = torch.tensor([*limits, limit], device=device)
         self.sampling = sampling
         self.stops = torch.tensor(stops, dtype=torch.long, device=device)
         self.noise = None if noise is None else torch.cat([noise, noise[:1]]).to(device)
@@ -50,8 +49,8 @@ class Responses:
     def extend(
         self, numbers: torch.Tensor, going_on: torch.Tensor, logits: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chooses the next token of the responses `numbers` (n,), by logits (n, V), and writes it to those that
-        are going_on (n,). Returns the tokens (n,), and which responses go on after them (n,)."""
+        """Chooses the next token of the responses `numbers` (n,) by logits (n, V), and writes it to those
+        that are going_on (n,). Returns the tokens (n,), and which responses go on after them (n,)."""
         place = self.length[numbers].clamp(max=self.limit - 1)
         noise = None if self.noise is None else self.noise[numbers, place]
         token, logp, sampling_logp = self.sampling.choose(logits, noise)
@@ -64,12 +63,12 @@ class Responses:
         self.broken[written] = ~logp.isfinite()
         stopped = torch.isin(token, self.stops)
         self.ended[written] = stopped
-        return token, going_on & ~stopped & (place + 1 < self.limit) & logp.isfinite()
+        return token, going_on & ~stopped & (place + 1 < self.most[numbers]) & logp.isfinite()
 
     def unfinished(self) -> list[int]:
         """Returns the responses that may still grow, in order."""
         length, ended = self.length[: self.count], self.ended[: self.count]
-        return (~ended & (length < self.limit)).nonzero()[:, 0].tolist()
+        return (~ended & (length < self.most[: self.count])).nonzero()[:, 0].tolist()
 
     def not_finite(self) -> UserError:
         """The refusal of logits that were not finite."""

@@ -3,7 +3,10 @@
 In: a model, its device's free memory, the prompts. Out: the size of a cache.
 """
 
-from transformers import PreTrainedModel
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ivgr.core.memory import free_bytes
 from ivgr.rollout.batch_rows import Prompt
@@ -25,7 +28,7 @@ def cache_size(
         len(one.query.prefix) + sum(len(group.instruction) for group, _ in one.groups) for one in prompts
     )
     siblings = max(len(one.branches) for one in prompts)
-    tokens = int(SHARE * free_bytes(model.device)) // token_bytes(model)
+    tokens = int(SHARE * free_bytes(model.device)) // token_bytes(model.config, model.dtype)
     together = min(queries, tokens // (PREFIXES * width + siblings * limit))
     rows = together * siblings or max(1, min(siblings, (tokens - width) // limit))
     rows = min(rows, sum(len(one.branches) for one in prompts), branches or rows)
@@ -33,8 +36,8 @@ def cache_size(
     return CacheSize(prefixes=prefixes, width=width, siblings=min(siblings, rows), branches=rows, limit=limit)
 
 
-def token_bytes(model: PreTrainedModel) -> int:
+def token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     """Returns the bytes of the keys and values that all layers keep per token."""
-    config = model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * size * model.dtype.itemsize
+    text: Any = config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * size * dtype.itemsize

@@ -96,6 +96,10 @@ class TransformersEngine:
         """Returns the tokens that end a response."""
         return stop_ids(model, tokenizer)
 
+    def limits(self, responses: int) -> list[int]:
+        """Returns the most tokens of each response."""
+        return [self.sampling.max_new_tokens] * responses
+
     @torch.no_grad()
     def respond(
         self,
@@ -116,14 +120,11 @@ class TransformersEngine:
         if sampling.temperature:
             counts = [copies * len(query.groups) for query in queries]
             noise = draw_noise(global_indices(queries), counts, self.sampling.max_new_tokens, seed)
-        responses = Responses(
-            len(groups), self.sampling.max_new_tokens, sampling, self.stops(model, tokenizer), noise, model.device
-        )
+        limits, stops = self.limits(len(groups)), self.stops(model, tokenizer)
+        responses = Responses(limits, sampling, stops, noise, model.device)
         while waiting := responses.unfinished():
             prompts = _prompts_of(queries, copies, set(waiting))
-            size = cache_size(
-                model, prompts, responses.limit, self.batch_queries, self.most.get(copies)
-            )
+            size = cache_size(model, prompts, responses.limit, self.batch_queries, self.most.get(copies))
             if not unless_out_of_memory(partial(self._decode, model, responses, prompts, size, listener)):
                 self.most[copies] = self._halve(prompts, size.branches)
         for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses.read(), strict=True):

@@ -7,21 +7,24 @@ from itertools import islice
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ivgr.cli.main import main
 from ivgr.kernels import fused_linear_logprob_kl
 from ivgr.models.registry import find_family
 from ivgr.packing.prefix_tree import pack_queries, tree_length
-from ivgr.rollout.prefix_kv_cache import TreeCache
+from ivgr.rollout.room import token_bytes
 from ivgr.tools.bench.bench_setting import Setting, build_model, build_queries
 from ivgr.tools.bench.data_speed import BATCH, data_contenders, draw_jpegs
-from ivgr.tools.bench.decode_speed import cache_bytes, decode_figures, token_bytes, weight_bytes
+from ivgr.tools.bench.decode_speed import cache_bytes, decode_figures, weight_bytes
 from ivgr.tools.bench.efficiency import plan_setting, planned_bytes
 from ivgr.tools.bench.kernel_speed import Ceiling, KernelTiming
 from ivgr.tools.bench.measure import Contender, LiveBytes, Measurement, measure
-from ivgr.tools.bench.phases import rollout_contenders, update_contenders
+from ivgr.tools.bench.phases import Lengthy, rollout_contenders, update_contenders
 from ivgr.tools.bench.roofline import plot_roofline
 from ivgr.tools.plan.flops import estimate_work
+from support.trees import prefilled
 
 SMALL = Setting(image_tokens=12, question=5, instruction=4, group_size=2, response=3)
 TREE = 14 + 5 + 2 * (4 + 2 * 3)  # image with its two marks, question, instructions, responses
@@ -79,10 +82,9 @@ def test_bytes_read_by_a_decoding_step():
     """Against the tensors that a rollout's cache really holds."""
     setting = replace(SMALL, queries=2)
     policy = build_model(setting)
-    queries, cache = build_queries(setting, policy, rollouts=False), TreeCache()
+    queries = build_queries(setting, policy, rollouts=False)
     (pack,) = pack_queries(policy, queries, budget=sys.maxsize, join=False)
-    with torch.no_grad():
-        pack.hidden(policy, tree_cache=cache)
+    cache = prefilled(policy, pack)
     held = sum(part.nbytes for pair in cache.prefix_kv for part in pair)
     assert cache_bytes(setting, policy, branches=0) == held
     half_grown = 8 * setting.response // 2 * held // sum(map(tree_length, queries))
@@ -258,3 +260,22 @@ def test_rows_answered_beside_stock_generate(capsys, tmp_path):
 def test_a_tokens_keys_and_values_have_their_own_head_size(family, size, layers, heads, head_size):
     config = find_family(family).config(size)
     assert token_bytes(config, torch.bfloat16) == 2 * layers * heads * head_size * 2
+
+
+def test_a_refilled_batch_takes_fewer_steps(capsys, tmp_path):
+    """By the lengths that were drawn: eight queries of four responses each, one query at a time."""
+    path, sizes = tmp_path / "figures.json", ["--setting.room", "1", "--setting.longest", "12"]
+    small = ["--setting.image_tokens", "12", "--setting.group_size", "2", *sizes, "--repeats", "1"]
+    main(["bench", "rollout", "--setting.lengths", "geometric", *small, "--json", str(path)])
+    report = json.loads(path.read_text())
+    setting = Setting(group_size=2, lengths="geometric", response=12)
+    longest = [max(part) for part in zip(*[iter(Lengthy(setting).limits(32))] * 4, strict=True)]
+    assert report["static"]["steps"] == sum(longest) - 8 > report["tree"]["steps"]
+    assert "steps" in capsys.readouterr().out
+
+
+@given(longest=st.integers(1, 200), equal=st.booleans())
+def test_lengths_lie_between_one_and_the_longest(longest, equal):
+    setting = Setting(lengths="equal" if equal else "geometric", response=longest)
+    found = Lengthy(setting).limits(400)
+    assert set(found) == {longest} if equal else 1 <= min(found) <= max(found) <= longest

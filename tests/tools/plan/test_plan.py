@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ivgr.models.pretrained import Pretrained
 from ivgr.models.registry import find_family
 from ivgr.packing.prefix_tree import pack_queries, tree_length
-from ivgr.rollout.prefix_kv_cache import GROWTH, TreeCache
+from ivgr.rollout import room
+from ivgr.rollout.batch_rows import Prompt
 from ivgr.tools.bench.bench_setting import Setting, build_model, build_queries
 from ivgr.tools.bench.measure import LiveBytes
 from ivgr.tools.bench.phases import build_iteration
@@ -20,7 +21,8 @@ from ivgr.tools.plan.plan_memory import (
     activation_bytes,
     around_bytes,
     block_bytes,
-    branch_kv_bytes,
+    cache_bytes,
+    fit_batch,
     kv_bytes,
     layer_bytes,
     resident,
@@ -33,6 +35,7 @@ from ivgr.toy.tokenizer import build_tokenizer
 from ivgr.trainer.optimizer import OptimizerConfig
 from support.command_line import CONFIGS
 from support.families import FAMILIES
+from support.trees import prefilled
 
 SETTING = Setting(image_tokens=256, response=32, group_size=3)
 
@@ -67,25 +70,33 @@ def test_optimizer_state_is_what_a_step_leaves(name, numbers):
 
 
 def test_keys_and_values_are_exact():
+    """With the room that a GPU takes at once."""
     policy = build_model(SETTING)
-    queries, cache = build_queries(SETTING, policy, rollouts=False), TreeCache()
+    setting = replace(SETTING, queries=3)
+    queries = build_queries(setting, policy, rollouts=False)
     (pack,) = pack_queries(policy, queries, 1 << 40, join=False)
-    with torch.no_grad():
-        pack.hidden(policy, tree_cache=cache)
-    run = run_of(SETTING)
-    assert kv_bytes(run, sum(map(tree_length, queries))) == sum(p.nbytes for s in cache.prefix_kv for p in s)
-    prefix_of, sees = pack.fork_row.repeat_interleave(3), pack.fork_sees.repeat_interleave(3, 0)
-    for response in (GROWTH - 5, GROWTH + 40):
-        cache.fork(prefix_of, sees, limit := GROWTH + 50)
-        with LiveBytes() as live:
-            for step in range(response):
-                cache.begin_step(step)
-        held = sum(part.nbytes for pair in cache.branch_kv for part in pair)
-        planned = branch_kv_bytes(
-            run_of(replace(SETTING, response=response), max_new_tokens=limit), len(prefix_of)
-        )
-        old = held * GROWTH // limit if response > GROWTH else 0
-        assert planned == held + old <= live.peak + 1
+    longest = SETTING.response + 3
+    cache = prefilled(policy, pack, siblings=6, limit=longest)
+    held = sum(part.nbytes for pair in cache.prefix_kv for part in pair)
+    assert kv_bytes(run_of(setting), sum(map(tree_length, queries))) == held
+    cache.grows = False
+    cache.make_room(1)
+    held += sum(part.nbytes for pair in cache.branch_kv for part in pair)
+    assert cache_bytes(run_of(setting, max_new_tokens=longest)) == held
+
+
+@pytest.mark.parametrize("free", [0.0, 4e6, 40e6, 1e9])
+def test_as_many_queries_decode_together_as_the_engine_takes(monkeypatch, free):
+    policy, setting = build_model(SETTING), replace(SETTING, queries=9)
+    prompts = [
+        Prompt(query, [(group, [3 * n, 3 * n + 1, 3 * n + 2]) for n, group in enumerate(query.groups)])
+        for query in build_queries(setting, policy, rollouts=False)
+    ]
+    monkeypatch.setattr(room, "free_bytes", lambda device: free)
+    size = room.cache_size(policy, prompts, SETTING.response, 64, None)
+    assert fit_batch(
+        run_of(setting, batch_queries=64, max_new_tokens=SETTING.response), free
+    ).batch_queries == max(1, size.branches // 6)
 
 
 @pytest.mark.parametrize("queries", [1, 3])

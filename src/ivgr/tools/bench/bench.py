@@ -17,7 +17,7 @@ from ivgr.tools.bench.efficiency import efficiency_of, print_efficiency
 from ivgr.tools.bench.evaluation_speed import evaluate
 from ivgr.tools.bench.kernel_speed import KernelSetting, kernel_figures, missing_roads
 from ivgr.tools.bench.measure import Measurement, measure
-from ivgr.tools.bench.phases import rollout_contenders, update_contenders
+from ivgr.tools.bench.phases import refill_contenders, rollout_contenders, update_contenders
 from ivgr.tools.bench.roofline import plot_roofline, print_kernels
 
 
@@ -35,13 +35,17 @@ def update(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path | 
 
 @checked("bench rollout: --")
 def rollout(setting: Setting = Setting(), repeats: PositiveInt = 7, json: Path | None = None) -> None:
-    """Time sampling of responses of forced length: shared prefix against separate rows.
+    """Time sampling of responses of forced length: shared prefix against separate rows; with
+    --setting.lengths, a batch that is refilled against one that is left to run empty.
 
     Args:
         setting: Model, prompts and responses.
         repeats: Rounds; medians are reported.
         json: File for the figures.
     """
+    if setting.lengths is not None:
+        _report(measure(refill_contenders(setting), repeats), setting, json)
+        return
     contenders = rollout_contenders(setting)
     figures = measure(contenders, repeats)
     seconds = figures["tree"].seconds - figures["prefill"].seconds
@@ -130,6 +134,8 @@ def _print(figures: dict[str, Measurement]) -> None:
             f"{figure.peak_bytes / 2**20:.1f}",
             f"{figure.peak_bytes / max(tree.peak_bytes, 1):.2f}",
         )
+        if figure.steps is not None and tree.steps is not None:
+            table.add_row("  steps", str(figure.steps), f"{figure.steps / tree.steps:.2f}")
         if figure.rollout_seconds is not None and tree.rollout_seconds is not None:
             rest = figure.seconds - figure.rollout_seconds
             table.add_row("  rollout", *_seconds(figure.rollout_seconds, tree.rollout_seconds))

@@ -37,6 +37,10 @@ class Setting:
         instruction: Tokens of a stream's instruction.
         group_size: Rollouts per query and stream.
         response: Tokens of every response.
+        lengths: For `bench rollout`, compares a batch that is refilled with one that is left to run empty, on
+            responses of "geometric" lengths (their mean a quarter of the longest) or of "equal" ones.
+        room: With lengths, queries decoded together; there are eight times as many.
+        longest: With lengths, tokens of the longest response.
         micro_batch: Queries a micro-batch of the update; 0 takes all at once.
         checkpointing: Gradient checkpointing, for all contenders.
         adapter: Rank of low-rank adapters on the language model, trained instead of the weights by all
@@ -54,6 +58,9 @@ class Setting:
     instruction: PositiveInt = 24
     group_size: AtLeastTwo = 5
     response: PositiveInt = 32
+    lengths: Literal["geometric", "equal"] | None = None
+    room: PositiveInt = 8
+    longest: PositiveInt = 64
     micro_batch: NonNegativeInt = 0
     checkpointing: bool = False
     adapter: NonNegativeInt = 0

@@ -7,13 +7,13 @@ In: a `Setting` and the seconds of a rollout. Out: `Decode`.
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ivgr.models.registry import find_family
 from ivgr.packing.prefix_tree import tree_length
+from ivgr.rollout.room import token_bytes
 from ivgr.tools.bench.bench_setting import Setting, build_queries
 from ivgr.tools.bench.hardware_limits import copy_bandwidth
-from ivgr.tools.plan.model_shape import read_shape
 
 LARGE = 2**28  # bytes: beyond every cache
 COPIES = 20
@@ -56,11 +56,4 @@ def weight_bytes(policy: PreTrainedModel) -> int:
 def cache_bytes(setting: Setting, policy: PreTrainedModel, branches: int) -> int:
     """Keys and values of all prompts, and of responses half grown."""
     prompts = sum(map(tree_length, build_queries(setting, policy, rollouts=False)))
-    token = token_bytes(policy.config, policy.dtype)
-    return token * (prompts + branches * setting.response // 2)
-
-
-def token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Returns the bytes of the keys and values that all layers keep per token."""
-    shape = read_shape(config)
-    return 2 * shape.layers_count * shape.keys * dtype.itemsize
+    return token_bytes(policy.config, policy.dtype) * (prompts + branches * setting.response // 2)

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ivgr.kernels.dispatch import PYTHON_OPERATORS
 from ivgr.models.registry import find_family
+from ivgr.rollout.transformers_engine import TransformersEngine
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,14 @@ class Measurement:
     """seconds: median; tokens: through the policy's language model in one forward pass;
     vision_passes: images through the policy's vision tower; peak_bytes: the most that
     tensors held above the start; rollout_seconds: median of the generation alone, where
-    a run is a whole iteration."""
+    a run is a whole iteration; steps: decoding passes of a run, where they are counted."""
 
     seconds: float
     tokens: int
     vision_passes: int
     peak_bytes: int
     rollout_seconds: float | None = None
+    steps: int | None = None
 
 
 class Clock:
@@ -88,11 +90,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Contender:
-    """`run` does the work once on `model`, with `tokens` tokens in a forward pass."""
+    """`run` does the work once on `model`, with `tokens` tokens in a forward pass; engine counts its decoding
+    steps."""
 
     model: PreTrainedModel
     run: Callable[[], object]
     tokens: int
+    engine: TransformersEngine | None = None
 
 
 def measure(contenders: dict[str, Contender], repeats: int) -> dict[str, Measurement]:
@@ -102,7 +106,11 @@ def measure(contenders: dict[str, Contender], repeats: int) -> dict[str, Measure
         for name, contender in contenders.items():
             with clocks[name].running():
                 contender.run()
-    return {name: clocks[name].measurement(contender.tokens) for name, contender in contenders.items()}
+    found = {name: clocks[name].measurement(contender.tokens) for name, contender in contenders.items()}
+    engines = {name: contender.engine for name, contender in contenders.items() if contender.engine}
+    return found | {
+        name: replace(found[name], steps=engine.steps // (repeats + 1)) for name, engine in engines.items()
+    }
 
 
 class LiveBytes(TorchDispatchMode):

@@ -6,6 +6,8 @@ In: a `Setting`. Out: contenders for `ivgr.tools.bench.measure`.
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from ivgr.core.query import Query, separate
 from ivgr.core.settings import MOST
 from ivgr.models.forward import banned_ids
@@ -26,6 +28,8 @@ from ivgr.trainer.rl_step import RLStep
 from ivgr.trainer.update_config import UpdateConfig
 
 LAYOUTS = ("rows", "tree")
+# Queries for every one that is decoded at once, where batches are refilled.
+TURNS = 8
 
 
 def update_contenders(setting: Setting) -> dict[str, Contender]:
@@ -61,6 +65,25 @@ def rollout_contenders(setting: Setting) -> dict[str, Contender]:
     }
 
 
+def refill_contenders(setting: Setting) -> dict[str, Contender]:
+    """Sampling of responses of the setting's lengths, with room for a part of them at once: "tree" takes the
+    next query where responses have ended, "static" once all of them have."""
+    setting = replace(setting, queries=TURNS * setting.room, response=setting.longest)
+    iteration = build_iteration(setting)
+    queries = build_queries(setting, iteration.policy, rollouts=True)
+    engines = {"static": Lengthy(setting), "tree": Lengthy(setting)}
+    engines["static"].refill = False
+    return {
+        name: Contender(
+            iteration.policy,
+            partial(_roll_out, replace(iteration, engine=engine), setting, "tree"),
+            count_tokens(queries, "tree"),
+            engine,
+        )
+        for name, engine in engines.items()
+    }
+
+
 def build_iteration(setting: Setting) -> RLStep:
     """An iteration of one update on a model of the setting."""
     policy = build_model(setting)
@@ -88,6 +111,24 @@ class Endless(TransformersEngine):
 
     def stops(self, *_) -> list[int]:
         return []
+
+
+class Lengthy(Endless):
+    """Responses of the setting's lengths, decoded as many as its room holds at once."""
+
+    def __init__(self, setting: Setting) -> None:
+        sampling = SamplingConfig(group_size=setting.group_size, max_new_tokens=setting.response)
+        super().__init__(sampling, setting.room, setting.cuda_graphs)
+        self.lengths = setting.lengths
+
+    def limits(self, responses: int) -> list[int]:
+        longest = self.sampling.max_new_tokens
+        if self.lengths == "equal":
+            return [longest] * responses
+        drawn = torch.empty(responses).geometric_(
+            min(4 / longest, 0.99), generator=torch.Generator().manual_seed(0)
+        )
+        return drawn.long().clamp(max=longest).tolist()
 
 
 def _engine(setting: Setting, limit: int) -> TransformersEngine:

@@ -10,7 +10,15 @@ from rich.table import Table
 from ivgr.core.errors import UserError
 from ivgr.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, checked
 from ivgr.tools.plan.flops import Work, estimate_work
-from ivgr.tools.plan.plan_memory import MemoryItem, resident, rollout, trees_at_once, update
+from ivgr.tools.plan.plan_memory import (
+    MemoryItem,
+    copy_bytes,
+    fit_batch,
+    resident,
+    rollout,
+    trees_at_once,
+    update,
+)
 from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, read_run
 
 # Left to the driver, the allocator's gaps and communication.
@@ -44,8 +52,9 @@ def plan(
         bandwidth: Of one GPU's memory in GB/s; 2000 is an A100's.
     """
     typical = AssumedLengths(image_tokens, prompt, instruction, response)
-    run = read_run(config, gpus, typical)
-    if not _judge(run, parse_memory(memory), estimate_work(run, tflops, bandwidth)):
+    limit = parse_memory(memory)
+    run = as_decoded(read_run(config, gpus, typical), limit)
+    if not _judge(run, limit, estimate_work(run, tflops, bandwidth)):
         raise SystemExit(1)
 
 
@@ -55,6 +64,12 @@ def parse_memory(text: str) -> float:
     if not match or not float(match[1]):
         raise UserError(f"plan --memory is {text!r}, must be such as 80GB")
     return float(match[1]) * UNITS[(match[2] or "GB").upper()]
+
+
+def as_decoded(run: RunSpec, limit: float) -> RunSpec:
+    """The run with as many queries decoded together as `limit` bytes of memory hold."""
+    standing = sum(item.bytes for item in resident(run))
+    return fit_batch(run, limit * (1 - HEADROOM) - standing - copy_bytes(run))
 
 
 def peak_bytes(items: list[MemoryItem]) -> float:
@@ -68,7 +83,7 @@ def peak_bytes(items: list[MemoryItem]) -> float:
 
 def find_misfit(run: RunSpec, limit: float) -> str | None:
     """The first thing that does not fit and the setting that mends it; None if all fits."""
-    room = limit * (1 - HEADROOM)
+    run, room = as_decoded(run, limit), limit * (1 - HEADROOM)
     for item in resident(run):
         room -= item.bytes
         if room < 0:
@@ -93,9 +108,6 @@ def _mend_standing(run: RunSpec) -> str:
 def _mend_rollout(run: RunSpec, room: float) -> str:
     if rollout(run)[0].bytes > room:
         return "take GPUs of more memory, or a smaller model.policy"
-    for queries in range(run.batch_queries - 1, 0, -1):
-        if sum(item.bytes for item in rollout(replace(run, batch_queries=queries))) <= room:
-            return f"set model.engine.batch_queries to {queries}"
     return "lower model.policy.max_pixels or model.engine.sampling.max_new_tokens, or shard over more GPUs"
 
 
@@ -126,6 +138,7 @@ def _print(run: RunSpec, items: list[MemoryItem], limit: float, work: Work) -> N
     for item in items:
         table.add_row(f"{item.phase}: {item.name}", f"{item.bytes / 1e9:.3f}", f"{item.bytes / limit:.1%}")
     console.print(table)
+    print(f"queries decoded together: {run.batch_queries}")
     unit = "step" if run.cold_start else "iteration"
     saved = f", {work.rows:,} without the tree ({work.rows / work.tokens:.1f}x)"
     print(f"tokens an {unit}:".replace("an step", "a step"), f"{work.tokens:,}" + saved)

@@ -4,9 +4,10 @@ In: a `RunSpec`. Out: `MemoryItem`s. What stands throughout, and what the rollou
 of which the larger counts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ivgr.rollout.prefix_kv_cache import GROWTH
+from ivgr.rollout.branches import PREFILL
+from ivgr.rollout.room import PREFIXES, SHARE
 from ivgr.tools.plan.run_spec import RunSpec
 
 FP32 = 4
@@ -42,22 +43,42 @@ def resident(run: RunSpec) -> list[MemoryItem]:
 
 
 def rollout(run: RunSpec) -> list[MemoryItem]:
-    """Returns what decoding one batch of queries adds; a cold start decodes one answer per stream."""
-    shape, typical = run.shape, run.typical
-    queries = min(run.batch_queries, run.paired + run.single) if not run.cold_start else run.batch_queries
+    """Returns what decoding a batch of queries adds; a cold start decodes one answer per stream."""
+    shape, typical, queries = run.shape, run.typical, _queries_at_once(run)
     branches = queries * 2 * run.group
-    prompt = typical.prefix + 2 * typical.instruction
-    patches = queries * typical.image_tokens * shape.merge
+    tokens = min(queries * _prompt(run), max(PREFILL, _prompt(run)))  # of a prefill's pass
+    patches = min(queries, max(1, PREFILL // _prompt(run))) * typical.image_tokens * shape.merge
     # Logits, and their log-softmax, masked copy and softmax in fp32.
     sampling = branches * shape.vocabulary * (run.compute + 3 * FP32)
-    # Split weights are gathered once for all rollouts.
-    copy = shape.total * run.compute if run.shards > 1 else 0
     return [
-        MemoryItem("copy of the policy", "rollout", copy),
-        MemoryItem("KV cache", "rollout", kv_bytes(run, queries * prompt) + branch_kv_bytes(run, branches)),
-        MemoryItem("prefill", "rollout", _passing(run, queries * prompt, patches)),
+        MemoryItem("copy of the policy", "rollout", copy_bytes(run)),
+        MemoryItem("KV cache", "rollout", cache_bytes(run)),
+        MemoryItem("prefill", "rollout", _passing(run, tokens, patches)),
         MemoryItem("sampling", "rollout", sampling),
     ]
+
+
+def copy_bytes(run: RunSpec) -> int:
+    """Split weights are gathered once for all rollouts."""
+    return run.shape.total * run.compute if run.shards > 1 else 0
+
+
+def cache_bytes(run: RunSpec) -> int:
+    """The keys and values of the longest responses to a batch of queries, for which all room is taken at
+    once, and of the prompts that may be there at a time."""
+    queries = _queries_at_once(run)
+    prefixes = min(PREFIXES * queries, run.batch_queries if run.cold_start else run.paired + run.single)
+    longest = run.max_new_tokens
+    return kv_bytes(run, prefixes * _prompt(run) + queries * 2 * run.group * longest)
+
+
+def fit_batch(run: RunSpec, free: float) -> RunSpec:
+    """The run with as many queries decoded together as the engine takes where `free` bytes are left beside
+    the policy, one at least."""
+    run = replace(run, batch_queries=_queries_at_once(run))
+    while run.batch_queries > 1 and cache_bytes(run) > SHARE * free:
+        run = replace(run, batch_queries=run.batch_queries - 1)
+    return run
 
 
 def kv_bytes(run: RunSpec, tokens: int) -> int:
@@ -65,11 +86,12 @@ def kv_bytes(run: RunSpec, tokens: int) -> int:
     return 2 * run.shape.layers_count * run.shape.keys * run.compute * tokens
 
 
-def branch_kv_bytes(run: RunSpec, branches: int) -> int:
-    """Responses grow by GROWTH tokens; while they do, the old tensors stand beside the new."""
-    growths = -(-run.typical.response // GROWTH)
-    grown = min(growths * GROWTH, run.max_new_tokens)
-    return kv_bytes(run, branches * (grown + (growths - 1) * GROWTH))
+def _queries_at_once(run: RunSpec) -> int:
+    return run.batch_queries if run.cold_start else min(run.batch_queries, run.paired + run.single)
+
+
+def _prompt(run: RunSpec) -> int:
+    return run.typical.prefix + 2 * run.typical.instruction
 
 
 def update(run: RunSpec) -> list[MemoryItem]:
