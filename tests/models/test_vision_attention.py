@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText
 
 from ivgr.models import vision_attention
 from ivgr.models.attention import set_attention
+from ivgr.models.patch_embed import use_linear_patches
 from ivgr.models.registry import find_family
 from ivgr.models.trainable import checkpoint_layers
 from support.families import FAMILIES, patch_features, tiny_family
@@ -117,3 +118,19 @@ def test_another_model_can_be_built_from_its_configuration():
     again = AutoModelForImageTextToText.from_config(model.config)
     assert again.model.visual.config._attn_implementation == "sdpa"
     assert again.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pixels_in_the_towers_dtype_give_the_same_bits(family, dtype, linear):
+    model, grid = tiny_family(family).to(dtype), torch.tensor(SIZES["mixed"])
+    if linear:
+        use_linear_patches(model)
+    pixels = draw(family, grid)
+    with torch.no_grad():
+        ours, expected = (
+            model.model.get_image_features(given, grid, return_dict=True).pooler_output
+            for given in (pixels.to(dtype), pixels)
+        )
+    assert all(map(torch.equal, ours, expected))

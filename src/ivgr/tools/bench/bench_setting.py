@@ -130,7 +130,7 @@ def _build_query(
         sample=None,  # pyright: ignore[reportArgumentType]
         prefix=torch.cat([torch.tensor(image), words(setting.question)]),
         groups=groups,
-        pixel_values=torch.randn(setting.image_tokens * 4, features, generator=generator),
+        pixel_values=torch.randn(setting.image_tokens * 4, features, generator=generator).to(model.dtype),
         image_grid_thw=torch.tensor([[1, height * 2, width * 2]]),
     )
 
