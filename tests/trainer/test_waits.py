@@ -43,6 +43,7 @@ def test_an_updates_metrics_are_the_means_over_its_tokens():
     statistics, loss = found(pack)
     metrics.add(pack, statistics, loss, statistics.logp)
     metrics.add(pack, statistics, loss._replace(ratio=loss.ratio * 0.5), None)
+    assert statistics.kl is not None and statistics.entropy is not None
     owners = [g.stream for q in pack.queries for g in q.groups for r in g.rollouts for _ in r.tokens]
     figures = metrics.compute()
     for stream in ("stream0", "stream1"):
@@ -84,6 +85,7 @@ def test_a_pack_crosses_in_one_copy_and_its_pictures_wait_on_the_host(family, mo
     assert len(copies) == 2  # one each
     for name in ("ids", "positions", "reach", "fork_row", "fork_column", "row", "column", "targets"):
         assert getattr(pack, name).is_meta and getattr(pack, name).shape == getattr(own, name).shape, name
+    assert pack.pixel_values is not None and pack.image_grid_thw is not None
     assert pack.pixel_values.device.type == pack.image_grid_thw.device.type == "cpu"
     assert pack.rollout_logp is pack.rollout_logp
 
