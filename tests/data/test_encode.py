@@ -1,5 +1,7 @@
 """A sample becomes a query: prompts against the HF processor's own, boxes against the image."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -113,3 +115,11 @@ def test_an_option_may_not_hold_the_models_own_token(encoder):
     options = {"A": "<|im_end|>", "B": "a dog"}
     with pytest.raises(RejectedSample, match="own token"):
         prompt_of(encoder, question="Which?", answer="B", check="choice", options=options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pixels_are_rounded_to_the_dtype_asked_for(encoder, dtype):
+    sample = make_sample(images=(jpeg(size=(60, 50)),), boxes=((1, 1, 9, 9),))
+    query, other = encoder(sample), replace(encoder, pixel_dtype=dtype)
+    assert torch.equal(other(sample).pixel_values, query.pixel_values.to(dtype))
+    assert other.filler(picture=True).pixel_values.dtype == dtype

@@ -4,7 +4,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedModel
 
 from ivgr.core.query import Group, Query, Rollout
-from ivgr.models.tree_attention import use_tree_attention
+from ivgr.models.attention import set_attention
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 WIDTH, WORDS = 32, 200
@@ -58,7 +58,7 @@ def tiny_family(family: str, seed: int = 0, **text) -> PreTrainedModel:
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             scale = 0.1 if weight.dim() < 2 else weight[0].numel() ** -0.5
             weight.copy_(centre + scale * torch.randn(weight.shape, generator=generator))
-    use_tree_attention(model)
+    set_attention(model)
     return model.eval()
 
 

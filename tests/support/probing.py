@@ -10,8 +10,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ivgr.core.prompts import TEXTUAL, Prompts
 from ivgr.core.query import Rollout
 from ivgr.data.encode import QueryEncoder
+from ivgr.models.attention import set_attention
 from ivgr.models.registry import find_family
-from ivgr.models.tree_attention import use_tree_attention
 from ivgr.tools.probes.annotated_response import AnnotatedResponse, read_response
 from ivgr.tools.random_checkpoint import configure, draw_model
 from ivgr.toy.tokenizer import CHAT_TEMPLATE, PIXELS, build_tokenizer
@@ -22,7 +22,7 @@ def random_policy(name: str, seed: int = 0):
     """A model of the family with random weights, and its encoder."""
     family, tokenizer = find_family(name), build_tokenizer()
     model = draw_model(configure(family, "tiny", None, tokenizer), torch.float32, seed)
-    use_tree_attention(model)
+    set_attention(model)
     processor = family.build_processor(tokenizer, CHAT_TEMPLATE, PIXELS)
     return model.eval(), QueryEncoder(processor, name, Prompts())
 

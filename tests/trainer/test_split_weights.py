@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from functools import partial
 from multiprocessing import get_context
 
 import pytest
@@ -16,6 +17,7 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.distributed.fsdp import Replica, run_pass, shard
 from ivgr.kernels import fused_linear_logprob_kl
 from ivgr.models.pretrained import Pretrained
+from ivgr.models.trainable import checkpoint_layers
 from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
@@ -23,6 +25,7 @@ from ivgr.toy.world import World, draw_samples
 from ivgr.trainer import dummy_packs as pad_with_dummy_packs
 from ivgr.trainer.dummy_packs import DummyPackPadder
 from ivgr.trainer.fsdp_strategy import FSDP2
+from support.families import FAMILIES, make_tree, tiny_family
 
 pytestmark = pytest.mark.multiprocess
 
@@ -187,3 +190,20 @@ def test_a_split_policy_scores_as_the_whole_one_and_lets_its_layers_go(tiny, mes
         torch.testing.assert_close(found, tiny[0].lm_head(pack.response_hidden(tiny[0])))
     layer = policy.model.language_model.layers[0].mlp.down_proj.weight
     assert isinstance(layer, torch.distributed.tensor.DTensor)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_split_tower_attends_as_the_whole_one(family, mesh):
+    """Checkpointed too, with windows and images of different lengths: features and gradients."""
+    whole, generator = tiny_family(family), torch.Generator().manual_seed(0)
+    queries = [make_tree(whole, generator, [(2, 3), (5, 3)], 1, [[3, 4]]) for _ in range(2)]
+    (pack,) = pack_queries(whole, queries, budget=1 << 30)
+    split = copy.deepcopy(whole)
+    checkpoint_layers(split)
+    shard(split, mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
+    for model in (whole, split):
+        run_pass(model, partial(lambda each: pack.response_hidden(each).square().sum(), model)).backward()
+    pairs = zip(split.named_parameters(), whole.parameters(), strict=True)
+    for (name, weight), own in pairs:
+        if own.grad is not None:
+            torch.testing.assert_close(weight.grad.full_tensor(), own.grad, msg=name)

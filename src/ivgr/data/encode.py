@@ -54,6 +54,8 @@ class QueryEncoder:
         prompts: Instructions of the two streams.
         max_prompt_tokens: Longest prompt allowed, in tokens, images included.
         embedded: How many tokens the model has an embedding for; others may not occur.
+        pixel_dtype: Of pixel_values. The vision tower rounds them to the dtype that it computes in before
+            anything else, so that in this dtype they give the same bits and take less room.
     """
 
     processor: ProcessorMixin
@@ -61,13 +63,20 @@ class QueryEncoder:
     prompts: Prompts
     max_prompt_tokens: int = 8192
     embedded: int = sys.maxsize
+    pixel_dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(
-        cls, config: PreTrainedConfig, processor: ProcessorMixin, prompts: Prompts, limit: int = 8192
+        cls,
+        config: PreTrainedConfig,
+        processor: ProcessorMixin,
+        prompts: Prompts,
+        limit: int = 8192,
+        pixel_dtype: torch.dtype = torch.float32,
     ) -> "QueryEncoder":
         """Returns the encoder for the model of `config`."""
-        return cls(processor, config.model_type, prompts, limit, config.get_text_config().vocab_size)
+        embedded = config.get_text_config().vocab_size
+        return cls(processor, config.model_type, prompts, limit, embedded, pixel_dtype)
 
     def __call__(self, sample: Sample, streams: tuple[str, ...] | None = None) -> Query:
         """Encodes `sample` for `streams` (default: those of its kind). RejectedSample names the sample if an
@@ -110,12 +119,13 @@ class QueryEncoder:
         try:
             # They are RGB already; converting would copy each once more.
             process = self.processor.image_processor
-            return dict(process(images=images, do_convert_rgb=False, return_tensors="pt"))
+            found = dict(process(images=images, do_convert_rgb=False, return_tensors="pt"))
         except ValueError as error:
             raise RejectedSample(
                 f"{where}: the processor refuses its images ({error}); crop or remove them",
                 "image: refused by the processor",
             ) from error
+        return found | {"pixel_values": found["pixel_values"].to(self.pixel_dtype)}
 
     def _prompt_ids(
         self, sample: Sample, streams: tuple[str, ...], grids: list[list[int]]

@@ -22,6 +22,7 @@ from transformers import (
 from ivgr.core.errors import UserError
 from ivgr.core.frame import Frame
 from ivgr.models.family_fields import INTERLEAVED
+from ivgr.models.vision_grid import GridInputs
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Family:
     the HF configuration of each shipped size, of which "tiny" is ours. hub: its hub id, with
     {size}. pixels: fewest and most of an image, as shipped. normal: mean and standard deviation
     of a colour channel. vision, blocks, language, layers: module paths in the HF model.
+    grid_inputs: what the tower's pass takes in place of reading it off the sizes of its images; None
+    leaves that and the tower's attention to transformers.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Family:
     blocks: str = "model.visual.blocks"
     language: str = "model.language_model"
     layers: str = "model.language_model.layers"
+    grid_inputs: GridInputs | None = None
 
     def hub_id(self, size: str) -> str:
         """Returns the hub id of a size, such as Qwen/Qwen2-VL-7B-Instruct for "7b"."""

@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivgr.core.errors import UserError
+from ivgr.core.transfer import send
 from ivgr.models.registry import find_family
 
 MESSAGE = "A message of the assistant."
@@ -30,7 +31,9 @@ def hidden_states(
     **options,
 ) -> torch.Tensor:
     """Last hidden states (B, L, H) of ids (B, L) at rotary positions (3, B, L), under a mask
-    of `tree_mask`; options reach the attention of every layer."""
+    of `tree_mask`, with images of sizes that lie on the host; options reach the attention of every layer."""
+    if image_grid_thw is not None and find_family(model.config.model_type).grid_inputs is None:
+        image_grid_thw = send(image_grid_thw, ids.device)
     output = model.model(
         input_ids=ids,
         position_ids=positions,

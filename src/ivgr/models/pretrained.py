@@ -7,10 +7,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ivgr.core.errors import UserError
 from ivgr.core.settings import Dtype, PositiveInt, checked, dtype_of
+from ivgr.models.attention import set_attention
 from ivgr.models.forward import stop_ids
 from ivgr.models.model_directory import read_config, read_model
 from ivgr.models.processor import read_processor
-from ivgr.models.tree_attention import use_tree_attention
 
 TINY = Path(__file__).parents[1] / "toy" / "tiny"
 SETTING = "model.policy"
@@ -31,7 +31,8 @@ class Pretrained:
     Args:
         path: Directory, hub id, or "tiny" for the model shipped with ivgr.
         dtype: Weight dtype, "float32", "bfloat16" or "float16".
-        attn_implementation: HF attention backend of the vision tower.
+        attn_implementation: HF attention backend of the vision tower; sdpa takes all windows of one
+            length together.
         min_pixels: Images of fewer pixels are enlarged; null leaves it to the model's processor.
         max_pixels: Images of more pixels are shrunk; null leaves it to the model's processor.
     """
@@ -57,7 +58,7 @@ class Pretrained:
         processor = read_processor(folder, config, SETTING)
         model = read_model(folder, config, dtype_of(self.dtype), self.attn_implementation, SETTING)
         stop_ids(model, processor.tokenizer)
-        use_tree_attention(model)
+        set_attention(model)
         self._limit_pixels(processor)
         return model, processor
 

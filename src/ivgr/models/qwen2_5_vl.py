@@ -9,6 +9,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from ivgr.core.frame import absolute
 from ivgr.models.family import Family
 from ivgr.models.family_fields import text_fields
+from ivgr.models.vision_grid import window_inputs
 
 
 def _size(vision_feed: int, hidden: int, *numbers: int, tied: bool = False) -> dict[str, Any]:
@@ -58,4 +59,5 @@ QWEN2_5_VL = Family(
     normal=(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     processor=Qwen2_5_VLProcessor,
     video_processor=Qwen2VLVideoProcessor,
+    grid_inputs=window_inputs,
 )

@@ -9,6 +9,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from ivgr.core.frame import relative
 from ivgr.models.family import Family
 from ivgr.models.family_fields import text_fields
+from ivgr.models.vision_grid import image_inputs
 
 
 def _size(hidden: int, *numbers: int, tied: bool = False) -> dict[str, Any]:
@@ -46,4 +47,5 @@ QWEN2_VL = Family(
     normal=(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     processor=Qwen2VLProcessor,
     video_processor=Qwen2VLVideoProcessor,
+    grid_inputs=image_inputs,
 )

@@ -10,6 +10,7 @@ from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
 from ivgr.core.frame import relative
 from ivgr.models.family import Family
 from ivgr.models.family_fields import text_fields
+from ivgr.models.vision_grid import interpolated_inputs
 
 interleaved_fields: Callable[..., dict[str, Any]] = partial(text_fields, interleaved=True)
 SMALL_TOWER: dict[str, Any] = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
@@ -63,4 +64,5 @@ QWEN3_VL = Family(
     normal=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     processor=Qwen3VLProcessor,
     video_processor=Qwen3VLVideoProcessor,
+    grid_inputs=interpolated_inputs,
 )

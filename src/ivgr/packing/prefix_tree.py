@@ -7,12 +7,14 @@ forward pass each.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from ivgr.core.query import Query, Rollout, rollouts_of, separate
+from ivgr.core.transfer import cat_pinned, send, send_together
 from ivgr.models.forward import hidden_states, prompt_positions
 from ivgr.models.tree_attention import tree_mask, uses_flex, visible
 
@@ -27,7 +29,8 @@ class Pack:
     node ends (see `ivgr.models.tree_attention`); fork_row, fork_column (G,): the last token of
     each group's instruction; row, column (R,): the position whose logits score response token
     r; targets (R,): that token; pixel_values stay on the host until a pass needs
-    them (an iteration's are gigabytes); the scoring passes fill ref_logp and old_logp (R,).
+    them (an iteration's are gigabytes), and so does image_grid_thw (images, 3), which only the host reads;
+    the scoring passes fill ref_logp and old_logp (R,).
     """
 
     queries: list[Query]
@@ -48,18 +51,18 @@ class Pack:
     def rollouts(self) -> list[Rollout]:
         return rollouts_of(self.queries)
 
-    @property
+    @cached_property
     def rollout_logp(self) -> torch.Tensor:
         """The log-probs (R,) that the rollout engine recorded."""
         none = torch.zeros(0)
-        return torch.cat([none, *(rollout.logp for rollout in self.rollouts)]).to(self.ids.device)
+        return send(torch.cat([none, *(rollout.logp for rollout in self.rollouts)]), self.ids.device)
 
     @property
     def advantage(self) -> torch.Tensor:
         """The advantage (R,) of each token's rollout, fp32."""
         values = torch.tensor([rollout.advantage for rollout in self.rollouts], dtype=torch.float32)
         counts = torch.tensor([len(rollout.tokens) for rollout in self.rollouts], dtype=torch.long)
-        return torch.repeat_interleave(values, counts).to(self.ids.device)
+        return send(torch.repeat_interleave(values, counts), self.ids.device)
 
     @property
     def fork_sees(self) -> torch.Tensor:
@@ -69,7 +72,7 @@ class Pack:
     def hidden(self, model: PreTrainedModel, **options) -> torch.Tensor:
         """Returns the last hidden states (B, L, H) of every token."""
         mask = tree_mask(self.reach, model.lm_head.weight.dtype)
-        pixels = None if self.pixel_values is None else self.pixel_values.to(self.ids.device)
+        pixels = None if self.pixel_values is None else send(self.pixel_values, self.ids.device)
         return hidden_states(model, self.ids, self.positions, mask, pixels, self.image_grid_thw, **options)
 
     def response_hidden(self, model: PreTrainedModel) -> torch.Tensor:
@@ -183,18 +186,21 @@ def _pad(queries: list[Query], trees: list[_Tree], device: torch.device) -> Pack
         positions[:, row, :length] = tree.positions
     pixels = [query.pixel_values for query in queries if query.pixel_values is not None]
     grids = [query.image_grid_thw for query in queries if query.image_grid_thw is not None]
+    integers = {
+        "ids": ids,
+        "positions": positions,
+        "reach": reach,
+        "fork_row": _row_of([tree.forks for tree in trees]),
+        "fork_column": torch.cat([tree.forks for tree in trees]),
+        "row": _row_of([tree.columns for tree in trees]),
+        "column": torch.cat([tree.columns for tree in trees]),
+        "targets": torch.cat([tree.targets for tree in trees]),
+    }
     return Pack(
         queries=queries,
-        ids=ids.to(device),
-        positions=positions.to(device),
-        reach=reach.to(device),
-        fork_row=_row_of([tree.forks for tree in trees]).to(device),
-        fork_column=torch.cat([tree.forks for tree in trees]).to(device),
-        row=_row_of([tree.columns for tree in trees]).to(device),
-        column=torch.cat([tree.columns for tree in trees]).to(device),
-        targets=torch.cat([tree.targets for tree in trees]).to(device),
-        pixel_values=torch.cat(pixels) if pixels else None,
-        image_grid_thw=torch.cat(grids).to(device) if grids else None,
+        **dict(zip(integers, send_together(list(integers.values()), device), strict=True)),
+        pixel_values=cat_pinned(pixels, device) if pixels else None,
+        image_grid_thw=torch.cat(grids) if grids else None,
     )
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ivgr.core.settings import PositiveFloat, PositiveInt, Seed, checked
-from ivgr.models.tree_attention import use_tree_attention
+from ivgr.models.attention import set_attention
 from ivgr.toy.tokenizer import build_processor, special_ids
 
 
@@ -54,7 +54,7 @@ class TinyScratch:
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         processor = build_processor()
         model = Qwen2VLForConditionalGeneration(self._config(processor.tokenizer))
-        use_tree_attention(model)
+        set_attention(model)
         _initialise(model, self.seed)
         model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id

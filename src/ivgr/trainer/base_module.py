@@ -85,7 +85,11 @@ class PolicyModule(L.LightningModule):
         self.policy, self.processor = self.source.load()
         self.trainable.apply(self.policy.eval())
         self.encoder = QueryEncoder.of(
-            self.policy.config, self.processor, self.encoding.prompts, self.encoding.max_prompt_tokens
+            self.policy.config,
+            self.processor,
+            self.encoding.prompts,
+            self.encoding.max_prompt_tokens,
+            self._compute_dtype(),
         )
         self.reference = self.load_reference()
         if has_trainer(self):
@@ -98,6 +102,12 @@ class PolicyModule(L.LightningModule):
     def load_reference(self) -> Reference | None:
         """Returns the frozen reference of `self.policy`, if there is one."""
         return None
+
+    def _compute_dtype(self) -> torch.dtype:
+        """Returns the dtype that all passes compute in, rollouts included."""
+        sharded = has_trainer(self) and is_sharded(self.trainer.strategy)
+        strategy: Any = self.trainer.strategy if sharded else None
+        return getattr(strategy, "param_dtype", None) or self.policy.dtype
 
     def _place(self) -> None:
         """Shards policy and reference if the strategy does; UserError if Lightning is told to change

@@ -88,11 +88,12 @@ def _archive_metrics(queries: list[Query], archive: Archive) -> dict[str, float]
 @dataclass
 class UpdateMetrics:
     """Token-weighted means over an iteration's updates and all ranks; only the gradient norm if no token took
-    part. counts holds the number of tokens in each sum."""
+    part. counts holds the number of tokens in each sum. Sums and ratio_max stay on the device until
+    `compute`, so that no pack waits for them."""
 
-    sums: Counter = field(default_factory=Counter)
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
-    ratio_max: float = 0.0
+    ratio_max: torch.Tensor | None = None
     grad_norms: list[float] = field(default_factory=list)
 
     def add(
@@ -115,16 +116,21 @@ class UpdateMetrics:
         if old_logp is not None:
             columns["rollout/logp_mismatch"] = (old_logp - pack.rollout_logp).abs()
         for stream, own in _tokens_by_stream(pack).items():
-            columns[f"{stream}/policy/kl"] = kl[own]
-            columns[f"{stream}/policy/entropy"] = entropy[own]
-        self.sums.update({name: value.detach().double().sum().item() for name, value in columns.items()})
+            columns[f"{stream}/policy/kl"] = torch.cat([kl[tokens] for tokens in own])
+            columns[f"{stream}/policy/entropy"] = torch.cat([entropy[tokens] for tokens in own])
+        for name, value in columns.items():
+            total = value.detach().double().sum()
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.counts.update({name: len(value) for name, value in columns.items()})
-        self.ratio_max = max(self.ratio_max, loss.ratio.max().item())
+        largest = loss.ratio.max().double()
+        before = torch.zeros_like(largest) if self.ratio_max is None else self.ratio_max
+        self.ratio_max = torch.fmax(before, largest)  # which passes over NaN
 
     def compute(self) -> dict[str, float]:
         """Returns the means; all ranks must call it."""
         norm = {"optim/grad_norm": _mean(self.grad_norms)}
-        parts = gather((dict(self.sums), dict(self.counts), self.ratio_max))
+        *totals, ratio_max = self._read()
+        parts = gather((dict(zip(self.sums, totals, strict=True)), dict(self.counts), ratio_max))
         sums, counts, ratios = zip(*parts, strict=True)
         counted = sum_by_name(counts)
         if not counted:
@@ -132,17 +138,22 @@ class UpdateMetrics:
         means = {name: total / counted[name] for name, total in sum_by_name(sums).items()}
         return means | norm | {"policy/ratio_max": max(ratios)}
 
+    def _read(self) -> list[float]:
+        """Returns the sums and ratio_max, in one copy to the host."""
+        if self.ratio_max is None:
+            return [0.0]
+        return torch.stack([*self.sums.values(), self.ratio_max]).tolist()
 
-def _tokens_by_stream(pack: Pack) -> dict[str, torch.Tensor]:
-    """Returns the indices of the pack's R response tokens by stream."""
-    owners = [group.stream for query in pack.queries for group in query.groups for _ in group.rollouts]
-    lengths = torch.tensor(_lengths(pack.rollouts))
-    return {
-        stream: torch.repeat_interleave(torch.tensor([owner == stream for owner in owners]), lengths)
-        .nonzero()[:, 0]
-        .to(pack.targets.device)
-        for stream in dict.fromkeys(owners)
-    }
+
+def _tokens_by_stream(pack: Pack) -> dict[str, list[slice]]:
+    """Returns where the response tokens of each stream lie among the pack's R: a slice per group."""
+    places: dict[str, list[slice]] = {}
+    start = 0
+    for group in (group for query in pack.queries for group in query.groups if group.rollouts):
+        end = start + sum(_lengths(group.rollouts))
+        places.setdefault(group.stream, []).append(slice(start, end))
+        start = end
+    return places
 
 
 def _lengths(rollouts: Sequence[Rollout]) -> list[int]:

@@ -46,19 +46,26 @@ class NonFiniteGuard:
         self.patience = patience
         self.skipped = 0
         self.in_a_row = 0
-        self.fault: str | None = None
+        self.finite: torch.Tensor | None = None
         self.norms: deque[float] = deque(maxlen=5)
 
     def watch(self, statistics: TokenStatistics) -> None:
-        """Records whether a micro-batch is finite, before its backward pass."""
-        if self.fault is None and not statistics.logp.isfinite().all():
-            self.fault = "the policy's logits are"
-        elif self.fault is None and not cast(torch.Tensor, statistics.loss).isfinite():
-            self.fault = "the loss is (the logits are finite)"
+        """Records, on the device, whether a micro-batch's logits and loss are finite."""
+        loss = cast(torch.Tensor, statistics.loss)
+        finite = torch.stack([statistics.logp.isfinite().all(), loss.isfinite()])
+        self.finite = finite if self.finite is None else self.finite & finite
+
+    def _find_fault(self) -> str | None:
+        """Returns what was not finite in the micro-batches since the last step."""
+        logits, loss = (True, True) if self.finite is None else self.finite.tolist()
+        self.finite = None
+        if not logits:
+            return "the policy's logits are"
+        return None if loss else "the loss is (the logits are finite)"
 
     def admits(self, norm: float, policy: nn.Module, lr: float, sum_ranks: Callable[[float], float]) -> bool:
         """Returns whether to step, given the gradient norm before clipping; all ranks must call it."""
-        fault, self.fault = self.fault, None
+        fault = self._find_fault()
         if fault is None and not math.isfinite(norm):
             fault = "a gradient is (the loss is finite)"
         if not sum_ranks(float(fault is not None)):

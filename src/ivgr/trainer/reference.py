@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from ivgr.core.errors import UserError
 from ivgr.distributed.fsdp import reshard_after
+from ivgr.models.attention import set_attention
 from ivgr.models.lora import adapters_off, is_adapted
 from ivgr.models.model_directory import read_config, read_model
 from ivgr.models.pretrained import TINY
-from ivgr.models.tree_attention import use_tree_attention
 
 SETTING = "model.reference.path"
 
@@ -71,7 +71,7 @@ class FrozenReference:
                 "they must be alike"
             )
         model = read_model(folder, config, policy.dtype, "sdpa", SETTING)
-        use_tree_attention(model)
+        set_attention(model)
         return model
 
 

@@ -88,18 +88,19 @@ class SFT(PolicyModule):
         tokens = self.stepper.sum_ranks(sum(len(pack.targets) for pack in packs))
         losses = self.micro_batcher.run(packs, partial(self._differentiate, tokens))
         norm = self.stepper.step()
-        loss = torch.tensor(self.stepper.sum_ranks(sum(losses)))
+        loss = torch.tensor(self.stepper.sum_ranks(float(sum(losses))))
         lr = self.optimizers().param_groups[0]["lr"]
         self.metrics = {"optim/loss": loss.item(), "optim/lr": lr, "optim/grad_norm": norm}
         return loss
 
-    def _differentiate(self, tokens: float, pack: Pack) -> float:
-        """Adds the gradients of the pack's share of the mean loss over `tokens`; returns that share."""
+    def _differentiate(self, tokens: float, pack: Pack) -> torch.Tensor:
+        """Adds the gradients of the pack's share of the mean loss over `tokens`; returns that share, still
+        on the device."""
         statistics = run_pass(self.policy, lambda: self._imitate(pack))
         self.guard.watch(statistics)
         loss = cast(torch.Tensor, statistics.loss) / tokens
         self.stepper.backward(loss)
-        return loss.item()
+        return loss.detach().double()
 
     def _imitate(self, pack: Pack) -> TokenStatistics:
         return fused_linear_logprob_kl(

@@ -11,11 +11,11 @@ from ivgr.core.errors import UserError
 from ivgr.core.prompts import GROUNDED, TEXTUAL
 from ivgr.core.query import Group, Query, Rollout
 from ivgr.core.settings import AtLeastTwo, Device, Dtype, NonNegativeInt, PositiveInt, checked, dtype_of
+from ivgr.models.attention import set_attention
 from ivgr.models.lora import AdapterConfig
 from ivgr.models.pretrained import TINY, Pretrained
 from ivgr.models.qwen2_vl import QWEN2_VL
 from ivgr.models.trainable import TrainableConfig
-from ivgr.models.tree_attention import use_tree_attention
 
 SHAPES = [size for size in QWEN2_VL.sizes if size != "tiny"]
 WORDS = 1000
@@ -82,7 +82,7 @@ def build_model(setting: Setting) -> PreTrainedModel:
         model = Pretrained("tiny", setting.dtype).load()[0].to(setting.device)  # pyright: ignore[reportArgumentType]
     else:
         model = _random_model(setting)
-        use_tree_attention(model)
+        set_attention(model)
     adapter = AdapterConfig(rank=setting.adapter) if setting.adapter else None
     TrainableConfig(adapter=adapter, gradient_checkpointing=setting.checkpointing).apply(model.eval())
     return model
@@ -137,7 +137,7 @@ def _build_query(
         sample=None,  # pyright: ignore[reportArgumentType]
         prefix=torch.cat([torch.tensor(image), words(setting.question)]),
         groups=groups,
-        pixel_values=torch.randn(setting.image_tokens * 4, features, generator=generator),
+        pixel_values=torch.randn(setting.image_tokens * 4, features, generator=generator).to(model.dtype),
         image_grid_thw=torch.tensor([[1, height * 2, width * 2]]),
     )
 
