@@ -19,18 +19,23 @@ def row_kernels(device: torch.device) -> ModuleType:
         RuntimeError: Triton is forced on the CPU outside its interpreter.
         ImportError: Triton is called for and not installed.
     """
-    choice = os.environ.get("IVGR_KERNELS") or ("triton" if device.type == "cuda" else "torch")
-    if choice == "torch":
+    if not uses_triton(device):
         from . import rows_torch
 
         return rows_torch
-    if choice != "triton":
-        raise ValueError(f"IVGR_KERNELS is {choice!r}, must be torch or triton")
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError("IVGR_KERNELS=triton on the CPU needs TRITON_INTERPRET=1, set before the start")
     from . import rows_triton
 
     return rows_triton
+
+
+def uses_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels serve `device`; raises what `row_kernels` does, but for ImportError."""
+    choice = os.environ.get("IVGR_KERNELS") or ("triton" if device.type == "cuda" else "torch")
+    if choice not in ("torch", "triton"):
+        raise ValueError(f"IVGR_KERNELS is {choice!r}, must be torch or triton")
+    if choice == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("IVGR_KERNELS=triton on the CPU needs TRITON_INTERPRET=1, set before the start")
+    return choice == "triton"
 
 
 def operator(schema: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:

@@ -9,8 +9,8 @@ import torch
 
 from ivgr.cli.main import main
 from ivgr.core.query import rollouts_of
+from ivgr.kernels.paged_attention import PAGE
 from ivgr.packing.prefix_tree import pack_queries
-from ivgr.rollout.prefix_kv_cache import GROWTH
 from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
 from support.families import FAMILIES, Words, make_tree, tiny_family
@@ -25,7 +25,7 @@ HEADS = {
     "head_dim": 16,
     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 2, 2]},
 }
-LIMIT = GROWTH + 40  # past the first growth of the suffixes
+LIMIT = PAGE + 40  # more than one page
 IMAGES = [[(2, 2)], [(1, 3), (2, 1)], [], [(3, 3)]]
 
 

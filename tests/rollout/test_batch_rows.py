@@ -34,8 +34,8 @@ def simulate(rows: BatchRows, lengths: list[int], branches: int, prefixes: int) 
                 row: lengths[number] for row, number in zip(seated.rows, seated.prompt.branches, strict=True)
             }
             begun += seated.prompt.branches
-        assert sorted(left) == rows.taken and len(left) <= branches
-        assert len(set(rows.prefix_of.values())) <= prefixes
+        assert left.keys() == rows.taken.keys() and len(left) <= branches
+        assert len({seated.prefix for seated in rows.taken.values()}) <= prefixes
         if not left:
             assert not rows.waiting
             return begun, steps
@@ -95,7 +95,7 @@ def test_a_prompt_larger_than_the_batch_goes_in_parts():
     parts = []
     while seated := rows.seat():
         parts += [[branches for _, branches in one.prompt.groups] for one in seated]
-        for row in rows.taken:
+        for row in list(rows.taken):
             rows.release(row)
     assert parts == [[[0, 1]], [[2], [3]], [[4]]]
 
@@ -105,9 +105,31 @@ def test_rows_that_are_left_close_up():
     rows.seat()
     for row in (0, 1, 2):
         rows.release(row)
-    assert rows.close_up() == ([3], [1]) and rows.taken == [0]
+    assert rows.close_up() == ([3], [1]) and list(rows.taken) == [0]
+    assert rows.taken[0].prompt.branches == [3]
     rows.release(0)
-    assert rows.taken == []
+    assert not rows.taken
+
+
+def test_branches_that_are_put_back_come_first_and_together():
+    rows = BatchRows(prompts_of([[1], [2, 2], [1]]), branches=5, prefixes=2, refill=True)
+    rows.seat()
+    for row in (4, 2, 3):
+        rows.put_back(row)
+    first, second = rows.waiting
+    assert [branches for _, branches in first.groups] == [[2], [3, 4]] and second.branches == [5]
+    assert sorted(rows.taken) == [0, 1] and sorted(rows.free) == [2, 3, 4]
+    rows.release(0)
+    (again, _) = rows.seat()
+    assert again.prompt.branches == [2, 3, 4]
+
+
+@given(room=st.integers(0, 9), sizes=SIZES)
+def test_no_more_branches_are_seated_than_there_is_room_for(room, sizes):
+    rows = BatchRows(prompts_of(sizes), branches=20, prefixes=8, refill=True)
+    rows.seat(room)
+    assert len(rows.taken) <= max(room, 1)
+    assert rows.taken  # an empty batch takes one branch at least
 
 
 def test_a_row_is_released_once():

@@ -7,8 +7,8 @@ import torch
 from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rollout.batch_rows import BatchRows, Prompt
+from ivgr.rollout.branch_kv import GROWTH
 from ivgr.rollout.branches import Branches
-from ivgr.rollout.prefix_kv_cache import GROWTH
 from ivgr.rollout.responses import Responses
 from ivgr.rollout.room import cache_size
 from ivgr.rollout.sampling import Sampling, SamplingConfig
@@ -82,10 +82,11 @@ def batch_of(model, queries, copies):
     ]
     limits = [LIMIT] * next(numbers)
     responses = Responses(limits, Sampling(0.0, 1.0, (201, 202, 203, 204)), [7, 11], None, model.device)
-    size = cache_size(model, prompts, LIMIT, queries=len(prompts), branches=None)
+    size = cache_size(model, prompts, LIMIT, queries=len(prompts), most=None)
     rows = BatchRows(prompts, size.branches, size.prefixes, refill=True)
     branches = Branches(model, responses, rows, size, interval=1, graphs=False)
     branches._prefill(rows.seat())
+    branches._reserve()
     return branches
 
 
@@ -111,19 +112,19 @@ def test_a_step_can_be_replayed(model):
         for _ in range(4):
             branches._step()
             cache = branches.cache
-            before = [part.clone() for pair in cache.branch_kv for part in pair]
+            before = [part.clone() for pair in cache.branches.kv for part in pair]
             logits = branches._logits()  # of the tokens after
-            after = [part for pair in cache.branch_kv for part in pair]
+            after = [part for pair in cache.branches.kv for part in pair]
             torch.testing.assert_close(branches._logits(), logits, atol=0, rtol=0)
             for part, old in zip(after, before, strict=True):
                 part.copy_(old)
             tensors = [
                 branches.token,
                 branches.position,
-                cache.position,
-                cache.branch_bias,
+                cache.branches.position,
+                cache.branches.bias,
                 cache.prefix_bias,
             ]
-            tensors += [part for pair in cache.branch_kv + cache.prefix_kv for part in pair]
+            tensors += [part for pair in cache.branches.kv + cache.prefix_kv for part in pair]
             places.append([tensor.data_ptr() for tensor in tensors])
     assert all(place == places[0] for place in places)

@@ -15,7 +15,8 @@ from ivgr.core.errors import UserError
 from ivgr.core.memory import unless_out_of_memory
 from ivgr.core.query import rollouts_of
 from ivgr.packing.prefix_tree import Pack
-from ivgr.rollout import prefix_kv_cache as kv
+from ivgr.rollout import branch_kv
+from ivgr.rollout.branch_kv import DenseKV
 from ivgr.rollout.branches import Branches
 from ivgr.rollout.cuda_graph import CUDAGraphStep
 from ivgr.rollout.engine_timeout import TimeoutEngine
@@ -37,7 +38,7 @@ LIMIT = GROWTH + 6
 @pytest.fixture(scope="module", autouse=True)
 def small_room():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv, "GROWTH", GROWTH)
+        patch.setattr(branch_kv, "GROWTH", GROWTH)
         yield
 
 
@@ -130,14 +131,14 @@ DEPTHS = {
     "first room": (TreeCache, "__init__", lambda self, size, device: size.branches),
     "first token": (TreeCache, "place", lambda self, rows, *_: len(rows)),
     "first growth": (
-        TreeCache,
-        "make_room",
-        lambda self, tokens: self.size.branches if tokens == 1 else None,
+        DenseKV,
+        "reserve",
+        lambda self, tokens: self.branches if set(tokens.values()) == {1} else None,
     ),
     "second growth": (
-        TreeCache,
-        "make_room",
-        lambda self, tokens: self.size.branches if tokens == GROWTH + 1 else None,
+        DenseKV,
+        "reserve",
+        lambda self, tokens: len(tokens) if GROWTH + 1 in tokens.values() else None,
     ),
     "middle of a step": (
         TreeCache,
@@ -242,7 +243,7 @@ def test_a_token_takes_what_the_cache_holds_of_it(model, monkeypatch):
 
     def look(self, rows, prefixes):
         size = self.size
-        pairs = [(self.prefix_kv, size.prefixes * size.width), (self.branch_kv, size.branches * self.used)]
+        pairs = [(self.prefix_kv, size.prefixes * size.width), (self.branches.kv, self.branches.bias.numel())]
         held.extend(sum(part.nbytes for pair in kv for part in pair) / tokens for kv, tokens in pairs)
         select(self, rows, prefixes)
 

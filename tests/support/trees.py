@@ -24,7 +24,14 @@ def gradients(model, logps):
 def prefilled(model, pack: Pack, siblings: int = 2, limit: int = 8) -> TreeCache:
     """The cache after the prefill of `pack`, with room for `siblings` branches of each of its prompts."""
     rows, width = pack.ids.shape
-    size = CacheSize(prefixes=rows, width=width, siblings=siblings, branches=rows * siblings, limit=limit)
+    size = CacheSize(
+        prefixes=rows,
+        width=width,
+        siblings=siblings,
+        branches=rows * siblings,
+        limit=limit,
+        tokens=rows * siblings * limit,
+    )
     cache = TreeCache(size, pack.ids.device)
     cache.begin_prefill(list(range(rows)))
     with torch.no_grad():

@@ -22,16 +22,17 @@ class Prompt:
     def branches(self) -> list[int]:
         return [branch for _, branches in self.groups for branch in branches]
 
-    def split(self, count: int) -> tuple["Prompt", "Prompt"]:
-        """The prompt with its first `count` branches, and with the others."""
-        first, rest = [], []
-        for group, branches in self.groups:
-            first.append((group, branches[:count]))
-            rest.append((group, branches[count:]))
-            count = max(count - len(branches), 0)
-        return self._of(first), self._of(rest)
+    def with_branches_of(self, other: "Prompt") -> "Prompt":
+        """Both prompts, which are of one query, as one."""
+        groups: dict[int, tuple[Group, list[int]]] = {}
+        for group, branches in self.groups + other.groups:
+            groups.setdefault(id(group), (group, []))[1].extend(branches)
+        pairs = ((group, sorted(branches)) for group, branches in groups.values())
+        return Prompt(self.query, sorted(pairs, key=lambda pair: pair[1]))
 
-    def _of(self, groups: list[tuple[Group, list[int]]]) -> "Prompt":
+    def only(self, wanted: set[int]) -> "Prompt":
+        """The prompt with those of its branches that are wanted."""
+        groups = [(group, [one for one in branches if one in wanted]) for group, branches in self.groups]
         return Prompt(self.query, [(group, branches) for group, branches in groups if branches])
 
 
@@ -58,51 +59,74 @@ class BatchRows:
         self.waiting = deque(waiting)
         self.refill = refill
         self.free, self.free_prefixes = list(range(branches)), list(range(prefixes))
-        self.prefix_of: dict[int, int] = {}  # of every row that is taken
+        self.taken: dict[int, Seated] = {}  # what has each row that is taken
         self.left: Counter[int] = Counter()  # branches of every prefix that is taken
 
-    @property
-    def taken(self) -> list[int]:
-        return sorted(self.prefix_of)
-
-    def seat(self) -> list[Seated]:
-        """Gives rows to the prompts that come next, as long as they have room. Part of a prompt goes first
-        where even an empty batch has no room for all of it."""
+    def seat(self, room: int | None = None) -> list[Seated]:
+        """Gives rows to the prompts that come next, as long as they have room: of free rows, and for `room`
+        more branches if that is not None. Part of a prompt goes first where even an empty batch has no room
+        for all of it."""
         seated: list[Seated] = []
-        if self.prefix_of and not self.refill:
+        if self.taken and not self.refill:
             return seated
         while self.waiting and self.free and self.free_prefixes:
             prompt = self.waiting[0]
-            if len(prompt.branches) > len(self.free):
-                if self.prefix_of:
+            count = len(self.free) if room is None else min(len(self.free), room)
+            if len(prompt.branches) > count:
+                if self.taken:
                     break
-                prompt, self.waiting[0] = prompt.split(len(self.free))
+                first = set(prompt.branches[: max(count, 1)])
+                self.waiting[0] = prompt.only(set(prompt.branches) - first)
+                prompt = prompt.only(first)
             else:
                 self.waiting.popleft()
             seated.append(self._take(prompt))
+            room = room if room is None else room - len(prompt.branches)
         return seated
 
     def _take(self, prompt: Prompt) -> Seated:
         prefix = heapq.heappop(self.free_prefixes)
-        rows = [heapq.heappop(self.free) for _ in prompt.branches]
-        self.prefix_of |= dict.fromkeys(rows, prefix)
-        self.left[prefix] = len(rows)
-        return Seated(prompt, prefix, rows)
+        seated = Seated(prompt, prefix, [heapq.heappop(self.free) for _ in prompt.branches])
+        self.taken |= dict.fromkeys(seated.rows, seated)
+        self.left[prefix] = len(seated.rows)
+        return seated
 
     def release(self, row: int) -> None:
         """A branch leaves its row, and the last one of a prefix that prefix's."""
-        prefix = self.prefix_of.pop(row)
+        prefix = self.taken.pop(row).prefix
         heapq.heappush(self.free, row)
         self.left[prefix] -= 1
         if not self.left[prefix]:
             heapq.heappush(self.free_prefixes, prefix)
 
+    def put_back(self, row: int) -> None:
+        """The branch of a row leaves it and waits again, before all others."""
+        seated = self.taken[row]
+        numbers = dict(zip(seated.rows, seated.prompt.branches, strict=True))
+        back = seated.prompt.only({numbers[row]})
+        if self.waiting and self.waiting[0].query is back.query:
+            self.waiting[0] = back.with_branches_of(self.waiting[0])
+        else:
+            self.waiting.appendleft(back)
+        self.release(row)
+
     def close_up(self) -> tuple[list[int], list[int]]:
         """Numbers the rows that are taken from 0 on, and gives up the others; returns which rows and prefixes
         are left, in order."""
-        rows, prefixes = self.taken, sorted(set(self.prefix_of.values()))
-        number = {prefix: new for new, prefix in enumerate(prefixes)}
-        self.left = Counter({number[prefix]: self.left[prefix] for prefix in prefixes})
-        self.prefix_of = {new: number[self.prefix_of[row]] for new, row in enumerate(rows)}
+        rows, prefixes = sorted(self.taken), sorted({one.prefix for one in self.taken.values()})
+        number = {row: new for new, row in enumerate(rows)}
+        seated = {one.prefix: self._left_of(one) for one in self.taken.values()}
+        self.taken, self.left = {}, Counter()
+        for new, prefix in enumerate(prefixes):
+            one = seated[prefix]
+            moved = Seated(one.prompt, new, [number[row] for row in one.rows])
+            self.taken |= dict.fromkeys(moved.rows, moved)
+            self.left[new] = len(moved.rows)
         self.free, self.free_prefixes = [], []
         return rows, prefixes
+
+    def _left_of(self, seated: Seated) -> Seated:
+        """`seated` without the branches that have left their rows."""
+        pairs = zip(seated.rows, seated.prompt.branches, strict=True)
+        left = {row: number for row, number in pairs if self.taken.get(row) is seated}
+        return Seated(seated.prompt.only(set(left.values())), seated.prefix, list(left))

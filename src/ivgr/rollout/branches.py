@@ -70,13 +70,14 @@ class Branches:
     def decode(self) -> None:
         """Writes all responses. UserError if a branch's logits are not finite."""
         while self._fill():
+            self._reserve()
             for _ in range(self.interval):
                 self._step()
 
     def _fill(self) -> bool:
         """Takes ended branches out and the next prompts in; returns whether any branch goes on."""
         self._release()
-        while seated := self.rows.seat():
+        while seated := self.rows.seat(self.cache.branches.free_branches()):
             self._prefill(seated)
             self._release()
         taken = self.rows.taken
@@ -88,12 +89,27 @@ class Branches:
         if not self.rows.taken:
             return
         going_on, broken = torch.stack([self.going_on, self.responses.broken[self.number]]).tolist()
-        for row in self.rows.taken:
+        for row in list(self.rows.taken):
             if broken[row]:
                 raise self.responses.not_finite()
             if not going_on[row]:
                 self.rows.release(row)
-                del self.seated_at[row]
+                self._leave(row)
+
+    def _leave(self, row: int) -> None:
+        self.cache.branches.release(row, self.steps - self.seated_at.pop(row))
+
+    def _reserve(self) -> None:
+        """Makes room for the next steps. Where there is none, the branches that came last wait again: their
+        tokens will be the same."""
+        branches, after = self.cache.branches, self.steps + self.interval
+        while not branches.reserve({row: after - since for row, since in self.seated_at.items()}):
+            last = max(self.seated_at, key=lambda row: (self.seated_at[row], row))
+            self.rows.put_back(last)
+            self.going_on[last] = False
+            self._leave(last)
+        if branches.version != self.version:
+            self._renew()
 
     def _prefill(self, seated: list[Seated]) -> None:
         """Prefills every prompt's prefix and instructions in passes of some prompts, vision tower included,
@@ -131,11 +147,8 @@ class Branches:
 
     def _step(self) -> None:
         """One decoding pass of the last tokens, and the choice of the next."""
-        longest = self.steps + 1 - min(self.seated_at.values())
-        if self.cache.make_room(longest):
-            self._renew()
         index = (self.responses.length[self.number] - 1).clamp(0, self.responses.limit - 1)
-        self.cache.begin_step(index)
+        self.cache.branches.begin_step(index)
         self.position.copy_(self.first_position + index)
         self.steps += 1
         self._choose(slice(None), self._replay() if self.graphs else self._logits())
@@ -147,7 +160,7 @@ class Branches:
         return self.model.lm_head(hidden[:, -1])
 
     def _replay(self) -> torch.Tensor:
-        return self.replays.setdefault(self.cache.used, CUDAGraphStep())(self._logits)
+        return self.replay(self._logits)
 
     def _close_up(self) -> None:
         """Leaves out the rows that nobody has."""
@@ -165,7 +178,8 @@ class Branches:
         self.unused = torch.zeros(
             len(self.position), 1, 1, 1, dtype=self.model.dtype, device=self.position.device
         )
-        self.replays: dict[int, CUDAGraphStep] = {}
+        self.replay = CUDAGraphStep()
+        self.version = self.cache.branches.version
 
 
 def _places_of(seated: list[Seated]) -> torch.Tensor:

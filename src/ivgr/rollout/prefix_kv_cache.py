@@ -12,57 +12,51 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from ivgr.kernels.dispatch import uses_triton
 from ivgr.models.tree_attention import attend_mask
-
-# Tokens by which the room of all branches grows, and on a GPU what is read of it.
-GROWTH, READ = 64, 256
-HIDDEN = torch.finfo(torch.float32).min  # what is added to the score of a token that is not seen
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
+from ivgr.rollout.attention import HIDDEN, KeysValues, attend
+from ivgr.rollout.branch_kv import BranchKV, DenseKV
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSize:
     """Room for `prefixes` (P) of up to `width` (L) tokens, each with up to `siblings` (S) branches at a
-    time, and for `branches` (R) of up to `limit` (T) tokens in all."""
+    time, and for `branches` (R) of up to `limit` (T) tokens each and `tokens` in all."""
 
     prefixes: int
     width: int
     siblings: int
     branches: int
     limit: int
+    tokens: int
 
 
 class TreeCache:
     """Prefixes and branches come and go, each in a row of its own; what stands in a row that nobody has is
-    never seen. H is the number of key heads, D their size.
+    never seen. H is the number of key heads, D their size, G the query heads per key head.
 
     Args:
         size: The most that it holds.
-        device: Where it lies. On a GPU all room is taken at once, since growing copies and leaves holes.
+        device: Where it lies.
     """
 
     def __init__(self, size: CacheSize, device: torch.device) -> None:
         self.size = size
-        self.grows, self.growth = (False, READ) if device.type == "cuda" else (True, GROWTH)
+        self.branches = make_branch_kv(size, device)
         self.prefix_kv: list[KeysValues] = []  # of each layer, (P, H, L, D)
-        self.branch_kv: list[KeysValues] = []  # of each layer, (R, H, room, D)
-        self.used = 0  # tokens of a branch that a step reads, the longest branch's and a few more
         self.prefix_count = 0  # rows of prefix_kv that anyone has had
         self.prefilled: torch.Tensor | None = None  # during a prefill, the rows of its prefixes
-        rows = torch.zeros(size.branches, dtype=torch.long, device=device)
-        self.row = torch.arange(size.branches, device=device)
-        self.prefix_of = rows  # (R,): a branch's row in prefix_kv
-        self.column = rows.clone()  # (R,): its column in branch_table
-        self.position = rows.clone()  # (R,): where its next token is written
-        self.branch_table = rows.new_zeros(size.prefixes, size.siblings)  # the branches of each prefix
-        # (P, S, L) and (R, room): 0 for tokens that a branch sees, else HIDDEN.
+        self.prefix_of = torch.zeros(
+            size.branches, dtype=torch.long, device=device
+        )  # (R,): rows in prefix_kv
+        self.column = torch.zeros_like(self.prefix_of)  # (R,): a branch's column in branch_table
+        self.branch_table = self.prefix_of.new_zeros(size.prefixes, size.siblings)  # each prefix's branches
+        # (P, S, L): 0 for tokens that a branch sees, else HIDDEN.
         self.prefix_bias = torch.full((size.prefixes, size.siblings, size.width), HIDDEN, device=device)
-        self.branch_bias = self.prefix_bias.new_zeros(size.branches, 0)
 
     def begin_prefill(self, prefixes: list[int]) -> None:
         """The next pass fills these rows of prefix_kv, one with each of its rows."""
-        self.prefilled = torch.tensor(prefixes, device=self.row.device)
+        self.prefilled = torch.tensor(prefixes, device=self.prefix_of.device)
         self.prefix_count = max(self.prefix_count, *(prefix + 1 for prefix in prefixes))
 
     def end_prefill(self) -> None:
@@ -79,25 +73,6 @@ class TreeCache:
         bias[:, : visible.shape[1]].masked_fill_(visible, 0.0)
         self.prefix_bias[prefix_of, column] = bias
 
-    def make_room(self, tokens: int) -> bool:
-        """Lets steps read the first `tokens` of every branch, or a few more; returns whether that took new
-        tensors."""
-        self.used = min(-(-tokens // self.growth) * self.growth, self.size.limit)
-        if self.used <= self.branch_bias.shape[1]:
-            return False
-        room = self.used if self.grows else self.size.limit
-        self.branch_bias = self.branch_bias.new_zeros(self.size.branches, room)
-        for layer, (keys, values) in enumerate(self.branch_kv):
-            self.branch_kv[layer] = _widen(keys, room), _widen(values, room)
-        return True
-
-    def begin_step(self, position: torch.Tensor) -> None:
-        """position (R,): the number of each branch's next token, which it will see itself; in a row that
-        nobody has it may lie anywhere."""
-        self.position.copy_(position.clamp(max=self.used - 1))
-        column = torch.arange(self.branch_bias.shape[1], device=position.device)
-        self.branch_bias.zero_().masked_fill_(column > self.position[:, None], HIDDEN)
-
     def select(self, rows: list[int], prefixes: list[int]) -> None:
         """Keeps only these branches and prefixes, in this order."""
         device = self.prefix_of.device
@@ -105,17 +80,13 @@ class TreeCache:
         renumbered = self.prefix_of.new_zeros(self.size.prefixes)
         renumbered[kept_prefixes] = torch.arange(len(prefixes), device=device)
         self.prefix_of, self.column = renumbered[self.prefix_of[kept]], self.column[kept]
-        self.position, self.row = self.position[kept], self.row[: len(rows)]
         self.branch_table = self.branch_table.new_zeros(len(prefixes), self.size.siblings)
-        self.branch_table[self.prefix_of, self.column] = self.row
+        self.branch_table[self.prefix_of, self.column] = torch.arange(len(rows), device=device)
         self.prefix_bias = self.prefix_bias[kept_prefixes]
-        self.branch_bias = self.branch_bias[kept]
-        for layer in range(len(self.prefix_kv)):
-            if len(prefixes) < self.size.prefixes:
-                keys, values = self.prefix_kv[layer]
+        if len(prefixes) < self.size.prefixes:
+            for layer, (keys, values) in enumerate(self.prefix_kv):
                 self.prefix_kv[layer] = keys[kept_prefixes], values[kept_prefixes]
-            keys, values = self.branch_kv[layer]
-            self.branch_kv[layer] = keys[kept], values[kept]
+        self.branches.select(rows)
         self.prefix_count = len(prefixes)
         self.size = replace(self.size, prefixes=len(prefixes), branches=len(rows))
 
@@ -136,14 +107,8 @@ class TreeCache:
             return attend_mask(module, query, key, value, mask, scaling=scaling)
         branches, heads, _, size = query.shape
         query = query.view(branches, key.shape[1], -1, size)
-        prefix, prefix_lse = self._attend_prefix(query, *self.prefix_kv[layer], scaling)
-        keys, values = self.branch_kv[layer]
-        keys[self.row, :, self.position] = key[:, :, 0]
-        values[self.row, :, self.position] = value[:, :, 0]
-        bias = self.branch_bias[:, None, None, : self.used]
-        own, own_lse = _attend(query, keys[:, :, : self.used], values[:, :, : self.used], bias, scaling)
-        share = torch.sigmoid(prefix_lse - own_lse)
-        both = (share * prefix + (1 - share) * own).to(value.dtype)
+        prefix = self._attend_prefix(query, *self.prefix_kv[layer], scaling)
+        both = self.branches.attend(layer, query, key[:, :, 0], value[:, :, 0], prefix, scaling)
         return both.reshape(branches, 1, heads, size)
 
     def _store(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -151,8 +116,7 @@ class TreeCache:
         if layer == len(self.prefix_kv):
             shape = (self.size.prefixes, heads, self.size.width, size)
             self.prefix_kv.append((key.new_zeros(shape), value.new_zeros(shape)))
-            empty = key.new_zeros(self.size.branches, heads, 0, size)
-            self.branch_kv.append((empty, empty))
+            self.branches.add_layer(key)
         keys, values = self.prefix_kv[layer]
         keys[rows, :, :length], values[rows, :, :length] = key, value
 
@@ -163,38 +127,18 @@ class TreeCache:
         log-sum-exp (R, H, G, 1)."""
         count, siblings = self.prefix_count, self.size.siblings
         _, groups, heads, size = query.shape
-        tabled = (
-            query[self.branch_table[:count]].transpose(1, 2).reshape(count, groups, siblings * heads, size)
-        )
+        tabled = query[self.branch_table[:count]].transpose(1, 2)
+        tabled = tabled.reshape(count, groups, siblings * heads, size)
         bias = self.prefix_bias[:count].repeat_interleave(heads, 1)[:, None]
-        out, lse = _attend(tabled, keys[:count], values[:count], bias, scaling)
+        out, lse = attend(tabled, keys[:count], values[:count], bias, scaling)
         out = out.view(count, groups, siblings, heads, size)[self.prefix_of, :, self.column]
         return out, lse.view(count, groups, siblings, heads, 1)[self.prefix_of, :, self.column]
 
 
-def _attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, scaling: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(scaling·query·keysᵀ + bias)·values and the log-sum-exp (…, 1), fp32. Scores of lower
-    precision would be off by whole units where keys have a large bias."""
-    scores = _product(query, keys.mT, scaling) + bias
-    lse = scores.logsumexp(-1, keepdim=True)
-    return _product((scores - lse).exp().to(values.dtype), values), lse
+def make_branch_kv(size: CacheSize, device: torch.device) -> BranchKV:
+    """Pages where Triton's kernels run, else one tensor that grows."""
+    if not uses_triton(device):
+        return DenseKV(size.branches, size.limit, device)
+    from ivgr.rollout.paged_kv import PagedKV
 
-
-def _product(left: torch.Tensor, right: torch.Tensor, scale: float | None = None) -> torch.Tensor:
-    """scale·left (B, H, M, K)·right (B, H, K, N), fp32. On a GPU operands of lower precision go into
-    the GEMM as they are, so that no fp32 copy of the cache is made."""
-    if left.is_cuda and left.dtype != torch.float32:
-        found = torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)
-        found = found.unflatten(0, left.shape[:2])
-        return found if scale is None else found.mul_(scale)
-    left = left.float() if scale is None else left.float() * scale
-    return left @ right.float()
-
-
-def _widen(part: torch.Tensor, length: int) -> torch.Tensor:
-    """`part` (B, H, T, D) with zeros behind it, `length` tokens in all."""
-    widened = part.new_zeros(*part.shape[:2], length, part.shape[3])
-    widened[:, :, : part.shape[2]] = part
-    return widened
+    return PagedKV(size.branches, size.limit, size.tokens, device)

@@ -1,4 +1,4 @@
-"""How many branches decode together: as many as the free memory holds at their longest.
+"""How many branches decode together: as many as the free memory holds.
 
 In: a model, its device's free memory, the prompts. Out: the size of a cache.
 """
@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ivgr.core.memory import free_bytes
+from ivgr.kernels.dispatch import uses_triton
 from ivgr.rollout.batch_rows import Prompt
+from ivgr.rollout.branch_kv import EXPECTED
 from ivgr.rollout.prefix_kv_cache import CacheSize
 
 # Of the free memory, what the cache may take; passes and sampling need the rest.
@@ -20,20 +22,29 @@ PREFIXES = 2
 
 
 def cache_size(
-    model: PreTrainedModel, prompts: list[Prompt], limit: int, queries: int, branches: int | None
+    model: PreTrainedModel, prompts: list[Prompt], limit: int, queries: int, most: CacheSize | None
 ) -> CacheSize:
-    """Room for the branches of up to `queries` prompts at their longest, `limit` tokens each, or as many as
-    memory holds; and for no more than `branches`, if that is not None."""
+    """Room for the branches of up to `queries` prompts, as many as free memory holds at the length that is
+    reckoned with, and for one of `limit` tokens at least; and for no more than `most`, if that is given."""
     width = max(
         len(one.query.prefix) + sum(len(group.instruction) for group, _ in one.groups) for one in prompts
     )
     siblings = max(len(one.branches) for one in prompts)
-    tokens = int(SHARE * free_bytes(model.device)) // token_bytes(model.config, model.dtype)
-    together = min(queries, tokens // (PREFIXES * width + siblings * limit))
-    rows = together * siblings or max(1, min(siblings, (tokens - width) // limit))
-    rows = min(rows, sum(len(one.branches) for one in prompts), branches or rows)
+    free = int(SHARE * free_bytes(model.device)) // token_bytes(model.config, model.dtype)
+    reckoned = min(limit, EXPECTED) if uses_triton(model.device) else limit
+    together = min(queries, free // (PREFIXES * width + siblings * reckoned))
+    rows = together * siblings or max(1, min(siblings, (free - width) // reckoned))
+    rows = min(rows, sum(len(one.branches) for one in prompts), most.branches if most else rows)
     prefixes = min(max(1, PREFIXES * rows // siblings), len(prompts))
-    return CacheSize(prefixes=prefixes, width=width, siblings=min(siblings, rows), branches=rows, limit=limit)
+    tokens = min(rows * limit, free - prefixes * width, most.tokens if most else rows * limit)
+    return CacheSize(
+        prefixes=prefixes,
+        width=width,
+        siblings=min(siblings, rows),
+        branches=rows,
+        limit=limit,
+        tokens=max(tokens, limit),
+    )
 
 
 def token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:

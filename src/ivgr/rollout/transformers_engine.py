@@ -5,6 +5,7 @@ that KV cache; a branch that has ended makes room for the next query's.
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Protocol
@@ -76,8 +77,8 @@ class TransformersEngine:
         self.sampling = sampling
         self.batch_queries = batch_queries
         self.cuda_graphs = cuda_graphs
-        # Branches to decode together, by the number of copies per group, once memory has run out for more.
-        self.most: dict[int, int] = {}
+        # The most to decode together, by the number of copies per group, once memory has run out for more.
+        self.most: dict[int, CacheSize] = {}
         self.steps = 0  # decoding passes, of all calls
 
     def roll_out(
@@ -126,7 +127,7 @@ class TransformersEngine:
             prompts = _prompts_of(queries, copies, set(waiting))
             size = cache_size(model, prompts, responses.limit, self.batch_queries, self.most.get(copies))
             if not unless_out_of_memory(partial(self._decode, model, responses, prompts, size, listener)):
-                self.most[copies] = self._halve(prompts, size.branches)
+                self.most[copies] = self._halve(prompts, size)
         for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses.read(), strict=True):
             text = group.opened + str(tokenizer.decode(tokens, skip_special_tokens=True))
             group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
@@ -154,17 +155,19 @@ class TransformersEngine:
         self.steps += branches.steps
         return True
 
-    def _halve(self, prompts: list[Prompt], branches: int) -> int:
-        """Returns how many branches to decode together from now on, after memory ran out for `branches`."""
-        if branches == 1:
+    def _halve(self, prompts: list[Prompt], size: CacheSize) -> CacheSize:
+        """Returns the most to decode together from now on, after memory ran out for `size`."""
+        if size.branches == 1:
             (group, _), query = prompts[0].groups[0], prompts[0].query
             raise UserError(
                 "memory ran out as one response was decoded, to a prompt of "
                 f"{len(query.prefix) + len(group.instruction)} tokens: lower max_new_tokens, which is "
                 f"{self.sampling.max_new_tokens}, or max_prompt_tokens; batch_queries makes no difference"
             )
-        half = branches // 2
-        LOGGER.warning("rollout: memory ran out for %d responses together; %d from now on", branches, half)
+        half = replace(size, branches=size.branches // 2, tokens=size.tokens // 2)
+        LOGGER.warning(
+            "rollout: memory ran out for %d responses together; %d from now on", size.branches, half.branches
+        )
         return half
 
 

@@ -263,13 +263,13 @@ def test_a_tokens_keys_and_values_have_their_own_head_size(family, size, layers,
 
 
 def test_a_refilled_batch_takes_fewer_steps(capsys, tmp_path):
-    """By the lengths that were drawn: eight queries of four responses each, one query at a time."""
-    path, sizes = tmp_path / "figures.json", ["--setting.room", "1", "--setting.longest", "12"]
+    """By the lengths that were drawn: sixteen queries of four responses each, two at a time."""
+    path, sizes = tmp_path / "figures.json", ["--setting.room", "2", "--setting.longest", "12"]
     small = ["--setting.image_tokens", "12", "--setting.group_size", "2", *sizes, "--repeats", "1"]
     main(["bench", "rollout", "--setting.lengths", "geometric", *small, "--json", str(path)])
     report = json.loads(path.read_text())
     setting = Setting(group_size=2, lengths="geometric", response=12)
-    longest = [max(part) for part in zip(*[iter(Lengthy(setting).limits(32))] * 4, strict=True)]
+    longest = [max(part) for part in zip(*[iter(Lengthy(setting).limits(64))] * 8, strict=True)]
     assert report["static"]["steps"] == sum(longest) - 8 > report["tree"]["steps"]
     assert "steps" in capsys.readouterr().out
 

@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ivgr.kernels.paged_attention import PAGE
 from ivgr.models.pretrained import Pretrained
 from ivgr.models.registry import find_family
 from ivgr.packing.prefix_tree import pack_queries, tree_length
 from ivgr.rollout import room
 from ivgr.rollout.batch_rows import Prompt
+from ivgr.rollout.paged_kv import PagedKV
+from ivgr.rollout.room import token_bytes
 from ivgr.tools.bench.bench_setting import Setting, build_model, build_queries
 from ivgr.tools.bench.measure import LiveBytes
 from ivgr.tools.bench.phases import build_iteration
@@ -37,6 +40,7 @@ from support.command_line import CONFIGS
 from support.families import FAMILIES
 from support.trees import prefilled
 
+LONG = 2048  # tokens of the longest response
 SETTING = Setting(image_tokens=256, response=32, group_size=3)
 
 
@@ -70,18 +74,19 @@ def test_optimizer_state_is_what_a_step_leaves(name, numbers):
 
 
 def test_keys_and_values_are_exact():
-    """With the room that a GPU takes at once."""
+    """In pages, as on a GPU; one page is nobody's."""
     policy = build_model(SETTING)
     setting = replace(SETTING, queries=3)
     queries = build_queries(setting, policy, rollouts=False)
     (pack,) = pack_queries(policy, queries, 1 << 40, join=False)
-    longest = SETTING.response + 3
+    longest = 2 * PAGE
     cache = prefilled(policy, pack, siblings=6, limit=longest)
     held = sum(part.nbytes for pair in cache.prefix_kv for part in pair)
     assert kv_bytes(run_of(setting), sum(map(tree_length, queries))) == held
-    cache.grows = False
-    cache.make_room(1)
-    held += sum(part.nbytes for pair in cache.branch_kv for part in pair)
+    pool = PagedKV(cache.size.branches, longest, cache.size.tokens, policy.device)
+    for keys, _ in cache.prefix_kv:
+        pool.add_layer(keys)
+    held += sum(part[1:].nbytes for pair in pool.kv for part in pair)
     assert cache_bytes(run_of(setting, max_new_tokens=longest)) == held
 
 
@@ -93,10 +98,15 @@ def test_as_many_queries_decode_together_as_the_engine_takes(monkeypatch, free):
         for query in build_queries(setting, policy, rollouts=False)
     ]
     monkeypatch.setattr(room, "free_bytes", lambda device: free)
-    size = room.cache_size(policy, prompts, SETTING.response, 64, None)
-    assert fit_batch(
-        run_of(setting, batch_queries=64, max_new_tokens=SETTING.response), free
-    ).batch_queries == max(1, size.branches // 6)
+    monkeypatch.setattr(room, "uses_triton", lambda device: True)
+    size = room.cache_size(policy, prompts, LONG, 64, None)
+    fitted = fit_batch(run_of(setting, batch_queries=64, max_new_tokens=LONG), free)
+    assert fitted.batch_queries == max(1, size.branches // 6)
+    tokens = size.prefixes * size.width + size.tokens
+    if size.branches >= 6:
+        assert cache_bytes(fitted) == pytest.approx(
+            tokens * token_bytes(policy.config, policy.dtype), rel=1e-3
+        )
 
 
 @pytest.mark.parametrize("queries", [1, 3])

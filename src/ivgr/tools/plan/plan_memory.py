@@ -6,6 +6,7 @@ of which the larger counts.
 
 from dataclasses import dataclass, replace
 
+from ivgr.rollout.branch_kv import EXPECTED
 from ivgr.rollout.branches import PREFILL
 from ivgr.rollout.room import PREFIXES, SHARE
 from ivgr.tools.plan.run_spec import RunSpec
@@ -63,22 +64,23 @@ def copy_bytes(run: RunSpec) -> int:
     return run.shape.total * run.compute if run.shards > 1 else 0
 
 
-def cache_bytes(run: RunSpec) -> int:
-    """The keys and values of the longest responses to a batch of queries, for which all room is taken at
-    once, and of the prompts that may be there at a time."""
-    queries = _queries_at_once(run)
+def cache_bytes(run: RunSpec) -> float:
+    """The keys and values of the prompts that may be there at a time, and a pool of pages for the responses:
+    room for the longest to all branches, if `cache_room` allows it, and to one in any case."""
+    queries, longest = _queries_at_once(run), run.max_new_tokens
     prefixes = min(PREFIXES * queries, run.batch_queries if run.cold_start else run.paired + run.single)
-    longest = run.max_new_tokens
-    return kv_bytes(run, prefixes * _prompt(run) + queries * 2 * run.group * longest)
+    prompts = kv_bytes(run, prefixes * _prompt(run))
+    responses = min(kv_bytes(run, queries * 2 * run.group * longest), run.cache_room - prompts)
+    return prompts + max(responses, kv_bytes(run, longest))
 
 
 def fit_batch(run: RunSpec, free: float) -> RunSpec:
-    """The run with as many queries decoded together as the engine takes where `free` bytes are left beside
-    the policy, one at least."""
-    run = replace(run, batch_queries=_queries_at_once(run))
-    while run.batch_queries > 1 and cache_bytes(run) > SHARE * free:
-        run = replace(run, batch_queries=run.batch_queries - 1)
-    return run
+    """The run with the cache and as many queries decoded together as the engine takes where `free` bytes are
+    left beside the policy, one at least."""
+    room, reckoned = SHARE * free, min(run.max_new_tokens, EXPECTED)
+    each = kv_bytes(run, PREFIXES * _prompt(run) + 2 * run.group * reckoned)
+    queries = max(1, min(_queries_at_once(run), int(room // each)))
+    return replace(run, batch_queries=queries, cache_room=room)
 
 
 def kv_bytes(run: RunSpec, tokens: int) -> int:

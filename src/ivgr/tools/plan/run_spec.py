@@ -3,6 +3,7 @@
 In: a config file, and what to suppose of the data. Out: a `RunSpec`.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class AssumedLengths:
 class RunSpec:
     """weight, compute: bytes of a weight and of an activation; states: bytes of optimizer state
     a trained weight; rank: of low-rank adapters, 0 for none; paired, single: queries an
-    iteration on each GPU (of a cold start: demonstrations per step, all single, group 1)."""
+    iteration on each GPU (of a cold start: demonstrations per step, all single, group 1);
+    cache_room: the most bytes of a rollout's cache."""
 
     shape: Shape
     typical: AssumedLengths
@@ -74,6 +76,7 @@ class RunSpec:
     max_new_tokens: int
     token_budget: int
     layout: str
+    cache_room: float = math.inf
 
     @property
     def trained(self) -> int:
