@@ -10,21 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import support.interpreter  # noqa: F401  before triton
-from ivgr.kernels.paged_attention import PAGE, attend_pages
+from ivgr.kernels.paged_attention import LEAST, PAGE, PIECE, TRIP, attend_pages
+from ivgr.kernels.prefixes import Prefixes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def draw_case(lengths, heads, group, size, dtype, seed, prefix_tokens=9):
-    """Queries, prefixes, branches of `lengths` tokens (the last is new), and pools in which the others lie in
-    pages of any order."""
+def draw_case(lengths, heads, group, size, dtype, seed, longest=9):
+    """Queries, own tokens of `lengths` (the last is new) and pools in which the others lie in pages of any
+    order; and prefixes of up to `longest` tokens, of which each branch sees some."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE)
 
     branches, most = len(lengths), -(-max(lengths) // PAGE)
-    query, prefix = draw(branches, heads, group, size), draw(2, branches, heads, prefix_tokens, size)
     own = draw(2, branches, heads, max(lengths), size)
     order = torch.randperm(branches * most, generator=generator) + 1
     table = order.view(branches, most).int().to(DEVICE)
@@ -32,32 +32,44 @@ def draw_case(lengths, heads, group, size, dtype, seed, prefix_tokens=9):
     for branch, length in enumerate(lengths):
         for token in range(length - 1):
             pages[:, table[branch, token // PAGE], :, token % PAGE] = own[:, branch, :, token]
-    return query, prefix, own, table, (pages[0], pages[1])
+    prefix_of = torch.tensor([branch // 2 for branch in range(branches)])  # two branches each
+    column = torch.tensor([branch % 2 for branch in range(branches)])
+    count = -(-branches // 2)
+    sees = torch.rand(count, 3, longest, generator=generator) < 0.7
+    sees[..., 0] = True
+    bias = torch.zeros(sees.shape).masked_fill_(~sees, torch.finfo(torch.float32).min)
+    branch_table = torch.zeros(count, 3, dtype=torch.long)  # the third column is nobody's
+    branch_table[prefix_of, column] = torch.arange(branches)
+    prefixes = Prefixes(
+        draw(count, heads, longest, size), draw(count, heads, longest, size),
+        *(part.to(DEVICE) for part in (branch_table, bias, prefix_of, column)),
+    )  # fmt: skip
+    return draw(branches, heads, group, size), own, table, (pages[0], pages[1]), prefixes
 
 
-def whole(query, keys, values, scaling):
-    """Attention (H, G, D) and log-sum-exp (H, G, 1) of one branch, in fp64."""
-    scores = query.double() @ keys.double().mT * scaling
-    return scores.softmax(-1) @ values.double(), scores.logsumexp(-1, keepdim=True)
-
-
-def check(lengths, heads, group, size, dtype, seed, tolerance):
-    query, prefix, own, table, pages = draw_case(lengths, heads, group, size, dtype, seed)
-    scaling, rows = size**-0.5, range(len(lengths))
-    before = [whole(query[row], *prefix[:, row], scaling) for row in rows]
-    position = torch.tensor(lengths, device=DEVICE) - 1
-    out = attend_pages(
-        query,
-        *(torch.stack([part[row, :, lengths[row] - 1] for row in rows]) for part in own),
-        pages,
-        table,
-        position,
-        (torch.stack([out for out, _ in before]).float(), torch.stack([lse for _, lse in before]).float()),
-        scaling,
+def whole(query, own, length, prefixes, row, scaling):
+    """Attention (H, G, D) of one branch over all that it sees, in fp64."""
+    prefix, column = int(prefixes.prefix_of[row]), int(prefixes.column[row])
+    seen = prefixes.bias[prefix, column] == 0
+    shared = (prefixes.keys[prefix][:, seen], prefixes.values[prefix][:, seen])
+    keys, values = (
+        torch.cat([part, mine[row, :, :length]], 1).double() for part, mine in zip(shared, own, strict=True)
     )
+    return (query[row].double() @ keys.mT * scaling).softmax(-1) @ values
+
+
+def attend(query, own, table, pages, prefixes, lengths, scaling):
+    news = (torch.stack([part[row, :, n - 1] for row, n in enumerate(lengths)]) for part in own)
+    position = torch.tensor(lengths, device=DEVICE) - 1
+    return attend_pages(query, *news, pages, table, position, prefixes, scaling)
+
+
+def check(lengths, heads, group, size, dtype, seed, tolerance, longest=9):
+    query, own, table, pages, prefixes = draw_case(lengths, heads, group, size, dtype, seed, longest)
+    scaling = size**-0.5
+    out = attend(query, own, table, pages, prefixes, lengths, scaling)
     for row, length in enumerate(lengths):
-        both = torch.cat([prefix[:, row], own[:, row, :, :length]], -2)
-        expected, _ = whole(query[row], *both, scaling)
+        expected = whole(query, own, length, prefixes, row, scaling)
         torch.testing.assert_close(out[row].double(), expected, rtol=0, atol=tolerance)
         for part, mine in zip(pages, own, strict=True):  # the new token lies in its place
             stored = part[table[row, (length - 1) // PAGE], :, (length - 1) % PAGE]
@@ -95,19 +107,24 @@ def test_lower_precision_is_off_by_its_rounding_alone(dtype, tolerance):
     check([100, 3], 2, 7, 32, dtype, 0, tolerance)
 
 
+@pytest.mark.parametrize("longest", [1, TRIP, TRIP + 1, PIECE, PIECE + 1])
+def test_borders_of_a_prefixs_pieces(longest):
+    check([2, 1, 3], 1, 7, 16, torch.float32, longest, 1e-5, longest)
+
+
+def test_more_query_heads_than_a_tile_holds(monkeypatch):
+    monkeypatch.setattr("ivgr.kernels.paged_attention.TILE", LEAST)
+    check([2, 1, 3], 2, 7, 16, torch.float32, 0, 1e-5)  # 21 rows
+
+
 def test_keys_with_a_large_bias_in_common_cost_no_digits():
     """As Qwen2.5-7B's have it: scores up to 200."""
-    query, prefix, own, table, pages = draw_case([90], 1, 7, 32, torch.float32, seed=1)
+    query, own, table, pages, prefixes = draw_case([90], 1, 7, 32, torch.float32, seed=1)
     shift = 30 * query[0, 0, 0] / query[0, 0, 0].norm()
-    own[0] += shift
-    pages[0].add_(shift)
-    prefix[0] += shift
-    before = whole(query[0], *prefix[:, 0], 1.0)
-    out = attend_pages(
-        query, *(part[:, :, 89] for part in own), pages, table, torch.tensor([89], device=DEVICE),
-        tuple(part[None].float() for part in before), 1.0,
-    )  # fmt: skip
-    expected, _ = whole(query[0], *torch.cat([prefix[:, 0], own[:, 0]], -2), 1.0)
+    for keys in (own[0], pages[0], prefixes.keys):
+        keys += shift
+    out = attend(query, own, table, pages, prefixes, [90], 1.0)
+    expected = whole(query, own, 90, prefixes, 0, 1.0)
     torch.testing.assert_close(out[0].double(), expected, rtol=0, atol=1e-4)
 
 
@@ -117,23 +134,31 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-names = [parameter.name for parameter in kernels._attend.params]
-fixed = {"HEADS": 4, "GROUP": 7, "ROWS": 16, "SIZE": 128, "WIDE": 128, "PAGE": kernels.PAGE}
-kinds = {"table": "*i32", "position": "*i64", "table_stride": "i32", "scaling": "fp32"}
-kinds |= {"prefix": "*fp32", "prefix_lse": "*fp32"}
-types = {name: "constexpr" if name in fixed else kinds.get(name, "*bf16") for name in names}
-aligned = {
-    (place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if types[name].startswith("*")
-}
-source = ASTSource(kernels._attend, types, fixed, aligned)
-compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=kernels.LAUNCH)
-assert ".local" not in compiled.asm["ptx"] or "ld.local" not in compiled.asm["ptx"]
-assert "ld.global.v4.b32" in compiled.asm["ptx"] or "cp.async" in compiled.asm["ptx"]
+FIXED = {"HEADS": 4, "GROUP": 7, "SIBLINGS": 10, "SIZE": 128, "WIDE": 128}
+OWN = {"ROWS": 16, "PAGE": kernels.PAGE}
+SHARED = {"ROWS": kernels.TILE, "PIECE": kernels.PIECE, "TRIP": kernels.TRIP}
+INTEGERS = ("table_stride", "bias_stride", "pieces", "length")
+FLOATS = ("before", "before_lse", "bias", "lse")
+for kernel, fixed, launch, kinds in (
+    (kernels._attend, FIXED | OWN, kernels.LAUNCH, {"table": "*i32"}),
+    (kernels._attend_prefix, FIXED | SHARED, kernels.PREFIX_LAUNCH, {"table": "*i64", "out": "*fp32"}),
+):
+    kinds |= {name: "*i64" for name in ("position", "prefix_of", "place_of")} | {"scaling": "fp32"}
+    kinds |= dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(FLOATS, "*fp32")
+    names = [parameter.name for parameter in kernel.params]
+    types = {name: "constexpr" if name in fixed else kinds.get(name, "*bf16") for name in names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if types[name].startswith("*")
+    }
+    source = ASTSource(kernel, types, fixed, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch)
+    assert "ld.local" not in compiled.asm["ptx"]
+    assert "ld.global.v4.b32" in compiled.asm["ptx"] or "cp.async" in compiled.asm["ptx"]
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
-def test_the_kernel_compiles_for_a_data_centre_gpu(tmp_path):
+def test_the_kernels_compile_for_a_data_centre_gpu(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr

@@ -6,23 +6,24 @@ import torch
 import support.interpreter  # noqa: F401  before triton
 from ivgr.core.query import rollouts_of
 from ivgr.kernels.paged_attention import PAGE
-from ivgr.rollout import paged_kv, room
-from ivgr.rollout.attention import attend
+from ivgr.rollout import branches, paged_kv, room
+from ivgr.rollout.attention import attend, attend_prefixes
 from ivgr.rollout.branch_kv import DenseKV
 from ivgr.rollout.branches import Branches
+from ivgr.rollout.fused_step import fits_fused_step, fused_logits
 from ivgr.rollout.paged_kv import PagedKV
 from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
-from support.families import Words, make_tree, tiny_family
+from support.families import FAMILIES, Words, make_tree, tiny_family
 
 LIMIT = 12
 SMALL = 4  # tokens of a page
 CPU = torch.device("cpu")
 
 
-def gathered(query, key, value, pages, table, position, prefix, scaling):
+def gathered(query, key, value, pages, table, position, prefixes, scaling):
     """What `attend_pages` computes, branch by branch."""
-    outs = []
+    outs, prefix = [], attend_prefixes(query, prefixes, scaling)
     for row, last in enumerate(position.tolist()):
         for part, new in zip(pages, (key, value), strict=True):
             part[table[row, last // SMALL], :, last % SMALL] = new[row]
@@ -66,6 +67,7 @@ def paged(monkeypatch):
 @pytest.fixture
 def emulated(paged, monkeypatch):
     monkeypatch.setattr(paged_kv, "attend_pages", gathered)
+    monkeypatch.setattr(branches, "fits_fused_step", lambda model: False)
 
 
 def same(found, expected):
@@ -78,6 +80,36 @@ def test_the_kernel_gives_the_same_tokens(model, paged, monkeypatch):
     found = roll_out(model, sizes=(1, 1), limit=6)
     monkeypatch.setenv("IVGR_KERNELS", "torch")
     same(found, roll_out(model, sizes=(1, 1), limit=6))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_decodes_by_fused_steps(family, paged, monkeypatch):
+    """Log-probs to those of its own modules."""
+    model = tiny_family(family)
+    model.generation_config.eos_token_id = [7, 11]
+    assert fits_fused_step(model)
+    passes = []
+    monkeypatch.setattr(
+        branches, "fused_logits", lambda *arguments: passes.append(1) or fused_logits(*arguments)
+    )
+    found = roll_out(model, sizes=(1,), limit=4)
+    assert len(passes) == 3
+    monkeypatch.setenv("IVGR_KERNELS", "torch")
+    same(found, roll_out(model, sizes=(1,), limit=4))
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize("change", ["hidden_act", "sliding_window", "mlp"])
+def test_other_layers_decode_by_their_own_modules(change):
+    model = tiny_family("qwen2_vl")
+    layer = model.model.language_model.layers[1]
+    if change == "hidden_act":
+        model.model.language_model.config.hidden_act = "gelu"
+    elif change == "sliding_window":
+        layer.self_attn.sliding_window = 8
+    else:
+        layer.mlp = torch.nn.Identity()
+    assert not fits_fused_step(model)
 
 
 @pytest.mark.parametrize("queries", [1, 64])

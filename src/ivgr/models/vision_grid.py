@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
     get_vision_interpolation_indices_and_weights,
@@ -20,7 +19,7 @@ from transformers.vision_utils import (
 GridInputs = Callable[[Any, torch.Tensor], dict[str, Any]]
 
 
-def image_inputs(tower: nn.Module, grid: torch.Tensor) -> dict[str, Any]:
+def image_inputs(tower: Any, grid: torch.Tensor) -> dict[str, Any]:
     """Rotary positions of all patches, and the boundaries of the images, of sizes `grid` (images, 3)."""
     boundaries = get_vision_cu_seqlens(grid)
     return {

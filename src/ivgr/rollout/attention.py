@@ -2,6 +2,8 @@
 
 import torch
 
+from ivgr.kernels.prefixes import Prefixes
+
 HIDDEN = torch.finfo(torch.float32).min  # what is added to the score of a token that is not seen
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -15,6 +17,20 @@ def attend(
     scores = _product(query, keys.mT, scaling) + bias
     lse = scores.logsumexp(-1, keepdim=True)
     return _product((scores - lse).exp().to(values.dtype), values), lse
+
+
+def attend_prefixes(
+    query: torch.Tensor, prefixes: Prefixes, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the attention of query (R, H, G, D) over the branches' prefixes, of the same shape, and its
+    log-sum-exp (R, H, G, 1)."""
+    _, heads, group, size = query.shape
+    count, siblings = prefixes.table.shape
+    tabled = query[prefixes.table].transpose(1, 2).reshape(count, heads, siblings * group, size)
+    bias = prefixes.bias.repeat_interleave(group, 1)[:, None]
+    found, lse = attend(tabled, prefixes.keys, prefixes.values, bias, scaling)
+    found = found.view(count, heads, siblings, group, size)[prefixes.prefix_of, :, prefixes.column]
+    return found, lse.view(count, heads, siblings, group, 1)[prefixes.prefix_of, :, prefixes.column]
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, scale: float | None = None) -> torch.Tensor:

@@ -1,14 +1,14 @@
 """Keys and values of branches: one tensor for all of them, which grows.
 
-In: a layer's projections for one token per branch, and its attention over the prefixes. Out: its attention
-over both.
+In: a layer's projections for one token per branch, and the prefixes. Out: its attention over both.
 """
 
 from typing import Protocol
 
 import torch
 
-from ivgr.rollout.attention import HIDDEN, KeysValues, attend, widen
+from ivgr.kernels.prefixes import Prefixes
+from ivgr.rollout.attention import HIDDEN, KeysValues, attend, attend_prefixes, widen
 
 # Tokens by which the room of all branches grows.
 GROWTH = 64
@@ -48,11 +48,11 @@ class BranchKV(Protocol):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        prefix: tuple[torch.Tensor, torch.Tensor],
+        prefixes: Prefixes,
         scaling: float,
     ) -> torch.Tensor:
         """The attention (R, H, G, D) of query (R, H, G, D) over its prefix and its branch, to which key and
-        value (R, H, D) are added. prefix: the attention over that, fp32, and its log-sum-exp."""
+        value (R, H, D) are added."""
         ...
 
 
@@ -106,13 +106,13 @@ class DenseKV:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        prefix: tuple[torch.Tensor, torch.Tensor],
+        prefixes: Prefixes,
         scaling: float,
     ) -> torch.Tensor:
         keys, values = self.kv[layer]
         keys[self.row, :, self.position] = key
         values[self.row, :, self.position] = value
         own, own_lse = attend(query, keys, values, self.bias[:, None, None], scaling)
-        before, before_lse = prefix
+        before, before_lse = attend_prefixes(query, prefixes, scaling)
         share = torch.sigmoid(before_lse - own_lse)
         return (share * before + (1 - share) * own).to(value.dtype)

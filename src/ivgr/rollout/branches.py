@@ -8,10 +8,12 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from ivgr.kernels.dispatch import uses_triton
 from ivgr.models.forward import hidden_states
 from ivgr.packing.prefix_tree import Pack, pack_queries
 from ivgr.rollout.batch_rows import BatchRows, Seated
 from ivgr.rollout.cuda_graph import CUDAGraphStep
+from ivgr.rollout.fused_step import fits_fused_step, fused_logits
 from ivgr.rollout.prefix_kv_cache import CacheSize, TreeCache
 from ivgr.rollout.responses import Responses
 
@@ -55,6 +57,7 @@ class Branches:
         self.cache = TreeCache(size, model.device)
         self.interval = interval
         self.graphs = graphs
+        self.fused = uses_triton(model.device) and fits_fused_step(model)
         self.listener = listener
         self.steps = 0
         self.seated_at: dict[int, int] = {}  # the step before which each row was taken
@@ -155,6 +158,8 @@ class Branches:
 
     def _logits(self) -> torch.Tensor:
         """Returns the next-token logits (R, V) after `self.token`."""
+        if self.fused:
+            return fused_logits(self.model, self.token, self.position, self.cache)
         positions = self.position.expand(3, -1)[..., None]
         hidden = hidden_states(self.model, self.token[:, None], positions, self.unused, tree_cache=self.cache)
         return self.model.lm_head(hidden[:, -1])

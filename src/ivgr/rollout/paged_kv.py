@@ -7,6 +7,7 @@ In: a layer's projections for one token per branch. Out: its attention, by a Tri
 import torch
 
 from ivgr.kernels.paged_attention import PAGE, attend_pages
+from ivgr.kernels.prefixes import Prefixes
 from ivgr.rollout.attention import KeysValues
 from ivgr.rollout.branch_kv import EXPECTED
 
@@ -80,10 +81,10 @@ class PagedKV:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        prefix: tuple[torch.Tensor, torch.Tensor],
+        prefixes: Prefixes,
         scaling: float,
     ) -> torch.Tensor:
-        return attend_pages(query, key, value, self.kv[layer], self.table, self.position, prefix, scaling)
+        return attend_pages(query, key, value, self.kv[layer], self.table, self.position, prefixes, scaling)
 
 
 def _pages(tokens: int) -> int:

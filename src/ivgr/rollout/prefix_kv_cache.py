@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from ivgr.kernels.dispatch import uses_triton
+from ivgr.kernels.prefixes import Prefixes
 from ivgr.models.tree_attention import attend_mask
-from ivgr.rollout.attention import HIDDEN, KeysValues, attend
+from ivgr.rollout.attention import HIDDEN, KeysValues
 from ivgr.rollout.branch_kv import BranchKV, DenseKV
 
 
@@ -107,9 +108,24 @@ class TreeCache:
             return attend_mask(module, query, key, value, mask, scaling=scaling)
         branches, heads, _, size = query.shape
         query = query.view(branches, key.shape[1], -1, size)
-        prefix = self._attend_prefix(query, *self.prefix_kv[layer], scaling)
-        both = self.branches.attend(layer, query, key[:, :, 0], value[:, :, 0], prefix, scaling)
+        both = self.attend_token(layer, query, key[:, :, 0], value[:, :, 0], scaling)
         return both.reshape(branches, 1, heads, size)
+
+    def attend_token(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """The attention (R, H, G, D) of one token per branch, query (R, H, G, D), to prefix and branch, to
+        which key and value (R, H, D) are added."""
+        count, (keys, values) = self.prefix_count, self.prefix_kv[layer]
+        prefixes = Prefixes(
+            keys=keys[:count],
+            values=values[:count],
+            table=self.branch_table[:count],
+            bias=self.prefix_bias[:count],
+            prefix_of=self.prefix_of,
+            column=self.column,
+        )
+        return self.branches.attend(layer, query, key, value, prefixes, scaling)
 
     def _store(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         _, heads, length, size = key.shape
@@ -119,20 +135,6 @@ class TreeCache:
             self.branches.add_layer(key)
         keys, values = self.prefix_kv[layer]
         keys[rows, :, :length], values[rows, :, :length] = key, value
-
-    def _attend_prefix(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the attention of queries (R, H, G, D) over their prefixes, of the same shape, and its
-        log-sum-exp (R, H, G, 1)."""
-        count, siblings = self.prefix_count, self.size.siblings
-        _, groups, heads, size = query.shape
-        tabled = query[self.branch_table[:count]].transpose(1, 2)
-        tabled = tabled.reshape(count, groups, siblings * heads, size)
-        bias = self.prefix_bias[:count].repeat_interleave(heads, 1)[:, None]
-        out, lse = attend(tabled, keys[:count], values[:count], bias, scaling)
-        out = out.view(count, groups, siblings, heads, size)[self.prefix_of, :, self.column]
-        return out, lse.view(count, groups, siblings, heads, 1)[self.prefix_of, :, self.column]
 
 
 def make_branch_kv(size: CacheSize, device: torch.device) -> BranchKV:

@@ -1,0 +1,84 @@
+"""A decoding pass of a Qwen language model by few kernels: the weights are the stock modules', read where
+they lie; what stands between their products is fused.
+
+In: the last tokens of R rows. Out: the logits of the next.
+"""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ivgr.kernels.decoding import add_norm, gate_product, rotate
+from ivgr.models.registry import find_family
+from ivgr.rollout.prefix_kv_cache import TreeCache
+
+LAYER = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def fits_fused_step(model: PreTrainedModel) -> bool:
+    """Whether the decoder layers of `model` are made as this pass takes them: RMS norms, SiLU, full attention
+    with rotary positions. Another family decodes by its own modules."""
+    family = find_family(model.config.model_type)
+    language: Any = family.language_model(model)
+    layers = list(family.decoder_layers(model))
+    silu = getattr(language.config, "hidden_act", None) == "silu"
+    parts = [(layer, LAYER) for layer in layers]
+    parts += [(getattr(layer, "self_attn", None), ATTENTION) for layer in layers]
+    parts += [(getattr(layer, "mlp", None), MLP) for layer in layers]
+    windows = any(getattr(getattr(layer, "self_attn", None), "sliding_window", None) for layer in layers)
+    whole = all(hasattr(part, name) for part, names in parts for name in names)
+    return silu and whole and not windows and hasattr(language, "rotary_emb")
+
+
+def fused_logits(
+    model: PreTrainedModel, token: torch.Tensor, position: torch.Tensor, cache: TreeCache
+) -> torch.Tensor:
+    """Returns the next-token logits (R, V) after token (R,) at rotary position (R,)."""
+    family = find_family(model.config.model_type)
+    language: Any = family.language_model(model)
+    hidden = language.embed_tokens(token)
+    angles = language.rotary_emb(hidden[:, None], position.expand(3, -1)[..., None])
+    # Of the three axes, which are one for text, where the model has not merged them.
+    cosine, sine = (part.reshape(-1, *part.shape[-2:])[: len(token), 0].contiguous() for part in angles)
+    delta = None
+    for index, layer in enumerate(family.decoder_layers(model)):
+        hidden, normed = _add_norm(hidden, delta, layer.input_layernorm)
+        delta = _attend(layer.self_attn, index, normed, cosine, sine, cache)
+        hidden, normed = _add_norm(hidden, delta, layer.post_attention_layernorm)
+        mlp: Any = layer.mlp
+        delta = mlp.down_proj(gate_product(mlp.gate_proj(normed), mlp.up_proj(normed)))
+    return model.lm_head(_add_norm(hidden, delta, language.norm)[1])
+
+
+def _attend(
+    attention: Any,
+    layer: int,
+    normed: torch.Tensor,
+    cosine: torch.Tensor,
+    sine: torch.Tensor,
+    cache: TreeCache,
+) -> torch.Tensor:
+    size = attention.head_dim
+    query, key, value = (
+        projection(normed).unflatten(-1, (-1, size))
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key = (
+        rotate(heads, cosine, sine, *_norm_of(getattr(attention, name, None)))
+        for heads, name in ((query, "q_norm"), (key, "k_norm"))
+    )
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    return attention.o_proj(cache.attend_token(layer, grouped, key, value, attention.scaling).flatten(1))
+
+
+def _add_norm(
+    hidden: torch.Tensor, delta: torch.Tensor | None, norm: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return add_norm(hidden, delta, norm.weight, norm.variance_epsilon)
+
+
+def _norm_of(norm: Any) -> tuple[torch.Tensor | None, float]:
+    return (None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon)
