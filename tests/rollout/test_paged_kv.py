@@ -6,11 +6,12 @@ import torch
 import support.interpreter  # noqa: F401  before triton
 from ivgr.core.query import rollouts_of
 from ivgr.kernels.paged_attention import PAGE
+from ivgr.models.lora import AdapterConfig
 from ivgr.rollout import branches, paged_kv, room
 from ivgr.rollout.attention import attend, attend_prefixes
 from ivgr.rollout.branch_kv import DenseKV
 from ivgr.rollout.branches import Branches
-from ivgr.rollout.fused_step import fits_fused_step, fused_logits
+from ivgr.rollout.fused_step import FusedStep, fits_fused_step
 from ivgr.rollout.paged_kv import PagedKV
 from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
@@ -82,16 +83,20 @@ def test_the_kernel_gives_the_same_tokens(model, paged, monkeypatch):
     same(found, roll_out(model, sizes=(1, 1), limit=6))
 
 
+@pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_decodes_by_fused_steps(family, paged, monkeypatch):
-    """Log-probs to those of its own modules."""
+def test_every_family_decodes_by_fused_steps(family, adapted, paged, monkeypatch):
+    """With the log-probs of its own modules."""
     model = tiny_family(family)
     model.generation_config.eos_token_id = [7, 11]
+    if adapted:
+        AdapterConfig(rank=4).inject(model)
+        for name, weight in model.named_parameters():
+            if ".lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
     assert fits_fused_step(model)
-    passes = []
-    monkeypatch.setattr(
-        branches, "fused_logits", lambda *arguments: passes.append(1) or fused_logits(*arguments)
-    )
+    passes, logits = [], FusedStep.logits
+    monkeypatch.setattr(FusedStep, "logits", lambda *arguments: passes.append(1) or logits(*arguments))
     found = roll_out(model, sizes=(1,), limit=4)
     assert len(passes) == 3
     monkeypatch.setenv("IVGR_KERNELS", "torch")

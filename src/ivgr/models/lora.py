@@ -106,6 +106,22 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
             yield name, parameter.detach()
 
 
+Factors = tuple[nn.Module, torch.Tensor, torch.Tensor, float]
+
+
+def adapter_factors(model: PreTrainedModel) -> dict[nn.Module, Factors]:
+    """Of every adapted layer, the layer without its adapter, and the adapter's factors A (in, rank) and
+    B (rank, out) in the weights' dtype with their scale: the layer's output is x·W + scale·x·A·B."""
+    found = {}
+    for _, layer in _wrapped(model) if is_adapted(model) else []:
+        (name,) = layer.active_adapters
+        base = layer.get_base_layer()
+        pair = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+        down, up = (factor.detach().to(base.weight.dtype).T.contiguous() for factor in pair)
+        found[layer] = (base, down, up, float(layer.scaling[name]))
+    return found
+
+
 @torch.no_grad()
 def _merge(layer: Any) -> torch.Tensor:
     """The adapted weight with its adapters added, rounded once, from double precision."""

@@ -13,7 +13,7 @@ from ivgr.models.forward import hidden_states
 from ivgr.packing.prefix_tree import Pack, pack_queries
 from ivgr.rollout.batch_rows import BatchRows, Seated
 from ivgr.rollout.cuda_graph import CUDAGraphStep
-from ivgr.rollout.fused_step import fits_fused_step, fused_logits
+from ivgr.rollout.fused_step import FusedStep, fits_fused_step
 from ivgr.rollout.prefix_kv_cache import CacheSize, TreeCache
 from ivgr.rollout.responses import Responses
 
@@ -57,7 +57,7 @@ class Branches:
         self.cache = TreeCache(size, model.device)
         self.interval = interval
         self.graphs = graphs
-        self.fused = uses_triton(model.device) and fits_fused_step(model)
+        self.fused = FusedStep(model) if uses_triton(model.device) and fits_fused_step(model) else None
         self.listener = listener
         self.steps = 0
         self.seated_at: dict[int, int] = {}  # the step before which each row was taken
@@ -159,7 +159,7 @@ class Branches:
     def _logits(self) -> torch.Tensor:
         """Returns the next-token logits (R, V) after `self.token`."""
         if self.fused:
-            return fused_logits(self.model, self.token, self.position, self.cache)
+            return self.fused.logits(self.token, self.position, self.cache)
         positions = self.position.expand(3, -1)[..., None]
         hidden = hidden_states(self.model, self.token[:, None], positions, self.unused, tree_cache=self.cache)
         return self.model.lm_head(hidden[:, -1])

@@ -7,9 +7,11 @@ In: the last tokens of R rows. Out: the logits of the next.
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ivgr.kernels.decoding import add_norm, gate_product, rotate
+from ivgr.models.lora import adapter_factors
 from ivgr.models.registry import find_family
 from ivgr.rollout.prefix_kv_cache import TreeCache
 
@@ -33,45 +35,58 @@ def fits_fused_step(model: PreTrainedModel) -> bool:
     return silu and whole and not windows and hasattr(language, "rotary_emb")
 
 
-def fused_logits(
-    model: PreTrainedModel, token: torch.Tensor, position: torch.Tensor, cache: TreeCache
-) -> torch.Tensor:
-    """Returns the next-token logits (R, V) after token (R,) at rotary position (R,)."""
-    family = find_family(model.config.model_type)
-    language: Any = family.language_model(model)
-    hidden = language.embed_tokens(token)
-    angles = language.rotary_emb(hidden[:, None], position.expand(3, -1)[..., None])
-    # Of the three axes, which are one for text, where the model has not merged them.
-    cosine, sine = (part.reshape(-1, *part.shape[-2:])[: len(token), 0].contiguous() for part in angles)
-    delta = None
-    for index, layer in enumerate(family.decoder_layers(model)):
-        hidden, normed = _add_norm(hidden, delta, layer.input_layernorm)
-        delta = _attend(layer.self_attn, index, normed, cosine, sine, cache)
-        hidden, normed = _add_norm(hidden, delta, layer.post_attention_layernorm)
-        mlp: Any = layer.mlp
-        delta = mlp.down_proj(gate_product(mlp.gate_proj(normed), mlp.up_proj(normed)))
-    return model.lm_head(_add_norm(hidden, delta, language.norm)[1])
+class FusedStep:
+    """A decoding pass of `model` as its weights are when this is made: adapters enter rounded to the dtype of
+    the weights that they adapt, each by two products."""
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.adapters = adapter_factors(model)
 
-def _attend(
-    attention: Any,
-    layer: int,
-    normed: torch.Tensor,
-    cosine: torch.Tensor,
-    sine: torch.Tensor,
-    cache: TreeCache,
-) -> torch.Tensor:
-    size = attention.head_dim
-    query, key, value = (
-        projection(normed).unflatten(-1, (-1, size))
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    query, key = (
-        rotate(heads, cosine, sine, *_norm_of(getattr(attention, name, None)))
-        for heads, name in ((query, "q_norm"), (key, "k_norm"))
-    )
-    grouped = query.unflatten(1, (key.shape[1], -1))
-    return attention.o_proj(cache.attend_token(layer, grouped, key, value, attention.scaling).flatten(1))
+    def logits(self, token: torch.Tensor, position: torch.Tensor, cache: TreeCache) -> torch.Tensor:
+        """Returns the next-token logits (R, V) after token (R,) at rotary position (R,)."""
+        family = find_family(self.model.config.model_type)
+        language: Any = family.language_model(self.model)
+        hidden = language.embed_tokens(token)
+        angles = language.rotary_emb(hidden[:, None], position.expand(3, -1)[..., None])
+        # Of the three axes, which are one for text, where the model has not merged them.
+        cosine, sine = (part.reshape(-1, *part.shape[-2:])[: len(token), 0].contiguous() for part in angles)
+        delta = None
+        for index, layer in enumerate(family.decoder_layers(self.model)):
+            hidden, normed = _add_norm(hidden, delta, layer.input_layernorm)
+            delta = self._attend(layer.self_attn, index, normed, cosine, sine, cache)
+            hidden, normed = _add_norm(hidden, delta, layer.post_attention_layernorm)
+            mlp: Any = layer.mlp
+            gated = gate_product(self._project(mlp.gate_proj, normed), self._project(mlp.up_proj, normed))
+            delta = self._project(mlp.down_proj, gated)
+        return self.model.lm_head(_add_norm(hidden, delta, language.norm)[1])
+
+    def _attend(
+        self,
+        attention: Any,
+        layer: int,
+        normed: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        cache: TreeCache,
+    ) -> torch.Tensor:
+        query, key, value = (
+            self._project(linear, normed).unflatten(-1, (-1, attention.head_dim))
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = (
+            rotate(heads, cosine, sine, *_norm_of(getattr(attention, name, None)))
+            for heads, name in ((query, "q_norm"), (key, "k_norm"))
+        )
+        grouped = query.unflatten(1, (key.shape[1], -1))
+        out = cache.attend_token(layer, grouped, key, value, attention.scaling)
+        return self._project(attention.o_proj, out.flatten(1))
+
+    def _project(self, linear: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        if linear not in self.adapters:
+            return linear(rows)
+        base, down, up, scale = self.adapters[linear]
+        return torch.addmm(base(rows), rows @ down, up, alpha=scale)
 
 
 def _add_norm(
