@@ -48,7 +48,7 @@ from ivgr.models.model_directory import (
 )
 from ivgr.models.skeleton import build_skeleton, compute_buffers, replace_parameters
 
-# Bytes that are read at a time, so that a conversion to another dtype takes little memory.
+# Bytes that are read at a time, so that what is to be converted to another dtype takes little memory.
 BLOCK = 1 << 26
 
 
@@ -169,7 +169,8 @@ def _copy(stored: Any, offsets: tuple[int, ...], like: torch.Tensor, device: tor
         return part.copy_(stored[...])
     others = tuple(slice(first, first + size) for first, size in zip(offsets, part.shape, strict=True))[1:]
     for rows in _blocks(part.shape):
-        part[rows].copy_(stored[(slice(offsets[0] + rows.start, offsets[0] + rows.stop), *others)])
+        own = slice(offsets[0] + rows.start, offsets[0] + rows.stop)
+        part[rows].copy_(stored[(own, *others)].to(device))  # whose dtype then changes there, not on the host
     return part
 
 
