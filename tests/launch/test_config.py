@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ivgr.cli.main import main
 from ivgr.launch.config import compose_words, merge, read_config
 from ivgr.models.registry import find_shipped
-from ivgr.tools.random_checkpoint import build_skeleton
+from ivgr.models.skeleton import build_skeleton
 from support.command_line import CONFIGS, SHIPPED, fails
 
 RECIPES = [name for name in SHIPPED if not name.endswith("_sft")]

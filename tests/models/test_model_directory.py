@@ -153,14 +153,24 @@ def _patches(folder):
     write("processor_config.json", json.dumps(fields), folder)
 
 
+def load_from_files(path):
+    """As a run does, which makes the model before it reads any weight."""
+    model, processor, weights = Pretrained(path).load_skeleton()
+    weights.fill(model, torch.device("cpu"))
+    return model, processor
+
+
+@pytest.mark.parametrize(
+    "load", [lambda path: Pretrained(path).load(), load_from_files], ids=["whole", "run"]
+)
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_directory_that_cannot_be_used_is_one_line(folder, name, monkeypatch):
+def test_a_directory_that_cannot_be_used_is_one_line(folder, name, load, monkeypatch):
     """Nothing is asked on the terminal."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     damage, *said = BROKEN[name]
     damage(folder)
     with pytest.raises(UserError) as refused:
-        Pretrained(str(folder)).load()
+        load(str(folder))
     message = str(refused.value)
     assert message.startswith("model.policy: ") and "\n" not in message and str(folder) in message
     assert all(part in message for part in said), message

@@ -20,8 +20,9 @@ from ivgr.data.encode import QueryEncoder
 from ivgr.models.forward import prompt_positions
 from ivgr.models.pretrained import Pretrained
 from ivgr.models.registry import find_family, find_shipped
+from ivgr.models.skeleton import build_skeleton
 from ivgr.rewards.rewards import Rewards
-from ivgr.tools.random_checkpoint import build_skeleton, configure, draw_model
+from ivgr.tools.random_checkpoint import configure, draw_model
 from ivgr.toy.tokenizer import build_tokenizer
 from support.command_line import TINY, fails
 from support.families import FAMILIES

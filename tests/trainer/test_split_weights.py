@@ -3,7 +3,6 @@
 import copy
 import weakref
 from functools import partial
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -26,6 +25,7 @@ from ivgr.trainer import dummy_packs as pad_with_dummy_packs
 from ivgr.trainer.dummy_packs import DummyPackPadder
 from ivgr.trainer.fsdp_strategy import FSDP2
 from support.families import FAMILIES, make_tree, tiny_family
+from support.ranks import on_ranks
 
 pytestmark = pytest.mark.multiprocess
 
@@ -108,25 +108,6 @@ def test_the_copy_is_filled_once_until_it_expires(tiny, mesh):
     assert all(torch.equal(weight, whole[name] + 1.0) for name, weight in filled.items())
 
 
-def on_two_processes(check, folder):
-    """Runs `check(mesh)` on two ranks; it fails where one of them does."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["ivgr.rollout.transformers_engine", "ivgr.trainer.fsdp_strategy"])
-    ranks = [context.Process(target=_meet, args=(rank, folder, check)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
-
-
-def _meet(rank, folder, check):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    check(init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))
-    dist.destroy_process_group()
-
-
 def split_as_the_recipes(policy, mesh):
     strategy = FSDP2(param_dtype="bfloat16")
     strategy._device_mesh = mesh
@@ -150,7 +131,7 @@ def moves_before_it_is_filled(mesh):
 
 @pytest.mark.slow
 def test_the_copy_moves_before_it_is_filled(tmp_path):
-    on_two_processes(moves_before_it_is_filled, tmp_path)
+    on_ranks(moves_before_it_is_filled, tmp_path)
 
 
 def scores_what_it_rolled_out(mesh):
@@ -178,7 +159,7 @@ def scores_what_it_rolled_out(mesh):
 
 def test_the_split_policy_is_the_one_that_rolled_out(tmp_path):
     """Image features and logits in bfloat16, to the last bit."""
-    on_two_processes(scores_what_it_rolled_out, tmp_path)
+    on_ranks(scores_what_it_rolled_out, tmp_path)
 
 
 def test_a_split_policy_scores_as_the_whole_one_and_lets_its_layers_go(tiny, mesh):

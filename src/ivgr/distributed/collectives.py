@@ -3,11 +3,13 @@
 Every function is a collective: all ranks must call it, in the same order.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
+from ivgr.core.errors import UserError
 from ivgr.core.query import Query, Rollout, global_indices
 
 
@@ -46,6 +48,19 @@ def gather(found: object) -> list:
 def gather_lists(found: list) -> list:
     """The lists of all ranks as one, in rank order."""
     return [item for part in gather(found) for item in part]
+
+
+def agree(call: Callable[[], None]) -> None:
+    """Runs `call`, which makes no collective itself; where it raises UserError on any rank, all ranks raise
+    that of the first, so that none waits for one that has stopped."""
+    fault = None
+    try:
+        call()
+    except UserError as error:
+        fault = str(error)
+    first = next((found for found in gather(fault) if found is not None), None)
+    if first is not None:
+        raise UserError(first)
 
 
 def gather_queries(queries: list[Query]) -> list[Query]:

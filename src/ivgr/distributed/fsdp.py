@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from ivgr.core.sharding import is_sharded
 from ivgr.models.registry import find_family
+from ivgr.models.skeleton import replace_parameters
 
 Result = TypeVar("Result")
 RUN_PASS = "run_pass"  # a method that a sharded model gets
@@ -116,7 +117,6 @@ class Replica:
     def _take(self, tensors: Iterable[torch.Tensor]) -> None:
         """Puts `tensors` in the place of the copy's weights, in order."""
         pairs = zip(self.model.parameters(), tensors, strict=True)
-        taken = {id(weight): nn.Parameter(tensor, requires_grad=False) for weight, tensor in pairs}
-        for module in self.model.modules():
-            for name, weight in module.named_parameters(recurse=False, remove_duplicate=False):
-                setattr(module, name, taken[id(weight)])
+        replace_parameters(
+            self.model, {id(weight): nn.Parameter(tensor, requires_grad=False) for weight, tensor in pairs}
+        )

@@ -19,6 +19,7 @@ from ivgr.core.errors import missing_package
 from ivgr.core.seeding import derive_seed, run_seed
 from ivgr.core.settings import PositiveFloat, PositiveInt, checked
 from ivgr.models.registry import find_family
+from ivgr.models.skeleton import placeholders_on_host
 
 Targets = Literal["language", "language+vision"]
 
@@ -56,7 +57,8 @@ class AdapterConfig:
             if isinstance(layer, nn.Linear)
         ]
         config = peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=names)
-        with torch.random.fork_rng():
+        # peft draws adapters on the host and then moves them to where the weights are.
+        with torch.random.fork_rng(), placeholders_on_host(model):
             torch.manual_seed(derive_seed(run_seed(), "adapter"))
             peft.inject_adapter_in_model(config, model)
         for parameter in model.parameters():

@@ -27,6 +27,7 @@ from ivgr.core.errors import UserError, say
 from ivgr.core.finite import find_not_finite
 from ivgr.models.forward import stop_ids
 from ivgr.models.registry import find_family
+from ivgr.models.skeleton import build_skeleton
 
 # As many parameters as the files hold may be described: tied weights lie there once.
 MOST_TIMES = 4
@@ -37,6 +38,8 @@ SETTINGS = (
     "tokenizer_config", "tokenizer", "special_tokens_map", "added_tokens", "vocab", "chat_template",
     "model.safetensors.index",
 )  # fmt: skip
+MIXED = "config.json and weights must be of one model"
+NOT_FINITE = "holds weights that are not finite (first in {}); take an earlier copy"
 ADAPTER = (
     "is an adapter of peft without its model; merge it (merge_and_unload, then save_pretrained) and name "
     "the folder that this writes"
@@ -62,7 +65,7 @@ def read_model(
     """The model of `config` with every weight from the files in `path`; UserError names weights that
     are missing, left over, of another shape or not finite."""
     with reading(path, setting):
-        fault = _fault_of_size(Path(path), config)
+        fault = fault_of_size(_count_held(Path(path)), build_skeleton(config, dtype, attn_implementation))
     if fault is not None:
         refuse(path, setting, fault)
     with reading(path, setting), _without_report():
@@ -77,15 +80,15 @@ def read_model(
             output_loading_info=True,
         )
         model, report = loaded
-        rotary = _fault_of_rotary(model)
+        rotary = fault_of_rotary(model)
     if getattr(model, "peft_config", None) is not None:
         refuse(path, setting, ADAPTER)
-    if (fault := _fault_of_report(report)) is not None:
-        refuse(path, setting, f"{fault}; config.json and weights must be of one model")
+    if (fault := fault_of_report(report)) is not None:
+        refuse(path, setting, f"{fault}; {MIXED}")
     if rotary is not None:
         refuse(path, setting, rotary)
     if (name := find_not_finite(model.named_parameters())) is not None:
-        refuse(path, setting, f"holds weights that are not finite (first in {name}); take an earlier copy")
+        refuse(path, setting, NOT_FINITE.format(name))
     return model
 
 
@@ -170,7 +173,7 @@ def _fault_of_file(file: Path) -> str | None:
         return f"is truncated or damaged ({' '.join(str(error).split())[:120]}); copy it anew"
 
 
-def _fault_of_rotary(model: PreTrainedModel) -> str | None:
+def fault_of_rotary(model: PreTrainedModel) -> str | None:
     """Transformers finds out in the first pass."""
     rotary: Any = find_family(model.config.model_type).language_model(model).rotary_emb
     if not hasattr(rotary, "mrope_section"):
@@ -192,23 +195,25 @@ def _fault_of_weights(file: Path) -> str | None:
     return None
 
 
-def _fault_of_size(path: Path, config: PreTrainedConfig) -> str | None:
-    """Transformers makes whatever config.json describes, by default a model of 72 billion parameters,
-    before it finds that the weights are of another."""
+def _count_held(path: Path) -> int:
+    """Returns how many numbers the weights in a directory are; 0 if it is none."""
     held = 0
     for file in path.glob("model*.safetensors"):
         with safe_open(file, "pt") as tensors:
             held += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    if not held:
-        return None
-    with torch.device("meta"):
-        described = sum(p.numel() for p in AutoModelForImageTextToText.from_config(config).parameters())
-    if described <= MOST_TIMES * held:
+    return held
+
+
+def fault_of_size(held: int, skeleton: PreTrainedModel) -> str | None:
+    """Transformers makes whatever config.json describes, by default a model of 72 billion parameters,
+    before it finds that the weights are of another."""
+    described = sum(weight.numel() for weight in skeleton.parameters())
+    if not held or described <= MOST_TIMES * held:
         return None
     return f"describes {described:,} parameters in config.json and holds {held:,}; they must be of one model"
 
 
-def _fault_of_report(report: dict) -> str | None:
+def fault_of_report(report: dict) -> str | None:
     """Returns the fault in transformers' report of loading a model; tied weights and computed buffers are not
     in it."""
     for name, found, wanted in sorted(report["mismatched_keys"]):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ivgr.core.errors import UserError
 from ivgr.core.settings import Dtype, PositiveInt, checked, dtype_of
@@ -11,6 +11,7 @@ from ivgr.models.attention import set_attention
 from ivgr.models.forward import stop_ids
 from ivgr.models.model_directory import read_config, read_model
 from ivgr.models.processor import read_processor
+from ivgr.models.stored_weights import StoredWeights, read_skeleton
 
 TINY = Path(__file__).parents[1] / "toy" / "tiny"
 SETTING = "model.policy"
@@ -53,14 +54,29 @@ class Pretrained:
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """The model and its processor; UserError if there are none, see `ivgr.models.model_directory`."""
+        folder, config, processor = self._read_parts()
+        model = read_model(folder, config, dtype_of(self.dtype), self.attn_implementation, SETTING)
+        return self._set_up(model, processor), processor
+
+    def load_skeleton(self) -> tuple[PreTrainedModel, ProcessorMixin, StoredWeights | None]:
+        """What `load` gives, with weights on the meta device, and where they are stored: see
+        `ivgr.models.stored_weights`."""
+        folder, config, processor = self._read_parts()
+        model, weights = read_skeleton(
+            folder, config, dtype_of(self.dtype), self.attn_implementation, SETTING
+        )
+        return self._set_up(model, processor), processor, weights
+
+    def _read_parts(self) -> tuple[Path | str, PreTrainedConfig, ProcessorMixin]:
         folder = TINY if self.path == "tiny" else self.path
         config = read_config(folder, SETTING)
-        processor = read_processor(folder, config, SETTING)
-        model = read_model(folder, config, dtype_of(self.dtype), self.attn_implementation, SETTING)
+        return folder, config, read_processor(folder, config, SETTING)
+
+    def _set_up(self, model: PreTrainedModel, processor: ProcessorMixin) -> PreTrainedModel:
         stop_ids(model, processor.tokenizer)
         set_attention(model)
         self._limit_pixels(processor)
-        return model, processor
+        return model
 
     def _limit_pixels(self, processor: ProcessorMixin) -> None:
         """Puts the pixel budget into the image processor; UserError if it is none."""
@@ -76,3 +92,9 @@ class Pretrained:
                 f"an image token covers {token} pixels"
             )
         images.size = {"shortest_edge": fewest, "longest_edge": most}
+
+
+def load_skeleton(source: PolicySource) -> tuple[PreTrainedModel, ProcessorMixin, StoredWeights | None]:
+    """The model of `source`, its processor, and where its weights are stored if they are still to be read: a
+    class of the user's own loads them itself, one derived from `Pretrained` too."""
+    return source.load_skeleton() if type(source) is Pretrained else (*source.load(), None)

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForImageTextToText,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,6 +22,7 @@ from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import Dtype, PositiveInt, Seed, checked, dtype_of
 from ivgr.models.family import Family
 from ivgr.models.registry import find_family
+from ivgr.models.skeleton import build_skeleton
 from ivgr.toy.tokenizer import CHAT_TEMPLATE, PIXELS, build_tokenizer, special_ids
 
 
@@ -56,14 +56,6 @@ def scratch(
         processor.save_pretrained(part)
     parameters = sum(weight.numel() for weight in model.parameters())
     print(f"{parameters:,} random parameters of {family} {size} in {folder}")
-
-
-def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model of `config` on the meta device: every shape, no weight."""
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    model.tie_weights()
-    return model
 
 
 def configure(

@@ -16,10 +16,12 @@ from ivgr.core.lightning_private import has_trainer
 from ivgr.core.metric import ValidationMetric
 from ivgr.core.sharding import is_sharded
 from ivgr.data.encode import EncodingConfig, QueryEncoder
+from ivgr.distributed.collectives import agree
 from ivgr.distributed.fsdp import Replica
 from ivgr.models.lora import is_adapted, merge_adapters
 from ivgr.models.model_directory import write_directory
-from ivgr.models.pretrained import PolicySource, Pretrained
+from ivgr.models.pretrained import PolicySource, Pretrained, load_skeleton
+from ivgr.models.stored_weights import StoredWeights
 from ivgr.models.trainable import TrainableConfig
 from ivgr.trainer.dummy_packs import DummyPackPadder, PadWithDummyPacks
 from ivgr.trainer.export import POLICY, describe_policy
@@ -49,6 +51,7 @@ class PolicyModule(L.LightningModule):
     encoder: QueryEncoder
     reference: Reference | None
     _replica: Replica | None
+    _weights: StoredWeights | None
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class PolicyModule(L.LightningModule):
         self.update = update
         self.guard = NonFiniteGuard(guard.patience)
         self.policy = self.processor = self.encoder = None
-        self.reference = self._replica = None
+        self.reference = self._replica = self._weights = None
         self.metrics: dict[str, float] = {}
         self.check_preempted: Callable[[], None] = lambda: None
 
@@ -82,7 +85,14 @@ class PolicyModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        self.policy, self.processor = self.source.load()
+        agree(self._make)
+        if has_trainer(self):
+            self._place()
+        agree(self._fill)
+
+    def _make(self) -> None:
+        """Makes policy, encoder and reference; weights that are read from a directory stay there for now."""
+        self.policy, self.processor, self._weights = load_skeleton(self.source)
         self.trainable.apply(self.policy.eval())
         self.encoder = QueryEncoder.of(
             self.policy.config,
@@ -92,8 +102,14 @@ class PolicyModule(L.LightningModule):
             self._compute_dtype(),
         )
         self.reference = self.load_reference()
-        if has_trainer(self):
-            self._place()
+
+    def _fill(self) -> None:
+        """Reads onto this rank's device what of the weights it keeps."""
+        device = self.trainer.strategy.root_device if has_trainer(self) else torch.device("cpu")
+        if self._weights is not None:
+            self._weights.fill(self.policy, device)
+        if self.reference is not None:
+            self.reference.fill(device)
 
     def validation_metrics(self) -> Sequence[ValidationMetric]:
         """Returns the data module's own validation metrics, in addition to those that every run has."""

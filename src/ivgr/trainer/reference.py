@@ -16,6 +16,7 @@ from ivgr.models.attention import set_attention
 from ivgr.models.lora import adapters_off, is_adapted
 from ivgr.models.model_directory import read_config, read_model
 from ivgr.models.pretrained import TINY
+from ivgr.models.stored_weights import StoredWeights, read_skeleton
 
 SETTING = "model.reference.path"
 
@@ -30,6 +31,9 @@ class Reference(Protocol):
 
     def shard(self, split: Callable[[PreTrainedModel], None]) -> None:
         """Shards, by `split`, the weights that are not the policy's; UserError if they cannot be sharded."""
+
+    def fill(self, device: torch.device) -> None:
+        """Reads those of the weights that are not the policy's and are still to be read, onto `device`."""
 
 
 class FrozenReference:
@@ -46,8 +50,9 @@ class FrozenReference:
         self.path = path
         self.device = device
 
-    def load(self, policy: PreTrainedModel) -> Reference:
-        """Returns the reference of a policy that is in its training form."""
+    def load(self, policy: PreTrainedModel, weights: StoredWeights | None = None) -> Reference:
+        """Returns the reference of a policy that is in its training form. If `weights` are still to be read
+        into the policy, the reference's are too: see `Reference.fill`."""
         if self.path is None and is_adapted(policy):
             if self.device == "cpu":
                 raise UserError(
@@ -55,11 +60,15 @@ class FrozenReference:
                     "policy itself and takes no memory; leave it out"
                 )
             return UnadaptedPolicy(policy)
-        model = copy.deepcopy(policy) if self.path is None else self._read(policy)
-        return OwnModel(model.eval().requires_grad_(False), policy, offload=self.device == "cpu")
+        if self.path is None:
+            model = copy.deepcopy(policy)
+        else:
+            model, weights = self._read(policy, whole=weights is None)
+        return OwnModel(model.eval().requires_grad_(False), policy, self.device == "cpu", weights)
 
-    def _read(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """Reads the reference; UserError unless it has the model type and vocabulary size of `policy`."""
+    def _read(self, policy: PreTrainedModel, whole: bool) -> tuple[PreTrainedModel, StoredWeights | None]:
+        """Reads the reference, or if not `whole` its skeleton; UserError unless it has the model type and
+        vocabulary size of `policy`."""
         assert self.path is not None, "null takes a copy of the policy"
         folder = TINY if self.path == "tiny" else self.path
         config = read_config(folder, SETTING)
@@ -70,9 +79,13 @@ class FrozenReference:
                 f"{SETTING}: {self.path!r} is a {other} of {others} words, the policy a {own} of {words}; "
                 "they must be alike"
             )
-        model = read_model(folder, config, policy.dtype, "sdpa", SETTING)
+        model, weights = (
+            (read_model(folder, config, policy.dtype, "sdpa", SETTING), None)
+            if whole
+            else read_skeleton(folder, config, policy.dtype, "sdpa", SETTING)
+        )
         set_attention(model)
-        return model
+        return model, weights
 
 
 class UnadaptedPolicy:
@@ -89,14 +102,25 @@ class UnadaptedPolicy:
     def shard(self, split: Callable[[PreTrainedModel], None]) -> None:
         """Does nothing: it has no weights of its own."""
 
+    def fill(self, device: torch.device) -> None:
+        """Does nothing, either."""
+
 
 class OwnModel:
-    """A model with weights of its own; with `offload` they stay on the CPU."""
+    """A model with weights of its own; with `offload` they stay on the CPU. `weights` are those that are
+    still to be read."""
 
-    def __init__(self, model: PreTrainedModel, policy: PreTrainedModel, offload: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        policy: PreTrainedModel,
+        offload: bool = False,
+        weights: StoredWeights | None = None,
+    ) -> None:
         self.model = model
         self.policy = policy
         self.offload = offload
+        self.weights = weights
 
     def inference_model(self) -> AbstractContextManager[PreTrainedModel]:
         if self.offload:
@@ -112,6 +136,10 @@ class OwnModel:
                 "devices; leave it out"
             )
         split(self.model)
+
+    def fill(self, device: torch.device) -> None:
+        if self.weights is not None:
+            self.weights.fill(self.model, torch.device("cpu") if self.offload else device)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class IVGR(PolicyModule):
         return tags_of(self.validation_metrics())
 
     def load_reference(self) -> Reference:
-        return self.reference_source.load(self.policy)
+        return self.reference_source.load(self.policy, self._weights)
 
     def on_fit_start(self) -> None:
         update = PolicyUpdate(

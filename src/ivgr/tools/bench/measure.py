@@ -139,7 +139,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _is_dense(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided
+    return isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided and not leaf.is_meta
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from ivgr.core.errors import UserError
 from ivgr.models.model_directory import read_config
 from ivgr.models.pretrained import TINY
 from ivgr.models.registry import FAMILIES, find_family, find_shipped
-from ivgr.tools.random_checkpoint import build_skeleton
+from ivgr.models.skeleton import build_skeleton
 
 
 @dataclass(frozen=True)
