@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -31,7 +32,9 @@ VIEWS = frozenset((
     "empty_strided", "new_empty", "new_empty_strided",
 ))  # fmt: skip
 INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))
-COUNTED_ON_HOST = frozenset(("nonzero", "_unique2", "unique_dim", "unique_consecutive", "bincount", "repeat_interleave"))
+COUNTED_ON_HOST = frozenset(
+    ("nonzero", "_unique2", "unique_dim", "unique_consecutive", "bincount", "repeat_interleave")
+)
 FILLING = frozenset(("uniform_", "normal_", "zero_", "fill_", "copy_", "mul_", "div_", "add_"))
 MAKING = frozenset(("clone", "cat", "_to_copy", "mul", "div", "add", "zeros_like"))
 
@@ -68,8 +71,10 @@ class HostIntegers(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if DTensor in types:
+            return NotImplemented  # its own handler comes back with what it consists of
         if not PLAIN.issuperset(types):
-            return NotImplemented  # a subclass, such as DTensor, comes back with what it consists of
+            return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name in VIEWS or func.namespace not in ("aten", "prims"):
             return func(*args, **kwargs)

@@ -35,7 +35,9 @@ def run_on_null_gpu(words: Sequence[str], gigabytes: int) -> int:
     environment = os.environ | {
         LOADED: str(library),
         "LD_PRELOAD": str(library),
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(library.parent), os.environ.get("LD_LIBRARY_PATH")])),
+        "LD_LIBRARY_PATH": os.pathsep.join(
+            filter(None, [str(library.parent), os.environ.get("LD_LIBRARY_PATH")])
+        ),
         "NULLGPU_GIB": f"{gigabytes * 1e9 / 2**30:.3f}",
         "NULLGPU_COUNT": "1",
         "PYTHONPATH": paths,
@@ -53,14 +55,29 @@ def compile_library() -> Path:
         return library
     compiler = find_compiler()
     if compiler is None:
-        raise UserError("rehearse: needs a C compiler to build its null GPU, and there is none; install gcc or set CC")
+        raise UserError(
+            "rehearse: needs a C compiler to build its null GPU, and there is none; install gcc or set CC"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"part-{os.getpid()}.so"
-    options = ["-O1", "-shared", "-fPIC", "-w", f"-I{_headers()}", str(SOURCE), "-o", str(part), "-ldl", "-lpthread"]
+    options = [
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-w",
+        f"-I{_headers()}",
+        str(SOURCE),
+        "-o",
+        str(part),
+        "-ldl",
+        "-lpthread",
+    ]
     done = subprocess.run([compiler, *options], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split())[:200]
-        raise UserError(f"rehearse: {compiler} cannot compile {SOURCE.name} ({reason}); install gcc or set CC")
+        raise UserError(
+            f"rehearse: {compiler} cannot compile {SOURCE.name} ({reason}); install gcc or set CC"
+        )
     driver = folder / "libcuda.so.1"
     driver.unlink(missing_ok=True)
     driver.symlink_to(library.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 8
+PASSING_ON = ("__call__", "wrapped_fn", "wrapper", "decorate_context")  # functions of torch that say nothing
 OWN = str(Path(__file__).parent)
 
 
@@ -41,7 +42,8 @@ def name_line(frames: Iterable[dict[str, Any]]) -> str:
             continue
         if "/torch/" not in file and file.endswith(".py"):
             return f"{'/'.join(file.rsplit('/', 2)[-2:])}:{frame['line']}" + (f" ({inner})" if inner else "")
-        inner = inner or (frame["name"] if file.endswith(".py") else "")
+        if file.endswith(".py") and frame["name"] not in PASSING_ON:
+            inner = inner or frame["name"]
     return inner or "autograd"
 
 

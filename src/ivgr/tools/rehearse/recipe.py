@@ -123,7 +123,9 @@ def stated_memory(path: Path) -> str:
         return f"{found[1]}GB"
     bases = (yaml.safe_load(text) or {}).get("base", [])
     for base in [bases] if isinstance(bases, str) else bases:
-        if (path.parent / base).is_file() and (found := STATED.search((path.parent / base).read_text("utf-8"))):
+        if (path.parent / base).is_file() and (
+            found := STATED.search((path.parent / base).read_text("utf-8"))
+        ):
             return f"{found[1]}GB"
     return "80GB"
 

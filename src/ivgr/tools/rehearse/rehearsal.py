@@ -42,8 +42,9 @@ TWICE = 2  # micro-batches of a shape that are run: the first allocates gradient
 @dataclass
 class Rehearsal:
     """figures: by phase, in the order of NAMES. longest_tree: tokens of the largest tree. micro_batches: of
-    an iteration, and run. steps: of decoding, and run with the model. host_peak: bytes of main memory that
-    the rehearsal itself has taken."""
+    an iteration, and run. steps: of decoding, and run with the model. host_weights: bytes of main memory
+    that the weights of policy and reference take on each rank after loading. host_peak: bytes of it that the
+    rehearsal itself has taken."""
 
     figures: dict[str, PhaseFigures]
     prompt: int = 0
@@ -51,6 +52,7 @@ class Rehearsal:
     queries: int = 0
     micro_batches: tuple[int, int] = (0, 0)
     steps: tuple[int, int] = (0, 0)
+    host_weights: int = 0
     host_peak: int = 0
 
 
@@ -128,11 +130,19 @@ class Watch(L.Callback):
     def __init__(self, recipe: Recipe, phases: Phases, folder: Path) -> None:
         self.recipe, self.phases, self.folder = recipe, phases, folder
         self.engine: RehearsedEngine | None = None
-        self.economies: list[FewMicroBatches] = []
         self.queries: list[Query] = []
+        self.host_weights = 0
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        module.configure_model = self.phases.wrap("load", module.configure_model)
+        module.source.load = self.phases.wrap("load", module.source.load)
+        load_reference = self.phases.wrap("load", module.load_reference)
+
+        def load_and_weigh() -> Any:
+            reference = load_reference()
+            self.host_weights = sum(map(_weigh_on_host, (module.policy, getattr(reference, "model", None))))
+            return reference
+
+        module.load_reference = load_and_weigh
         strategy: Any = trainer.strategy
         if is_sharded(strategy):
             strategy.split = self.phases.wrap("split", strategy.split)
@@ -190,6 +200,7 @@ class Watch(L.Callback):
             queries=len(self.queries),
             micro_batches=(self.economy.seen, self.economy.ran),
             steps=(engine.steps, engine.run) if engine else (0, 0),
+            host_weights=self.host_weights,
             host_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
         )
 
@@ -228,6 +239,12 @@ class FewMicroBatches:
                 setattr(pack, name, known.clone())
         self.phases.multiply(counts, places, 1)
         return tree_map(lambda one: one.clone() if isinstance(one, torch.Tensor) else one, result)
+
+
+def _weigh_on_host(model: torch.nn.Module | None) -> int:
+    """Bytes of the parameters that lie in main memory."""
+    weights = [] if model is None else [one for one in model.parameters() if one.device.type == "cpu"]
+    return sum(weight.numel() * weight.itemsize for weight in weights)
 
 
 def _score(queries: list[Query], during_answers: Callable, during_reasoning: Callable, waiting: Any) -> list:

@@ -41,7 +41,9 @@ def rehearse(
         raise SystemExit(1)
 
 
-def _rehearse(config: Path, ranks: int | None, layers: int | None, memory: str | None, file: Path | None) -> bool:
+def _rehearse(
+    config: Path, ranks: int | None, layers: int | None, memory: str | None, file: Path | None
+) -> bool:
     """Rehearses in this process, which runs on the null GPU; returns whether the config fits."""
     import torch
 

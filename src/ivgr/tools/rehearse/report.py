@@ -29,6 +29,7 @@ def describe(found: Rehearsal, config: str, limit: float) -> dict[str, Any]:
         "config": config,
         "phases": phases,
         "fits": find_misfit(found, limit) is None,
+        "host_weights_bytes": found.host_weights,
         "host_peak_bytes": found.host_peak,
     }
 
@@ -84,6 +85,8 @@ def _premises(found: Rehearsal, recipe: Recipe) -> list[str]:
         f"one iteration on a null GPU: {shapes}; the longest tree has {found.longest_tree:,} tokens",
         "no weights are read (the skeleton of the model stands in), rewards are 0 and 1, nothing is written",
     ]
+    if found.host_weights:
+        lines.append(f"each rank loads {found.host_weights / 1e9:.1f} GB of weights into main memory first")
     if found.steps[0]:
         lines.append(
             f"decoding: {found.steps[0]:,} steps, in {found.steps[1]} of them the model is run; of batches "

@@ -70,8 +70,8 @@ def launch_triton(self: JITFunction, *_: Any, grid: Any, warmup: bool, **options
 
 
 def gather_own(gathered: list, found: Any, group: Any = None) -> None:
-    """Fills `gathered` as if this rank alone had found something."""
-    gathered[:] = [found, *(type(found)() if found is not None else None for _ in gathered[1:])]
+    """Fills `gathered` as if the other ranks had lists without items, and all else as this one."""
+    gathered[:] = [found, *([] if isinstance(found, list) else found for _ in gathered[1:])]
 
 
 def sum_own(value: float, device: torch.device) -> float:
