@@ -28,8 +28,8 @@ LARGE = 1 << 16  # elements of a float tensor on the host that is no longer fill
 VIEWS = frozenset((
     "view", "_unsafe_view", "expand", "permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze",
     "as_strided", "split", "split_with_sizes", "unbind", "detach", "alias", "_reshape_alias", "diagonal",
-    "unfold", "narrow", "lift_fresh", "resize_", "set_", "record_stream", "is_same_size", "empty", "empty_like",
-    "empty_strided", "new_empty", "new_empty_strided",
+    "unfold", "narrow", "lift_fresh", "resize_", "set_", "record_stream", "is_same_size", "empty",
+    "empty_like", "empty_strided", "new_empty", "new_empty_strided",
 ))  # fmt: skip
 INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))
 COUNTED_ON_HOST = frozenset(
@@ -261,7 +261,7 @@ def _is_fresh_whole(value: Any, tensors: list[torch.Tensor]) -> bool:
     )
 
 
-def _asks_finite(name: str, args: tuple) -> bool:
+def _asks_finite(name: str, args: tuple[Any, ...]) -> bool:
     """Whether the operation is a part of `isfinite`, which is x == x and |x| != inf."""
     return (name == "eq" and args[0] is args[1]) or (name == "ne" and args[1] in (math.inf, -math.inf))
 

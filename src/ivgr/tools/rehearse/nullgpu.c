@@ -16,7 +16,8 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #undef cudaGetDeviceProperties
-#define LIMIT (1UL << 16)
+#define SMALL (1UL << 16)
+#define ZEROED (1UL << 26)
 
 static __thread int current;
 EXPORT uint64_t nullgpu_launches, nullgpu_syncs, nullgpu_d2h, nullgpu_h2d, nullgpu_gemms, nullgpu_h2d_bytes, nullgpu_mallocs;
@@ -119,9 +120,8 @@ static cudaError_t copy(void *d, const void *s, size_t n) {
   if (from && !to) nullgpu_d2h++;
   if (to && !from) { nullgpu_h2d++; nullgpu_h2d_bytes += n; }
   if (!from && !to) memmove(d, s, n);
-  if (n > LIMIT) return 0;
-  if (from && !to) memset(d, 0, n); /* floats have no value here */
-  if (!from && to) memmove(d, s, n); /* such as torch.tensor([2], device="cuda"), which no mode sees */
+  if (from && !to && n <= ZEROED) memset(d, 0, n); /* floats have no value here */
+  if (!from && to && n <= SMALL) memmove(d, s, n); /* such as torch.tensor([2], device="cuda"), which no mode sees */
   return 0;
 }
 EXPORT cudaError_t cudaMemcpy(void *d, const void *s, size_t n, enum cudaMemcpyKind k) { nullgpu_syncs++; return copy(d, s, n); }

@@ -1,5 +1,5 @@
-"""A recipe as a rehearsal needs it: the module that `ivgr fit` would train, with a policy that has every shape
-and no weights, and an iteration's queries at the recipe's limits.
+"""A recipe as a rehearsal needs it: the module that `ivgr fit` would train, whose policy has every shape and
+no weights.
 
 In: a config file. Out: a `Recipe`.
 """
@@ -13,11 +13,11 @@ import yaml
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ivgr.core.errors import UserError
+from ivgr.core.lightning_private import RunsNothing
 from ivgr.core.settings import dtype_of
 from ivgr.data.stream import BatchComposition
 from ivgr.launch.config import compose_words
 from ivgr.launch.lightning_cli import CLI, run_lightning
-from ivgr.core.lightning_private import RunsNothing
 from ivgr.models.pretrained import Pretrained
 from ivgr.models.registry import find_family
 from ivgr.models.tree_attention import use_tree_attention
@@ -134,14 +134,14 @@ def _prepare(module: PolicyModule, layers: int | None) -> None:
     """Puts the skeleton in place of the policy; UserError for a policy or engine that cannot be rehearsed."""
     if not isinstance(module.source, Pretrained):
         raise UserError(
-            f"rehearse: model.policy is {type(module.source).__name__}, whose weights only its own class makes; "
+            f"rehearse: model.policy is {type(module.source).__name__}, which a rehearsal cannot load; "
             "name a path by ivgr.Pretrained"
         )
     engine: Any = module.engine
     module.engine = engine = engine.engine if isinstance(engine, TimeoutEngine) else engine
     if not isinstance(engine, TransformersEngine):
         raise UserError(
-            f"rehearse: model.engine is {type(engine).__name__}, which runs in code of its own; rehearse with "
+            f"rehearse: model.engine is {type(engine).__name__}, which needs a real GPU; rehearse with "
             "ivgr.TransformersEngine"
         )
     module.source = Skeleton(module.source, layers)

@@ -8,7 +8,7 @@ stand for the others.
 import resource
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import Strategy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map
-from lightning.pytorch.strategies import Strategy
 
 from ivgr.core.finite import find_not_finite
 from ivgr.core.lightning_private import dump_checkpoint
@@ -33,7 +33,6 @@ from ivgr.tools.rehearse.phases import PhaseFigures, Phases
 from ivgr.tools.rehearse.recipe import Recipe
 from ivgr.tools.rehearse.rollout_phase import RehearsedEngine
 from ivgr.tools.rehearse.stand_ins import stand_ins, write_nothing
-from ivgr.trainer.base_module import PolicyModule
 from ivgr.trainer.micro_batches import MicroBatcher
 
 TWICE = 2  # micro-batches of a shape that are run: the first allocates gradients, the second adds to them
