@@ -248,7 +248,7 @@ def _elements(args: tuple, tensors: list[torch.Tensor]) -> int:
     shapes += [one for one in args if isinstance(one, list | tuple) and all(isinstance(n, int) for n in one)]
     depth = max(map(len, shapes), default=0)
     padded = [(1,) * (depth - len(shape)) + tuple(shape) for shape in shapes]
-    return math.prod(max(1, *sizes) if len(sizes) > 1 else sizes[0] for sizes in zip(*padded, strict=True))
+    return math.prod(0 if 0 in sizes else max(sizes) for sizes in zip(*padded, strict=True))
 
 
 def _is_fresh_whole(value: Any, tensors: list[torch.Tensor]) -> bool:
@@ -263,7 +263,9 @@ def _is_fresh_whole(value: Any, tensors: list[torch.Tensor]) -> bool:
 
 def _asks_finite(name: str, args: tuple[Any, ...]) -> bool:
     """Whether the operation is a part of `isfinite`, which is x == x and |x| != inf."""
-    return (name == "eq" and args[0] is args[1]) or (name == "ne" and args[1] in (math.inf, -math.inf))
+    if name == "eq":
+        return args[0] is args[1]
+    return name == "ne" and not isinstance(args[1], torch.Tensor) and math.isinf(args[1])
 
 
 def _within(name: str, args: tuple) -> tuple:

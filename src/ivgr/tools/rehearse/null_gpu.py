@@ -29,22 +29,28 @@ def is_loaded() -> bool:
 
 def run_on_null_gpu(words: Sequence[str], gigabytes: int) -> int:
     """Runs `ivgr WORDS` in a child process on a null GPU of that many GB; returns its exit code."""
+    command = [sys.executable, "-m", "ivgr", *words]
+    return subprocess.run(command, env=child_environment(gigabytes), check=False).returncode
+
+
+def child_environment(gigabytes: int) -> dict[str, str]:
+    """The environment of a process that is to run on a null GPU of that many GB."""
     library = compile_library()
-    package = Path(__file__).parents[3]
-    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {
+    return os.environ | {
         LOADED: str(library),
         "LD_PRELOAD": str(library),
-        "LD_LIBRARY_PATH": os.pathsep.join(
-            filter(None, [str(library.parent), os.environ.get("LD_LIBRARY_PATH")])
-        ),
+        "LD_LIBRARY_PATH": _before("LD_LIBRARY_PATH", library.parent),
+        "PYTHONPATH": _before("PYTHONPATH", Path(__file__).parents[3]),
         "NULLGPU_GIB": f"{gigabytes * 1e9 / 2**30:.3f}",
         "NULLGPU_COUNT": "1",
-        "PYTHONPATH": paths,
         "CUDA_VISIBLE_DEVICES": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return subprocess.run([sys.executable, "-m", "ivgr", *words], env=environment, check=False).returncode
+
+
+def _before(variable: str, folder: Path) -> str:
+    """The environment's list of folders with `folder` before the others."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get(variable)]))
 
 
 def compile_library() -> Path:

@@ -1,5 +1,5 @@
-"""A recipe as a rehearsal needs it: the module that `ivgr fit` would train, whose policy has every shape and
-no weights.
+"""A recipe as a rehearsal needs it: the module and the strategy that `ivgr fit` would use, and how many
+queries an iteration has.
 
 In: a config file. Out: a `Recipe`.
 """
@@ -10,22 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ivgr.core.errors import UserError
 from ivgr.core.lightning_private import RunsNothing
-from ivgr.core.settings import dtype_of
 from ivgr.data.stream import BatchComposition
 from ivgr.launch.config import compose_words
 from ivgr.launch.lightning_cli import CLI, run_lightning
 from ivgr.models.pretrained import Pretrained
-from ivgr.models.registry import find_family
-from ivgr.models.tree_attention import use_tree_attention
 from ivgr.rollout.engine_timeout import TimeoutEngine
 from ivgr.rollout.transformers_engine import TransformersEngine
-from ivgr.tools.plan.model_shape import find_config
-from ivgr.tools.random_checkpoint import build_skeleton
-from ivgr.toy.tokenizer import CHAT_TEMPLATE, build_tokenizer, special_ids
 from ivgr.trainer.base_module import PolicyModule
 
 STATED = re.compile(r"GPUs? of (\d+) ?GB")
@@ -44,8 +37,8 @@ class Instantiated(RunsNothing, CLI):
 
 @dataclass
 class Recipe:
-    """module: with a `Skeleton` in place of its policy's source. mix: queries of an iteration on one rank, of
-    a cold start demonstrations. streams: of paired queries."""
+    """mix: queries of an iteration on one rank, of a cold start demonstrations. streams: of paired queries.
+    layers: to which the models are cut, None for all."""
 
     module: PolicyModule
     strategy: Any
@@ -53,47 +46,7 @@ class Recipe:
     ranks: int
     mix: BatchComposition
     streams: tuple[str, ...]
-
-
-class Skeleton:
-    """Loads what `Pretrained` would, without bytes: the model's every shape in main memory that nothing
-    fills, the family's own processor around the tiny world's tokenizer. `layers` cuts the language model and
-    the vision tower."""
-
-    def __init__(self, source: Pretrained, layers: int | None) -> None:
-        self.source = source
-        self.layers = layers
-
-    def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """Has the signature of `PolicySource`."""
-        tokenizer = build_tokenizer()
-        config = find_config(self.source.path)
-        _name_special_tokens(config, tokenizer)
-        if self.layers is not None:
-            cut_layers(config, self.layers)
-        model = build_skeleton(config, dtype_of(self.source.dtype)).to_empty(device="cpu")
-        model.tie_weights()
-        model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
-        family = find_family(config.model_type)
-        processor = family.build_processor(tokenizer, CHAT_TEMPLATE)
-        use_tree_attention(model)
-        self.source._limit_pixels(processor)
-        return model.eval(), processor
-
-
-def cut_layers(config: PreTrainedConfig, layers: int) -> None:
-    """Leaves `layers` layers of the language model and of the vision tower, and of the settings that name
-    layers those that are left."""
-    text, vision = config.text_config, config.vision_config
-    text.num_hidden_layers = min(layers, text.num_hidden_layers)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
-    vision.depth = min(layers, vision.depth)
-    if getattr(vision, "deepstack_visual_indexes", None):
-        count = min(len(vision.deepstack_visual_indexes), vision.depth, text.num_hidden_layers)
-        vision.deepstack_visual_indexes = list(range(count))
-    if getattr(vision, "fullatt_block_indexes", None):
-        vision.fullatt_block_indexes = [vision.depth - 1]
+    layers: int | None
 
 
 def read_recipe(path: Path, ranks: int | None, layers: int | None) -> Recipe:
@@ -105,13 +58,13 @@ def read_recipe(path: Path, ranks: int | None, layers: int | None) -> Recipe:
     module, trainer, data = cli.made["fit"].model, cli.trainer_settings, cli.data_settings["init_args"]
     cold_start = module.kind == "sft"
     ranks = ranks or _count_ranks(trainer)
-    _prepare(module, layers)
+    _prepare(module)
     if cold_start:
         mix, streams = BatchComposition(0, max(data["batch"] // ranks, 1)), ()
     else:
         streams = tuple(data["streams"])
         mix = _mix(data, streams, ranks)
-    return Recipe(module, cli.made["fit"].trainer.strategy, cold_start, ranks, mix, streams)
+    return Recipe(module, cli.made["fit"].trainer.strategy, cold_start, ranks, mix, streams, layers)
 
 
 def stated_memory(path: Path) -> str:
@@ -130,11 +83,12 @@ def stated_memory(path: Path) -> str:
     return "80GB"
 
 
-def _prepare(module: PolicyModule, layers: int | None) -> None:
-    """Puts the skeleton in place of the policy; UserError for a policy or engine that cannot be rehearsed."""
+def _prepare(module: PolicyModule) -> None:
+    """Takes the engine out of its timeout, which is another thread; UserError for a policy or engine that
+    cannot be rehearsed."""
     if not isinstance(module.source, Pretrained):
         raise UserError(
-            f"rehearse: model.policy is {type(module.source).__name__}, which a rehearsal cannot load; "
+            f"rehearse: model.policy is {type(module.source).__name__}, which makes its weights itself; "
             "name a path by ivgr.Pretrained"
         )
     engine: Any = module.engine
@@ -144,16 +98,6 @@ def _prepare(module: PolicyModule, layers: int | None) -> None:
             f"rehearse: model.engine is {type(engine).__name__}, which needs a real GPU; rehearse with "
             "ivgr.TransformersEngine"
         )
-    module.source = Skeleton(module.source, layers)
-
-
-def _name_special_tokens(config: PreTrainedConfig, tokenizer: Any) -> None:
-    """Gives `config` the numbers of the tokenizer's special tokens."""
-    fields = special_ids(tokenizer)
-    for name, token in fields.pop("text_config").items():
-        setattr(config.text_config, name, token)
-    for name, token in fields.items():
-        setattr(config, name, token)
 
 
 def _count_ranks(trainer: dict[str, Any]) -> int:

@@ -59,7 +59,7 @@ def rehearse_recipe(recipe: Recipe) -> Rehearsal:
     """Runs one iteration, of a cold start two steps."""
     integers = HostIntegers()
     phases = Phases(integers)
-    with tempfile.TemporaryDirectory() as folder, stand_ins(), integers:
+    with tempfile.TemporaryDirectory() as folder, stand_ins(recipe.layers), integers:
         if recipe.ranks > 1 or is_sharded(recipe.strategy):
             dist.init_process_group("fake", rank=0, world_size=recipe.ranks, store=FakeStore())
         watch = Watch(recipe, phases, Path(folder))

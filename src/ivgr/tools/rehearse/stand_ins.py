@@ -20,6 +20,7 @@ from triton.runtime.jit import JITFunction
 
 from ivgr.core.sharding import local_part
 from ivgr.distributed import collectives
+from ivgr.tools.rehearse.skeleton import skeleton_readers
 from ivgr.trainer import optimizer_step
 
 
@@ -89,8 +90,8 @@ def write_nothing(state: Any, *_: Any, **__: Any) -> None:
 
 
 @contextmanager
-def stand_ins() -> Iterator[None]:
-    """In the body, all of them stand in."""
+def stand_ins(layers: int | None = None) -> Iterator[None]:
+    """In the body, all of them stand in, those of skeleton.py too."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     with ExitStack() as stack:
         for owner, name, stand_in in (
@@ -101,6 +102,7 @@ def stand_ins() -> Iterator[None]:
             (torch, "save", write_nothing),
             (collectives, "sum_ranks", sum_own),
             (optimizer_step, "sum_ranks", sum_own),
+            *skeleton_readers(layers),
         ):
             stack.enter_context(patch.object(owner, name, stand_in))
         yield
