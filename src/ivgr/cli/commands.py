@@ -20,6 +20,7 @@ TOOLS = {
     "analyse": "ivgr.tools.benchmarks.differences.analyse",
     "scratch": "ivgr.tools.random_checkpoint.scratch",
     "plan": "ivgr.tools.plan.plan.plan",
+    "rehearse": "ivgr.tools.rehearse.rehearse.rehearse",
     "archive": "ivgr.tools.archive_table.ARCHIVE",
     "export": "ivgr.trainer.export.export",
     "bench": "ivgr.tools.bench.bench.BENCH",

@@ -9,6 +9,7 @@ explicit boxes (iVGR, arXiv 2605.31096).
                                 continue a run that was stopped
                                 (auto: if there is one; SIGTERM saves before it stops the run)
   ivgr plan --config FILE       what it needs, before any GPU is rented
+  ivgr rehearse --config FILE   one iteration on a GPU that does nothing: memory and kernels by phase
   ivgr validate --config FILE   held-out figures of a policy, both streams, greedy
   ivgr ask IMAGE... "QUESTION"  ask a policy: answer, reasoning and, with --mode grounded, boxes; with
                                 --mode tool a closer look at what they hold

@@ -73,7 +73,7 @@ def run_fit(words: list[str]) -> None:
 
 
 def run_tool(name: str, words: list[str]) -> None:
-    """`plan` has a --config of its own, which auto_cli would take for a file of options."""
+    """`plan` and `rehearse` have a --config of their own, which auto_cli would take for a file of options."""
     try:
         _run_tool(name, words)
     except SettingError as error:
@@ -82,7 +82,7 @@ def run_tool(name: str, words: list[str]) -> None:
 
 def _run_tool(name: str, words: list[str]) -> None:
     tool: Any = load_tool(name)
-    if name != "plan":
+    if name not in ("plan", "rehearse"):
         auto_cli(tool, args=words, prog=f"ivgr {name}", parser_class=ToolParser, description=None)
         return
     parser = Parser(prog=f"ivgr {name}", description=None)

@@ -58,11 +58,11 @@ def plan(
         raise SystemExit(1)
 
 
-def parse_memory(text: str) -> float:
-    """Bytes of "80GB", "24 GiB" or "80" (GB)."""
+def parse_memory(text: str, command: str = "plan") -> float:
+    """Bytes of "80GB", "24 GiB" or "80" (GB), as the --memory of `command`."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(GB|GiB)?\s*", text, re.IGNORECASE)
     if not match or not float(match[1]):
-        raise UserError(f"plan --memory is {text!r}, must be such as 80GB")
+        raise UserError(f"{command} --memory is {text!r}, must be such as 80GB")
     return float(match[1]) * UNITS[(match[2] or "GB").upper()]
 
 
