@@ -38,7 +38,7 @@ class Instantiated(RunsNothing, CLI):
 @dataclass
 class Recipe:
     """mix: queries of an iteration on one rank, of a cold start demonstrations. streams: of paired queries.
-    layers: to which the models are cut, None for all."""
+    layers: to which the models are cut, None for all. limit: bytes of a GPU."""
 
     module: PolicyModule
     strategy: Any
@@ -47,9 +47,10 @@ class Recipe:
     mix: BatchComposition
     streams: tuple[str, ...]
     layers: int | None
+    limit: float
 
 
-def read_recipe(path: Path, ranks: int | None, layers: int | None) -> Recipe:
+def read_recipe(path: Path, ranks: int | None, layers: int | None, limit: float) -> Recipe:
     """The recipe of a config file; UserError as the parser's, and for what cannot be rehearsed."""
     if not path.is_file():
         raise UserError(f"--config: no file at {path}")
@@ -64,7 +65,7 @@ def read_recipe(path: Path, ranks: int | None, layers: int | None) -> Recipe:
     else:
         streams = tuple(data["streams"])
         mix = _mix(data, streams, ranks)
-    return Recipe(module, cli.made["fit"].trainer.strategy, cold_start, ranks, mix, streams, layers)
+    return Recipe(module, cli.made["fit"].trainer.strategy, cold_start, ranks, mix, streams, layers, limit)
 
 
 def stated_memory(path: Path) -> str:

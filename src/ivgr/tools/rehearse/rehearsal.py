@@ -41,7 +41,8 @@ TWICE = 2  # micro-batches of a shape that are run: the first allocates gradient
 @dataclass
 class Rehearsal:
     """figures: by phase, in the order of NAMES. longest_tree: tokens of the largest tree. micro_batches: of
-    an iteration, and run. steps: of decoding, and run with the model. host_weights: bytes of main memory
+    an iteration, and run. steps: of decoding, and run with the model. together:
+    branches that decode at a time. host_weights: bytes of main memory
     that the weights of policy and reference take on each rank after loading. host_peak: bytes of it that the
     rehearsal itself has taken."""
 
@@ -51,6 +52,7 @@ class Rehearsal:
     queries: int = 0
     micro_batches: tuple[int, int] = (0, 0)
     steps: tuple[int, int] = (0, 0)
+    together: int = 0
     host_weights: int = 0
     host_peak: int = 0
 
@@ -133,15 +135,15 @@ class Watch(L.Callback):
         self.host_weights = 0
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        module.source.load = self.phases.wrap("load", module.source.load)
-        load_reference = self.phases.wrap("load", module.load_reference)
+        module._make = self.phases.wrap("load", module._make)
+        fill = self.phases.wrap("load", module._fill)
 
-        def load_and_weigh() -> Any:
-            reference = load_reference()
-            self.host_weights = sum(map(_weigh_on_host, (module.policy, getattr(reference, "model", None))))
-            return reference
+        def fill_and_weigh() -> None:
+            fill()
+            models = (module.policy, getattr(module.reference, "model", None))
+            self.host_weights = sum(map(_weigh_on_host, models))
 
-        module.load_reference = load_and_weigh
+        module._fill = fill_and_weigh
         strategy: Any = trainer.strategy
         if is_sharded(strategy):
             strategy.split = self.phases.wrap("split", strategy.split)
@@ -156,7 +158,7 @@ class Watch(L.Callback):
             return
         module.iterations = 1
         step, update = module.rl_step, module.rl_step.update
-        step.engine = self.engine = RehearsedEngine(step.engine, self.phases)
+        step.engine = self.engine = RehearsedEngine(step.engine, self.phases, self.recipe.limit)
         step.rollout_policy = self.phases.wrap("rollout_prefill", step.rollout_policy)
         step.scorer.score = _score
         step.resample, step.drop_zero_std = 0, False
@@ -199,6 +201,7 @@ class Watch(L.Callback):
             queries=len(self.queries),
             micro_batches=(self.economy.seen, self.economy.ran),
             steps=(engine.steps, engine.run) if engine else (0, 0),
+            together=engine.together if engine else 0,
             host_weights=self.host_weights,
             host_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
         )

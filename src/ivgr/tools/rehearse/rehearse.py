@@ -57,7 +57,7 @@ def _rehearse(
             f"rehearse: PyTorch {torch.__version__} does not start on the null GPU; take a build for CUDA 13"
         )
     limit = parse_memory(memory or stated_memory(config), "rehearse")
-    recipe = read_recipe(config, ranks, layers)
+    recipe = read_recipe(config, ranks, layers, limit)
     found = rehearse_recipe(recipe)
     show(found, recipe, limit)
     figures = describe(found, str(config), limit)

@@ -1,36 +1,41 @@
 """The rollout of a rehearsal: drives the recipe's own engine by `roll_out`, to its own max_new_tokens.
 
-Every step of decoding does its own bookkeeping, so that the KV cache grows as it would. Of the model's passes
-and the draws of tokens, only some are run: the first STEPS, and every STRIDE-th, in which a cache that has
-grown is read; in the others tensors of the same shape stand in. Of batches that are decoded one after the
-other the first is run. The figures are multiplied out.
+The engine takes the room that a GPU of the size asked for would leave it. The prompts that have room at first
+are prefilled and decoded to the end. Of the decoding steps some are run, the first STEPS and every
+STRIDE-th, with the cache as full as it is then; in the others only what the engine keeps account of goes on.
+What the other prompts take is multiplied out.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ivgr.core.query import Query
-from ivgr.rollout.sampling import Sampling, SamplingConfig
+from ivgr.core.query import Query, Rollout
+from ivgr.rollout import room
+from ivgr.rollout.branches import Branches
+from ivgr.rollout.responses import Responses
+from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import RolloutEngine
+from ivgr.tools.plan.plan import HEADROOM
 from ivgr.tools.rehearse.phases import Phases
 
 STEPS, STRIDE = 16, 64
 
 
 class RehearsedEngine:
-    """Rolls out the first batch of queries and copies its responses to the others."""
+    """Rolls out the prompts that have room in a GPU of `limit` bytes, and gives all of them responses as long
+    as they may be."""
 
-    def __init__(self, engine: RolloutEngine, phases: Phases) -> None:
-        self.engine = engine
+    def __init__(self, engine: RolloutEngine, phases: Phases, limit: float) -> None:
+        self.engine: Any = engine
         self.phases = phases
-        self.steps = self.run = 0
+        self.limit = limit
+        self.steps = self.run = self.together = 0
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -42,89 +47,90 @@ class RehearsedEngine:
     def roll_out(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[Query], seed: int
     ) -> None:
-        together = min(getattr(self.engine, "batch_queries", len(queries)), len(queries))
-        batches = -(-len(queries) // together)
-        with ShortenedDecoding(model, self.phases, batches) as shortened:
-            self.engine.roll_out(model, tokenizer, queries[:together], seed)
-        self.steps, self.run = shortened.passes.seen, shortened.passes.run
-        template = {group.stream: group.rollouts for query in queries[:together] for group in query.groups}
-        some = next(iter(template.values()))
-        for query in queries[together:]:
-            for group in query.groups:
-                group.rollouts += template.get(group.stream, some)
+        self.engine.cuda_graphs = False  # each kernel is counted
+        branches = sum(len(query.groups) for query in queries) * self.sampling.group_size
+        with FirstFill(self.phases, self.limit) as first:
+            self.engine.roll_out(model, tokenizer, queries, seed)
+        self.steps, self.run, self.together = first.steps, first.run, first.together
+        for name in ("rollout_prefill", "rollout_decode"):
+            self.phases.repeat(name, branches / first.together)
+        length = self.sampling.max_new_tokens
+        for group in (group for query in queries for group in query.groups):
+            for number in range(self.sampling.group_size):
+                none = torch.zeros(length)
+                group.rollouts[number:] = [Rollout(none.long(), none, none, "", truncated=True)]
 
 
-class Thinned:
-    """Calls `real` in some steps and `cheap` in the others; counts what the real calls do."""
+class FirstFill:
+    """In its body the engine decodes the branches that it seats at first, and some steps stand for all."""
 
-    def __init__(self, real: Callable, cheap: Callable, phases: Phases) -> None:
-        self.real, self.cheap, self.phases = real, cheap, phases
-        self.seen = self.run = 0
+    def __init__(self, phases: Phases, limit: float) -> None:
+        self.phases = phases
+        self.limit = limit
+        self.steps = self.run = self.together = 0
         self.counts: Counter[str] = Counter()
         self.places: Counter[tuple[str, str]] = Counter()
+        self.stack = ExitStack()
+        self.begun: list[Responses] = []
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        step, self.seen = self.seen, self.seen + 1
-        if step >= STEPS and step % STRIDE:
-            return self.cheap(*args, **kwargs)
-        self.run += 1
-        counts, places = self.phases.counts(), self.phases.integers.places.copy()
-        found = self.real(*args, **kwargs)
-        self.counts += self.phases.counts() - counts
-        self.places += self.phases.integers.places - places
-        return found
+    def __enter__(self) -> "FirstFill":
+        self.parts = {name: getattr(Branches, name) for name in ("_fill", "_begin", "_step")}
+        unfinished = Responses.unfinished
 
-    def multiply(self) -> None:
-        """Adds what the calls that were left out would have done."""
-        if self.run:
-            self.phases.multiply(self.counts, self.places, (self.seen - self.run) / self.run)
+        def once(responses: Responses) -> list[int]:
+            new = responses not in self.begun
+            self.begun.append(responses)
+            return unfinished(responses) if new else []
 
-
-class ShortenedDecoding:
-    """In its body, `model` and the sampling run in some steps of decoding only. The prefill counts for its
-    own phase, and ends where a pass of one token a row begins."""
-
-    def __init__(self, model: PreTrainedModel, phases: Phases, batches: int) -> None:
-        self.inner, self.phases, self.batches = model.model, phases, batches
-        self.passes = Thinned(self.inner.forward, self._skip_pass, phases)
-        self.draws = Thinned(Sampling.choose, _skip_draw, phases)
-        self.stack, self.stage = ExitStack(), ExitStack()
-
-    def __enter__(self) -> "ShortenedDecoding":
-        self.stack.enter_context(patch.object(self.inner, "forward", self._pass))
-        draws = self.draws
-        self.stack.enter_context(patch.object(Sampling, "choose", lambda *args: draws(*args)))
-        self.stage.enter_context(self._phase("rollout_prefill"))
+        stand_ins = {name: getattr(self, name) for name in self.parts}
+        for name, stand_in in stand_ins.items():
+            bound = lambda branches, *rest, stand_in=stand_in: stand_in(branches, *rest)  # noqa: E731
+            self.stack.enter_context(patch.object(Branches, name, bound))
+        self.stack.enter_context(patch.object(Responses, "unfinished", once))
+        self.stack.enter_context(patch.object(room, "free_bytes", self._free_bytes))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.passes.multiply()
-        self.draws.multiply()
-        self.stage.close()
         self.stack.close()
 
-    def _pass(self, input_ids: torch.Tensor, **options: Any) -> Any:
-        if input_ids.shape[1] > 1 or options.get("pixel_values") is not None:
-            return self.passes.real(input_ids=input_ids, **options)
-        if not self.passes.seen:
-            self.stage.close()
-            self.stage.enter_context(self._phase("rollout_decode"))
-        return self.passes(input_ids=input_ids, **options)
+    def _free_bytes(self, device: torch.device) -> float:
+        return max(self.limit * (1 - HEADROOM) - torch.cuda.memory_allocated(device), 0)
 
-    def _skip_pass(self, input_ids: torch.Tensor, **_: Any) -> Any:
-        weight = self.inner.get_input_embeddings().weight
-        return SimpleNamespace(last_hidden_state=weight.new_empty(*input_ids.shape, weight.shape[1]))
+    def _fill(self, branches: Branches) -> bool:
+        """Seats prompts once; those that have no room then, or lose it, are left out."""
+        if self.together:
+            branches.rows.waiting.clear()
+        found = self.parts["_fill"](branches)
+        self.together = self.together or len(branches.rows.taken)
+        if not found:
+            with self.phases.measure("rollout_decode"):
+                self.phases.multiply(self.counts, self.places, (self.steps - self.run) / max(self.run, 1))
+        return found
+
+    def _begin(self, *arguments: Any) -> None:
+        with self.phases.measure("rollout_prefill"):
+            self.parts["_begin"](*arguments)
+
+    def _step(self, branches: Branches) -> None:
+        step, self.steps = self.steps, self.steps + 1
+        if step >= STEPS and step % STRIDE:
+            self._skip(branches)
+            return
+        with self._decoding():
+            self.parts["_step"](branches)
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Measures as phase `name`, and multiplies by the number of batches."""
-        with self.phases.measure(name):
+    def _decoding(self) -> Iterator[None]:
+        with self.phases.measure("rollout_decode"):
+            self.run += 1
+            counts, places = self.phases.counts(), self.phases.integers.places.copy()
             yield
-        self.phases.repeat(name, self.batches)
+            self.counts += self.phases.counts() - counts
+            self.places += self.phases.integers.places - places
 
-
-def _skip_draw(sampling: Sampling, logits: torch.Tensor, draw: torch.Tensor | None = None) -> tuple:
-    """Token 0 for every row, which no model ends a response with."""
-    token = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    probability = torch.zeros(len(logits), device=logits.device)
-    return token, probability, probability
+    def _skip(self, branches: Branches) -> None:
+        """Every response that goes on is a token longer, up to its most."""
+        branches.steps += 1
+        responses, number = branches.responses, branches.number
+        responses.length[number] += branches.going_on.long()
+        branches.going_on &= responses.length[number] < responses.limit

@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 
 from ivgr.core.sharding import local_part
 from ivgr.distributed import collectives
-from ivgr.tools.rehearse.skeleton import skeleton_readers
+from ivgr.tools.rehearse.unread_models import skeleton_readers
 from ivgr.trainer import optimizer_step
 
 
@@ -91,7 +91,7 @@ def write_nothing(state: Any, *_: Any, **__: Any) -> None:
 
 @contextmanager
 def stand_ins(layers: int | None = None) -> Iterator[None]:
-    """In the body, all of them stand in, those of skeleton.py too."""
+    """In the body, all of them stand in, those of unread_models.py too."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     with ExitStack() as stack:
         for owner, name, stand_in in (

@@ -1,9 +1,11 @@
 """Models without weights: what stands in for reading a model directory.
 
 In: a path or hub id as `model.policy` has it. Out: its configuration, the family's own processor around the
-tiny world's tokenizer, and the model's every shape in memory that nothing fills.
+tiny world's tokenizer, and the model's every shape, whose weights are then made where they would be read to.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ivgr.core.errors import UserError
-from ivgr.models import pretrained
+from ivgr.models import pretrained, stored_weights
 from ivgr.models.registry import find_family
+from ivgr.models.skeleton import build_skeleton, compute_buffers
+from ivgr.models.stored_weights import StoredWeights
 from ivgr.tools.plan.model_shape import find_config
-from ivgr.tools.random_checkpoint import build_skeleton
 from ivgr.toy.tokenizer import CHAT_TEMPLATE, build_tokenizer, special_ids
 from ivgr.trainer import reference
 
@@ -25,9 +28,10 @@ def skeleton_readers(layers: int | None) -> list[tuple[Any, str, Any]]:
     return [
         (pretrained, "read_config", configure),
         (pretrained, "read_processor", make_processor),
-        (pretrained, "read_model", make_model),
+        (pretrained, "read_skeleton", make_skeleton),
         (reference, "read_config", configure),
-        (reference, "read_model", make_model),
+        (reference, "read_skeleton", make_skeleton),
+        (stored_weights, "_copy", leave_empty),
     ]
 
 
@@ -49,20 +53,32 @@ def make_processor(_: Any, config: PreTrainedConfig, *__: Any) -> ProcessorMixin
     return family.build_processor(build_tokenizer(), CHAT_TEMPLATE)
 
 
-def make_model(
-    _: Any, config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str, *__: Any
-) -> PreTrainedModel:
-    """The model in memory that nothing fills, where transformers would put it: on the device of the context.
-    UserError if its attention is not SDPA's."""
+class UnreadWeights(StoredWeights):
+    """Weights that are nowhere: with `leave_empty` in the place of the function that reads a tensor, `fill`
+    makes every tensor where it would lie."""
+
+    @contextmanager
+    def _opened(self) -> Iterator[Callable[[str], Any]]:
+        yield lambda name: None
+
+
+def leave_empty(_: Any, offsets: tuple[int, ...], like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return torch.empty_like(like, device=device)
+
+
+def make_skeleton(
+    path: Any, config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str, setting: str
+) -> tuple[PreTrainedModel, StoredWeights]:
+    """The model on the meta device, as the loader makes it. UserError if its attention is not SDPA's."""
     if attn_implementation != "sdpa":
         raise UserError(
             f"rehearse: model.policy.attn_implementation is {attn_implementation}, which needs a real GPU; "
             "rehearse with sdpa"
         )
-    model = build_skeleton(config, dtype).to_empty(device=torch.get_default_device())
-    model.tie_weights()
+    model = build_skeleton(config, dtype)
+    compute_buffers(model)
     model.generation_config = GenerationConfig(eos_token_id=config.text_config.eos_token_id)
-    return model.eval()
+    return model.eval(), UnreadWeights(path, setting, {})
 
 
 def cut_layers(config: PreTrainedConfig, layers: int) -> None:
