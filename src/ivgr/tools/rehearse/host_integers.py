@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 OWN = str(Path(__file__).parent)
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 WHOLE = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool))
-MOST = 1 << 24  # elements of a tensor of whole numbers that is still computed
+MOST = 1 << 22  # elements of a tensor of whole numbers that is still computed
 LARGE = 1 << 16  # elements of a float tensor on the host that is no longer filled
 VIEWS = frozenset((
     "view", "_unsafe_view", "expand", "permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze",
@@ -248,7 +248,7 @@ def _elements(args: tuple, tensors: list[torch.Tensor]) -> int:
     shapes += [one for one in args if isinstance(one, list | tuple) and all(isinstance(n, int) for n in one)]
     depth = max(map(len, shapes), default=0)
     padded = [(1,) * (depth - len(shape)) + tuple(shape) for shape in shapes]
-    return math.prod(0 if 0 in sizes else max(sizes) for sizes in zip(*padded, strict=True))
+    return math.prod(max(sizes) for sizes in zip(*padded, strict=True))
 
 
 def _is_fresh_whole(value: Any, tensors: list[torch.Tensor]) -> bool:

@@ -73,9 +73,9 @@ def show(found: Rehearsal, recipe: Recipe, limit: float) -> None:
         most = max(one.reserved for one in found.figures.values())
         print(f"fits: {most / 1e9:.1f} of {limit / 1e9:.1f} GB a GPU at the most")
         return
-    size = found.figures[phase].reserved / 1e9
-    advice = mend(phase, found, recipe.module.update.token_budget)
-    print(f"does not fit: {phase} takes {size:.1f} of {limit / 1e9:.1f} GB a GPU; {advice}")
+    one, advice = found.figures[phase], mend(phase, found, recipe.module.update.token_budget)
+    taken = f"{one.reserved / 1e9:.1f} of {limit / 1e9:.1f} GB a GPU (its tensors {one.peak / 1e9:.1f})"
+    print(f"does not fit: {phase} takes {taken}; {advice}")
 
 
 def _premises(found: Rehearsal, recipe: Recipe) -> list[str]:
