@@ -27,6 +27,7 @@ def write_small(folder: Path, recipe: str, **model) -> Path:
         "engine": {"init_args": {"batch_queries": 4, "sampling": {"max_new_tokens": ANSWER}}},
         "policy": {"init_args": {"max_pixels": PIXELS}},
     }
+    settings["update"] = {"token_budget": 2048}
     config = {
         "base": str(CONFIGS / f"{recipe}.yaml"),
         "model": {"init_args": settings | model},

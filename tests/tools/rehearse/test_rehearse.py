@@ -7,10 +7,10 @@ import torch
 
 from ivgr.cli.main import main
 from ivgr.models.lora import AdapterConfig
+from ivgr.models.skeleton import build_skeleton
 from ivgr.tools.plan.model_shape import find_config
-from ivgr.tools.random_checkpoint import build_skeleton
 from ivgr.tools.rehearse.recipe import stated_memory
-from ivgr.tools.rehearse.skeleton import cut_layers
+from ivgr.tools.rehearse.unread_models import cut_layers
 from support.command_line import CONFIGS, SHIPPED, fails
 from support.rehearsing import needs_compiler, rehearse, write_small
 
@@ -30,12 +30,13 @@ RECIPES = {
     "qwen3vl_8b": "Qwen/Qwen3-VL-8B-Instruct",
 }
 HOARDING = """
+import torch
 from ivgr.trainer.reference import FrozenReference
 
 class Hoarding(FrozenReference):
-    def load(self, policy):
-        self.kept = [weight.detach().cuda().float() for weight in policy.parameters()]
-        return super().load(policy)
+    def load(self, policy, weights=None):
+        self.kept = [torch.empty(weight.shape, device="cuda") for weight in policy.parameters()]
+        return super().load(policy, weights)
 """
 
 THOROUGH = """
@@ -90,9 +91,9 @@ def test_every_family_split_over_ranks(tmp_path, recipe, hub_id):
     assert list(figures["phases"]) == ["load", "split", *RL[1:]]
     whole = sum(weight.numel() for weight in skeleton(hub_id).parameters())
     share = 2 * 4 * whole / 8  # policy and reference in float32, on one of eight ranks
-    assert share <= figures["phases"]["split"]["held"] < 1.01 * share
-    assert figures["host_weights_bytes"] == 2 * 4 * whole
-    assert figures["phases"]["load"]["held"] == 0
+    assert share <= figures["phases"]["load"]["held"] < 1.01 * share
+    assert figures["phases"]["load"]["peak"] < 1.1 * share  # never whole on a GPU
+    assert figures["host_weights_bytes"] == figures["phases"]["split"]["held"] == 0
 
 
 @needs_compiler
@@ -100,7 +101,7 @@ def test_every_family_split_over_ranks(tmp_path, recipe, hub_id):
 def test_all_gradients_and_moments_shrink_with_ranks(tmp_path):
     config = write_small(tmp_path, "qwen2vl_7b")
     few, many = (rehearse(config, "--ranks", ranks)[0]["phases"] for ranks in ("2", "8"))
-    assert 3.9 < few["split"]["held"] / many["split"]["held"] < 4.1
+    assert 3.9 < few["load"]["held"] / many["load"]["held"] < 4.1
     assert few["optimizer"]["peak"] > 3 * many["optimizer"]["peak"]
 
 
@@ -118,14 +119,14 @@ def test_a_cold_start_has_the_phases_that_apply(tmp_path, recipe):
 @needs_compiler
 @pytest.mark.slow
 def test_a_copy_that_is_kept_is_found_where_it_is_made(tmp_path):
-    fits = rehearse(write_small(tmp_path, "qwen2vl_7b_lora"), "--memory", "9GB")
+    fits = rehearse(write_small(tmp_path, "qwen2vl_7b_lora"), "--memory", "8GB")
     assert fits[2] == 0, fits[1]
     (tmp_path / "hoarding.py").write_text(HOARDING)
     config = write_small(tmp_path, "qwen2vl_7b_lora", reference={"class_path": "hoarding.Hoarding"})
-    figures, said, code = rehearse(config, "--memory", "9GB")
+    figures, said, code = rehearse(config, "--memory", "8GB")
     assert code == 1 and not figures["fits"]
     assert "does not fit: load takes" in said and "trainer.devices" in said.splitlines()[-1]
-    assert "hoarding.py:6" in said
+    assert "hoarding.py:7" in said
 
 
 @needs_compiler
@@ -133,7 +134,7 @@ def test_a_copy_that_is_kept_is_found_where_it_is_made(tmp_path):
 def test_what_does_not_fit_in_the_rollout_is_mended_there(tmp_path):
     _, said, code = rehearse(write_small(tmp_path, "qwen2vl_7b_lora"), "--memory", "4GB")
     assert code == 1
-    assert "does not fit: rollout_prefill" in said and "model.engine.batch_queries" in said
+    assert "does not fit: rollout_prefill" in said and "model.policy.max_pixels" in said
 
 
 @needs_compiler

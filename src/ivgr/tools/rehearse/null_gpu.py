@@ -19,6 +19,7 @@ from ivgr.core.errors import UserError
 
 SOURCE = Path(__file__).with_name("nullgpu.c")
 LOADED = "IVGR_NULL_GPU"  # in the environment of a child: the library that it runs on
+INTERPRETED = ("TRITON_INTERPRET", "IVGR_KERNELS")  # would compute kernels instead of launching them
 COUNTERS = ("launches", "syncs", "d2h", "h2d")
 
 
@@ -36,7 +37,8 @@ def run_on_null_gpu(words: Sequence[str], gigabytes: int) -> int:
 def child_environment(gigabytes: int) -> dict[str, str]:
     """The environment of a process that is to run on a null GPU of that many GB."""
     library = compile_library()
-    return os.environ | {
+    kept = {name: value for name, value in os.environ.items() if name not in INTERPRETED}
+    return kept | {
         LOADED: str(library),
         "LD_PRELOAD": str(library),
         "LD_LIBRARY_PATH": _before("LD_LIBRARY_PATH", library.parent),

@@ -28,6 +28,7 @@ def describe(found: Rehearsal, config: str, limit: float) -> dict[str, Any]:
     return {
         "config": config,
         "phases": phases,
+        "decoding": {"branches": found.together, "steps": found.steps[0], "steps_run": found.steps[1]},
         "fits": find_misfit(found, limit) is None,
         "host_weights_bytes": found.host_weights,
         "host_peak_bytes": found.host_peak,
@@ -89,8 +90,8 @@ def _premises(found: Rehearsal, recipe: Recipe) -> list[str]:
         lines.append(f"each rank loads {found.host_weights / 1e9:.1f} GB of weights into main memory first")
     if found.steps[0]:
         lines.append(
-            f"decoding: {found.steps[0]:,} steps, in {found.steps[1]} of them the model is run; of batches "
-            "decoded one after the other the first is; counts are multiplied out"
+            f"decoding: {found.together:,} branches at a time, {found.steps[0]:,} steps, of which "
+            f"{found.steps[1]} are run; counts are multiplied out for the others and for the other branches"
         )
     seen, ran = found.micro_batches
     lines.append(f"micro-batches: {seen} passes, of which {ran} are run, the others have one's shape")
