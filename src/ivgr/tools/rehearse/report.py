@@ -15,7 +15,7 @@ from ivgr.tools.rehearse.rehearsal import Rehearsal
 PLACES = 5
 FIGURES = ("held", "peak", "reserved", "kernels", "waits", "copies")
 MORE_GPUS = "raise trainer.devices (with trainer.strategy ivgr.trainer.FSDP2), or take GPUs of more memory"
-ROLLOUT = "lower model.engine.batch_queries or model.engine.sampling.max_new_tokens"
+ROLLOUT = "lower model.policy.max_pixels or model.engine.sampling.max_new_tokens, or take GPUs of more memory"
 
 
 def describe(found: Rehearsal, config: str, limit: float) -> dict[str, Any]:
