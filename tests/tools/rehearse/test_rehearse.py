@@ -75,7 +75,8 @@ def test_one_iteration_of_adapters_on_one_gpu(tmp_path):
     AdapterConfig(rank=64, alpha=128).inject(model)
     adapters = [weight.numel() for name, weight in model.named_parameters() if "lora_" in name]
     load = figures["phases"]["load"]["held"]
-    assert 0 <= load - rounded(base, 2) - rounded(adapters, 4) < 1 << 20  # rotary buffers, metrics
+    # Beside the parameters: rotary buffers, metrics, and what the allocator does not split off a block.
+    assert 0 <= load - rounded(base, 2) - rounded(adapters, 4) < 0.005 * load
     moments = figures["phases"]["optimizer"]["held"] - load
     assert moments >= 2 * rounded(adapters, 4)
     assert figures["host_peak_bytes"] < 16e9
