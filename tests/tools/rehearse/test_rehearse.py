@@ -144,7 +144,7 @@ def test_decoding_multiplied_out_is_decoding_in_full(tmp_path):
     (tmp_path / "thorough.py").write_text(THOROUGH)
     config = write_small(tmp_path, "qwen2vl_7b_lora", reference={"class_path": "thorough.Thorough"})
     whole = rehearse(config)[0]["phases"]["rollout_decode"]
-    assert some["peak"] == whole["peak"]
+    assert some["peak"] == pytest.approx(whole["peak"], rel=0.005)  # draws overlap with other steps
     for name in ("kernels", "waits", "copies"):
         assert some[name] == pytest.approx(whole[name], rel=0.01)
 
