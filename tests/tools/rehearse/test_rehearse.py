@@ -76,7 +76,8 @@ def test_one_iteration_of_adapters_on_one_gpu(tmp_path):
     AdapterConfig(rank=64, alpha=128).inject(model)
     adapters = [weight.numel() for name, weight in model.named_parameters() if "lora_" in name]
     load = figures["phases"]["load"]["held"]
-    assert 0 <= load - rounded(base, 2) - rounded(adapters, 4) < 1 << 20  # rotary buffers, metrics
+    # Beside the parameters: rotary buffers, metrics, and what the allocator does not split off a block.
+    assert 0 <= load - rounded(base, 2) - rounded(adapters, 4) < 0.005 * load
     moments = figures["phases"]["optimizer"]["held"] - load
     assert moments >= 2 * rounded(adapters, 4)
     assert figures["host_peak_bytes"] < 16e9
@@ -144,7 +145,7 @@ def test_decoding_multiplied_out_is_decoding_in_full(tmp_path):
     (tmp_path / "thorough.py").write_text(THOROUGH)
     config = write_small(tmp_path, "qwen2vl_7b_lora", reference={"class_path": "thorough.Thorough"})
     whole = rehearse(config)[0]["phases"]["rollout_decode"]
-    assert some["peak"] == whole["peak"]
+    assert some["peak"] == pytest.approx(whole["peak"], rel=0.005)  # draws overlap with other steps
     for name in ("kernels", "waits", "copies"):
         assert some[name] == pytest.approx(whole[name], rel=0.01)
 

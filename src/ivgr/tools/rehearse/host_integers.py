@@ -172,11 +172,12 @@ class HostIntegers(TorchDispatchMode):
 
 
 def calling_line() -> str:
-    """The innermost line of the stack that is ivgr's own, or else transformers': FOLDER/FILE:LINE."""
+    """The innermost line of the stack that is ivgr's own or, of what calls it, Lightning's; else
+    transformers': FOLDER/FILE:LINE."""
     frame, second = sys._getframe(1), ""
     while frame is not None:
         file = frame.f_code.co_filename
-        if "/ivgr/" in file and not file.startswith(OWN):
+        if ("/ivgr/" in file and not file.startswith(OWN)) or "/lightning/pytorch/" in file:
             return _place(file, frame.f_lineno)
         if not second and "/transformers/" in file:
             second = _place(file, frame.f_lineno)

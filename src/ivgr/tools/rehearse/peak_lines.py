@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 8
-PASSING_ON = ("__call__", "wrapped_fn", "wrapper", "decorate_context")  # functions of torch that say nothing
+# Functions and files that hand on what others ask for.
+PASSING_ON = ("__call__", "_fn", "inner", "wrapped_fn", "wrapper", "decorate_context")
+HELPERS = "/lightning/fabric/utilities/"
 OWN = str(Path(__file__).parent)
 
 
@@ -34,11 +36,11 @@ def find_peak_lines(snapshot: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def name_line(frames: Iterable[dict[str, Any]]) -> str:
-    """FOLDER/FILE:LINE of the innermost frame outside torch, with the torch function it calls."""
+    """FOLDER/FILE:LINE of the innermost frame outside torch, with the function of torch that it calls."""
     inner = ""
     for frame in frames:
         file = frame["filename"]
-        if file.startswith(OWN):
+        if file.startswith(OWN) or HELPERS in file:
             continue
         if "/torch/" not in file and file.endswith(".py"):
             return f"{'/'.join(file.rsplit('/', 2)[-2:])}:{frame['line']}" + (f" ({inner})" if inner else "")
