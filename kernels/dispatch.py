@@ -10,27 +10,35 @@ PYTHON_OPERATORS: dict[torch._ops.OpOverload, Callable] = {}
 """What runs inside each operator, for tools that look into it."""
 
 
-def row_kernels(device: torch.device) -> ModuleType:
-    """The module with `row_statistics` and `row_gradient` for tensors on `device`: Triton on
-    CUDA, PyTorch elsewhere; the environment's IVGR_KERNELS=torch|triton forces one.
+def uses_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels serve tensors on `device`: on CUDA they do, elsewhere PyTorch does; the
+    environment's IVGR_KERNELS=torch|triton forces one.
 
     Raises:
         ValueError: IVGR_KERNELS is something else.
         RuntimeError: Triton is forced on the CPU outside its interpreter.
-        ImportError: Triton is called for and not installed.
     """
     choice = os.environ.get("IVGR_KERNELS") or ("triton" if device.type == "cuda" else "torch")
-    if choice == "torch":
-        from . import rows_torch
-
-        return rows_torch
-    if choice != "triton":
+    if choice not in ("torch", "triton"):
         raise ValueError(f"IVGR_KERNELS is {choice!r}, must be torch or triton")
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if choice == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("IVGR_KERNELS=triton on the CPU needs TRITON_INTERPRET=1, set before the start")
-    from . import rows_triton
+    return choice == "triton"
 
-    return rows_triton
+
+def row_kernels(device: torch.device) -> ModuleType:
+    """The module with `row_statistics` and `row_gradient` for tensors on `device`.
+
+    Raises:
+        ImportError: Triton is called for and not installed.
+    """
+    if uses_triton(device):
+        from . import rows_triton
+
+        return rows_triton
+    from . import rows_torch
+
+    return rows_torch
 
 
 def operator(schema: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
