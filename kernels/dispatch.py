@@ -10,14 +10,13 @@ PYTHON_OPERATORS: dict[torch._ops.OpOverload, Callable] = {}
 """What runs inside each operator, for tools that look into it."""
 
 
-def row_kernels(device: torch.device) -> ModuleType:
-    """The module with `row_statistics` and `row_gradient` for tensors on `device`: Triton on
-    CUDA, PyTorch elsewhere; the environment's IVGR_KERNELS=torch|triton forces one.
+def uses_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels serve tensors on `device`: on CUDA they do, elsewhere PyTorch does; the
+    environment's IVGR_KERNELS=torch|triton forces one.
 
     Raises:
         ValueError: IVGR_KERNELS is something else.
         RuntimeError: Triton is forced on the CPU outside its interpreter.
-        ImportError: Triton is called for and not installed.
     """
     if not uses_triton(device):
         from . import rows_torch
@@ -25,7 +24,20 @@ def row_kernels(device: torch.device) -> ModuleType:
         return rows_torch
     from . import rows_triton
 
-    return rows_triton
+
+def row_kernels(device: torch.device) -> ModuleType:
+    """The module with `row_statistics` and `row_gradient` for tensors on `device`.
+
+    Raises:
+        ImportError: Triton is called for and not installed.
+    """
+    if uses_triton(device):
+        from . import rows_triton
+
+        return rows_triton
+    from . import rows_torch
+
+    return rows_torch
 
 
 def uses_triton(device: torch.device) -> bool:

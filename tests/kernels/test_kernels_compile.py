@@ -38,11 +38,36 @@ for kernel, out, best in (
     assert kernel is kernels._statistics or "st.global.v4.b32" in compiled.asm["ptx"]
 """
 
+COMPILE_NUCLEUS = """
+import ivgr.kernels.nucleus_triton as kernels
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+fixed = {"COLUMNS": 152064, "BLOCK": kernels.LAUNCH["BLOCK"]}
+types = {"probability": "*fp32", "draw": "*fp64", "top_p": "*fp64", "asked": "*i1", "token": "*i64"}
+types |= {"total": "*fp64"} | {name: "constexpr" for name in fixed}
+aligned = {(place,): [["tt.divisibility", 16]] for place in range(len(types) - len(fixed))}
+source = ASTSource(kernels._redraw, types, fixed, aligned)
+options = {"num_warps": kernels.LAUNCH["num_warps"]}
+compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+assert "ld.global.v4.b32" in compiled.asm["ptx"]
+"""
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
 @pytest.mark.parametrize("kl", [pytest.param("k3", marks=pytest.mark.slow), "exact"])
 def test_kernels_compile_with_full_width_loads(tmp_path, kl):
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", COMPILE, kl]
+    run_outside_the_interpreter(tmp_path, COMPILE, kl)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+def test_sampling_compiles_with_full_width_loads(tmp_path):
+    run_outside_the_interpreter(tmp_path, COMPILE_NUCLEUS)
+
+
+def run_outside_the_interpreter(folder, program, *words):
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
+    command = [sys.executable, "-c", program, *words]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr

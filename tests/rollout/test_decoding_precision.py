@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ivgr.rollout import sampling
 from ivgr.rollout.prefix_kv_cache import _attend
 from ivgr.rollout.sampling import HEAD, Sampling
+from support.full_sort import by_full_sort
 
 
 @pytest.mark.parametrize("bias", [0.0, 10.0, 30.0])
@@ -25,17 +27,6 @@ def test_bfloat16_attention_is_exact_but_for_its_last_rounding(bias):
     torch.testing.assert_close(lse.double(), scores.logsumexp(-1, keepdim=True), rtol=1e-5, atol=1e-4)
 
 
-def by_full_sort(logits: torch.Tensor, draw: torch.Tensor, top_p: float) -> list[int]:
-    """The token whose share of the nucleus, likeliest first, holds `draw`."""
-    found = []
-    for row, point in zip(logits.softmax(-1).double(), draw.tolist(), strict=True):
-        falling, order = row.sort(descending=True, stable=True)
-        kept = falling[(falling.cumsum(0) - falling) < top_p]
-        inside = (kept.cumsum(0) / kept.sum() > point).nonzero()
-        found.append(int(order[inside[0, 0] if len(inside) else len(kept) - 1]))
-    return found
-
-
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
@@ -48,7 +39,34 @@ def test_tokens_are_those_of_a_full_sort(seed, peaks, top_p):
     logits = torch.randn(len(peaks), 4 * HEAD, generator=generator)
     logits[:, 7] += torch.tensor(peaks)
     draw = torch.rand(len(peaks), generator=generator, dtype=torch.float64)
-    assert Sampling(1.0, top_p, ()).choose(logits, draw)[0].tolist() == by_full_sort(logits, draw, top_p)
+    chosen = Sampling(1.0, top_p, ()).choose(logits, draw)[0].tolist()
+    assert chosen == by_full_sort(logits.softmax(-1), draw, top_p)[0]
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.99, 1.0])
+def test_a_gpus_kernel_chooses_what_a_sort_chooses(monkeypatch, top_p):
+    """Logits in bfloat16, as models make them, are often equal beyond the head."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 6 * HEAD, generator=generator).bfloat16()
+    logits[1, 7], logits[2] = 30.0, torch.nan
+    draw = torch.rand(4, generator=generator, dtype=torch.float64)
+    found = []
+    for kernels in ("torch", "triton"):
+        monkeypatch.setenv("IVGR_KERNELS", kernels)
+        found.append(Sampling(0.9, top_p, (3,)).choose(logits, draw))
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_on_a_gpu_the_host_reads_nothing(monkeypatch):
+    """PyTorch's meta device, from which nothing can be read, stands in for a GPU."""
+    monkeypatch.setattr(sampling, "uses_triton", lambda device: device.type == "meta")
+    asked = []
+    monkeypatch.setattr("ivgr.kernels.nucleus_triton.redraw", lambda *given: asked.append(given))
+    logits, draw = torch.zeros(5, 4 * HEAD, device="meta"), torch.zeros(5, device="meta").double()
+    token, logp, sampling_logp = Sampling(1.0, 0.99, (1, 2)).choose(logits, draw)
+    assert token.shape == logp.shape == sampling_logp.shape == (5,)
+    assert len(asked) == 1
 
 
 def test_only_rows_that_need_it_are_sorted(monkeypatch):

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch._dynamo import config as dynamo
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -27,6 +28,8 @@ MOST_VARIANTS = 64
 # Rows under 128 tokens would go to FlexAttention's decoding kernel, which compiles for no more than 128
 # tokens x query heads of a key head.
 KERNEL = {"BACKEND": "TRITON"}
+# Tokens of a block that FlexAttention skips, masks or takes whole; its default.
+BLOCK = 128
 
 
 class LayerCache(Protocol):
@@ -71,14 +74,47 @@ def visible(reach: torch.Tensor) -> torch.Tensor:
     return (column[:, None] >= column) & (column[:, None] < reach[:, None, :])
 
 
+def visible_from(reach: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """(G, L) bool: what the tokens at `row`, `column` (G,) see. Equals `visible(reach)[row, column]`."""
+    key = torch.arange(reach.shape[1], device=reach.device)
+    return (key <= column[:, None]) & (column[:, None] < reach[row])
+
+
 def block_mask(reach: torch.Tensor) -> BlockMask:
-    """Returns the same mask for FlexAttention."""
+    """Returns the same mask for FlexAttention, in memory for (L / BLOCK)² numbers. A token must see
+    itself."""
 
     def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return (query >= key) & (query < reach[row, key])
 
-    rows, length = reach.shape
-    return create_block_mask(sees, rows, None, length, length, device=reach.device)
+    length = reach.shape[1]
+    partial, full = _classify_blocks(reach)
+    return BlockMask.from_kv_blocks(
+        *_chosen_first(partial),
+        *_chosen_first(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(length, length),
+    )
+
+
+def _classify_blocks(reach: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns which blocks of query tokens (third axis) see a part, and which all, of a block of key tokens
+    (fourth): two masks (B, 1, N, N). Before the diagonal a query sees every key that reaches beyond it, so
+    the farthest and the nearest reach of a block of keys decide. No block in which the row ends is full."""
+    parts = functional.pad(reach, (0, -reach.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))[:, None, None]
+    farthest, nearest = parts.amax(-1), parts.amin(-1)
+    key = torch.arange(farthest.shape[-1], device=reach.device)
+    query = key[:, None]
+    some = (key == query) | (key < query) & (farthest > query * BLOCK)
+    full = (key < query) & (nearest >= (query + 1) * BLOCK)
+    return some & ~full, full
+
+
+def _chosen_first(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns how many blocks each row of `blocks` chooses, and the indices of all, the chosen ones first."""
+    order = blocks.byte().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32), order.int()
 
 
 def attend(

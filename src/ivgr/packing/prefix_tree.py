@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ivgr.core.query import Query, Rollout, rollouts_of, separate
 from ivgr.core.transfer import cat_pinned, send, send_together
 from ivgr.models.forward import hidden_states, prompt_positions
-from ivgr.models.tree_attention import tree_mask, uses_flex, visible
+from ivgr.models.tree_attention import tree_mask, uses_flex, visible_from
 
 Layout = Literal["tree", "rows"]
 
@@ -67,7 +67,7 @@ class Pack:
     @property
     def fork_sees(self) -> torch.Tensor:
         """The mask (G, L) of the tokens of its row that a group's responses attend to."""
-        return visible(self.reach)[self.fork_row, self.fork_column]
+        return visible_from(self.reach, self.fork_row, self.fork_column)
 
     def hidden(self, model: PreTrainedModel, **options) -> torch.Tensor:
         """Returns the last hidden states (B, L, H) of every token."""

@@ -84,7 +84,7 @@ def draw_tree(model: PreTrainedModel, query: Query) -> Figure:
     """Draws which tokens attend to which in the forward pass of a rolled-out query: one row per token,
     coloured where it attends; the title says what the same rollouts cost separately."""
     (pack,) = pack_queries(model, [query], sys.maxsize, join=False)
-    seen = visible(pack.reach)[0].cpu().numpy()
+    seen = visible(pack.reach.cpu())[0].numpy()
     nodes = _nodes(query, int(model.config.image_token_id))
     colors = np.array([to_rgb(color) for color, _, length in nodes for _ in range(length)])
     shades = np.array(

@@ -6,8 +6,10 @@ import torch
 
 from ivgr.core.seeding import derive_seed
 from ivgr.core.settings import AtLeastTwo, PositiveFloat, PositiveInt, PositiveShare, checked
+from ivgr.core.transfer import send
+from ivgr.kernels.dispatch import uses_triton
 
-# Tokens sorted at first; the whole vocabulary is sorted only where they do not hold top_p.
+# Tokens sorted at first; the whole vocabulary is looked through only where they do not hold top_p.
 HEAD = 64
 
 
@@ -44,7 +46,8 @@ class Sampling:
         Greedy decoding needs no draw."""
         scaled = logits.float() / (self.temperature or 1.0)
         full = torch.log_softmax(scaled, -1)
-        allowed = scaled.index_fill(-1, torch.tensor(self.banned, device=logits.device).long(), -torch.inf)
+        banned = send(torch.tensor(self.banned, dtype=torch.long), logits.device)
+        allowed = scaled.index_fill(-1, banned, -torch.inf)
         if self.temperature == 0:
             token = allowed.argmax(-1)
             return token, full.gather(1, token[:, None])[:, 0], torch.zeros_like(full[:, 0])
@@ -53,29 +56,47 @@ class Sampling:
         return token, full.gather(1, token[:, None])[:, 0], sampling_logp
 
     def _draw(self, probability: torch.Tensor, draw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns token and sampling_logp (B,) for rows (B, V). Only rows whose HEAD most likely tokens do
-        not hold top_p are sorted in full; a row's token does not depend on the other rows."""
+        """Returns token and sampling_logp (B,) for rows (B, V). A row's token does not depend on the other
+        rows."""
         head, order = probability.topk(min(HEAD, probability.shape[-1]), -1)
-        token, sampling_logp = self._pick(head, order, draw)
+        token, total = self._pick(head, order, draw)
         if head.shape[-1] < probability.shape[-1]:
-            rows = (head.double().sum(-1) < min(self.top_p, 1 - 1e-9)).nonzero()[:, 0]
-            if len(rows):
-                whole = probability[rows].sort(-1, descending=True)
-                token[rows], sampling_logp[rows] = self._pick(*whole, draw[rows])
-        return token, sampling_logp
+            beyond = head.double().sum(-1) < min(self.top_p, 1 - 1e-9)
+            self._redraw(probability, draw, beyond, token, total)
+        chosen = probability.gather(1, token[:, None])[:, 0]
+        return token, (chosen.double() / total).log().float()
+
+    def _redraw(
+        self,
+        probability: torch.Tensor,
+        draw: torch.Tensor,
+        beyond: torch.Tensor,
+        token: torch.Tensor,
+        total: torch.Tensor,
+    ) -> None:
+        """Puts right token and total (B,) of the rows `beyond` (B,), whose HEAD likeliest tokens do not hold
+        top_p. Only those are looked through: by a kernel, or sorted, for which a GPU's host would wait."""
+        if uses_triton(probability.device):
+            from ivgr.kernels import nucleus_triton
+
+            return nucleus_triton.redraw(probability, draw, self.top_p, beyond, token, total)
+        rows = beyond.nonzero()[:, 0]
+        if len(rows):
+            falling, order = probability[rows].sort(dim=-1, descending=True, stable=True)
+            token[rows], total[rows] = self._pick(falling, order, draw[rows])
 
     def _pick(
         self, falling: torch.Tensor, order: torch.Tensor, draw: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the same from probabilities in descending order, which hold top_p, and their token ids."""
+        """Returns the token and the nucleus' total (B,), fp64, from probabilities in descending order, which
+        hold top_p, and their token ids."""
         falling = falling.double()
         kept = falling.masked_fill(falling.cumsum(-1) - falling >= self.top_p, 0.0)
         total = kept.cumsum(-1)
         index = (total <= draw[:, None] * total[:, -1:]).sum(-1, keepdim=True)
         # Where the logits are NaN nothing is kept: the choice is void, and its logp is NaN.
         index = torch.minimum(index, (kept > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
-        token = order.gather(1, index)
-        return token[:, 0], (kept.gather(1, index) / total[:, -1:]).log().float()[:, 0]
+        return order.gather(1, index)[:, 0], total[:, -1].contiguous()
 
 
 def draw_noise(places: list[int], branches: list[int], limit: int, seed: int) -> torch.Tensor:
