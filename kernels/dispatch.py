@@ -22,7 +22,6 @@ def uses_triton(device: torch.device) -> bool:
         from . import rows_torch
 
         return rows_torch
-    from . import rows_triton
 
 
 def row_kernels(device: torch.device) -> ModuleType:

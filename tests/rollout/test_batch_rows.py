@@ -120,7 +120,7 @@ def test_branches_that_are_put_back_come_first_and_together():
     assert [branches for _, branches in first.groups] == [[2], [3, 4]] and second.branches == [5]
     assert sorted(rows.taken) == [0, 1] and sorted(rows.free) == [2, 3, 4]
     rows.release(0)
-    (again, _) = rows.seat()
+    (again,) = rows.seat()
     assert again.prompt.branches == [2, 3, 4]
 
 

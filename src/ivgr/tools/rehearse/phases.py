@@ -115,7 +115,7 @@ class Phases:
             figures.lines = find_peak_lines(torch.cuda.memory._snapshot())
         torch.cuda.memory._record_memory_history(None)
 
-    def repeat(self, name: str, times: int) -> None:
+    def repeat(self, name: str, times: float) -> None:
         """Says that phase `name` is done `times` over in an iteration."""
         figures = self.figures[name]
         counts = Counter(kernels=figures.kernels, waits=figures.waits, copies=figures.copies)

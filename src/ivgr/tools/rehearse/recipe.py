@@ -93,7 +93,7 @@ def _prepare(module: PolicyModule) -> None:
             "name a path by ivgr.Pretrained"
         )
     engine: Any = module.engine
-    module.engine = engine = engine.engine if isinstance(engine, TimeoutEngine) else engine
+    module.engine = engine = engine.engine if isinstance(engine, TimeoutEngine) else engine  # pyright: ignore
     if not isinstance(engine, TransformersEngine):
         raise UserError(
             f"rehearse: model.engine is {type(engine).__name__}, which needs a real GPU; rehearse with "

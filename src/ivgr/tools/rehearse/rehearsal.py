@@ -180,7 +180,7 @@ class Watch(L.Callback):
         if not recipe.cold_start:
             return Batch(self.queries, [], len(self.queries))
         longest = module.engine.sampling.max_new_tokens
-        self.queries = [demonstrate(query, longest) for query in self.queries]
+        self.queries = [demonstrate(query, longest) for query in self.queries]  # pyright: ignore
         return self.queries
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
