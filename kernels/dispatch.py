@@ -39,16 +39,6 @@ def row_kernels(device: torch.device) -> ModuleType:
     return rows_torch
 
 
-def uses_triton(device: torch.device) -> bool:
-    """Whether Triton's kernels serve `device`; raises what `row_kernels` does, but for ImportError."""
-    choice = os.environ.get("IVGR_KERNELS") or ("triton" if device.type == "cuda" else "torch")
-    if choice not in ("torch", "triton"):
-        raise ValueError(f"IVGR_KERNELS is {choice!r}, must be torch or triton")
-    if choice == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError("IVGR_KERNELS=triton on the CPU needs TRITON_INTERPRET=1, set before the start")
-    return choice == "triton"
-
-
 def operator(schema: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
     """Registers a function as `torch.ops.ivgr.<its name>`, opaque to autograd and compilers."""
 
