@@ -18,10 +18,12 @@ def uses_triton(device: torch.device) -> bool:
         ValueError: IVGR_KERNELS is something else.
         RuntimeError: Triton is forced on the CPU outside its interpreter.
     """
-    if not uses_triton(device):
-        from . import rows_torch
-
-        return rows_torch
+    choice = os.environ.get("IVGR_KERNELS") or ("triton" if device.type == "cuda" else "torch")
+    if choice not in ("torch", "triton"):
+        raise ValueError(f"IVGR_KERNELS is {choice!r}, must be torch or triton")
+    if choice == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("IVGR_KERNELS=triton on the CPU needs TRITON_INTERPRET=1, set before the start")
+    return choice == "triton"
 
 
 def row_kernels(device: torch.device) -> ModuleType:
