@@ -12,6 +12,7 @@ Sums are in fp64, where those of fp32 probabilities over 2^-30 are exact in any 
 
 # Triton compiles these functions: operators and calls mean what it says they mean.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 import torch
 import triton

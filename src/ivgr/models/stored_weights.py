@@ -188,7 +188,7 @@ def _list_tensors(path: Path | str) -> dict[str, Place]:
         raise FileNotFoundError(f"no file named {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}")
     files = [one] if one else get_checkpoint_shard_files(path, index)[0]
     held = {}
-    for file in files:  # pyright: ignore
+    for file in files:  # pyright: ignore[reportOptionalIterable]
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118
                 held[key] = Place(str(file), key, tuple(tensors.get_slice(key).get_shape()))
@@ -210,7 +210,7 @@ def _name_in_model(held: dict[str, Place], model: PreTrainedModel) -> dict[str, 
             return None
         named.setdefault(name, held[key])
     # By these, `save_pretrained` gives weights the names back that they had.
-    model._weight_conversions = [entry for entry in mapping if entry.was_used()]  # pyright: ignore
+    model._weight_conversions = [entry for entry in mapping if entry.was_used()]  # pyright: ignore[reportArgumentType]
     return named
 
 
@@ -219,7 +219,7 @@ def _report(model: PreTrainedModel, named: dict[str, Place]) -> dict[str, set]:
     own = model.state_dict()
     missing = {name for names in _names_by_tensor(model) if not named.keys() & names for name in names}
     info = SimpleNamespace(missing_keys=missing, unexpected_keys=named.keys() - own.keys())
-    model._adjust_missing_and_unexpected_keys(info)  # pyright: ignore
+    model._adjust_missing_and_unexpected_keys(info)  # pyright: ignore[reportArgumentType]
     odd = {
         (name, place.shape, tuple(own[name].shape))
         for name, place in named.items()

@@ -100,7 +100,7 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
     fit = parse_fit(config)
     model, data = fit["model"]["init_args"], fit["data"]["init_args"]
     cold_start = import_object(fit["model"]["class_path"]).kind == SFT.kind
-    gpus = gpus or _devices(fit["trainer"])
+    gpus = gpus or count_gpus(fit["trainer"])
     engine, update = model["engine"]["init_args"], model["update"]
     sampling = SamplingConfig(**engine["sampling"])
     longest = sampling.max_new_tokens
@@ -168,16 +168,22 @@ def _policy(policy: Any) -> tuple[Any, Dtype]:
     return find_config(arguments["path"]), arguments.get("dtype", "float32")
 
 
-def _devices(trainer: dict) -> int:
+def count_gpus(trainer: dict) -> int:
     """GPUs of the config; "auto" and -1 are taken for one per node."""
     devices = trainer["devices"]
     each = len(devices) if isinstance(devices, list) else devices
     return trainer["num_nodes"] * (int(each) if str(each).isdecimal() else 1)
 
 
-def _mix(data: dict, gpus: int) -> BatchComposition:
+def prompts_each(data: dict, gpus: int) -> int:
+    """An iteration's prompts on each of `gpus`; UserError unless they are dealt evenly."""
     if data["prompts"] % gpus:
         raise UserError(f"data.prompts is {data['prompts']}, must be a multiple of the {gpus} GPUs")
+    return data["prompts"] // gpus
+
+
+def _mix(data: dict, gpus: int) -> BatchComposition:
+    prompts = prompts_each(data, gpus)
     if len(data["streams"]) == 1:  # every query is then of one stream, as single ones are
-        return BatchComposition(0, data["prompts"] // gpus)
-    return BatchComposition.of(data["prompts"] // gpus, data["paired_ratio"])
+        return BatchComposition(0, prompts)
+    return BatchComposition.of(prompts, data["paired_ratio"])

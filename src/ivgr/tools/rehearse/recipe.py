@@ -19,6 +19,7 @@ from ivgr.launch.lightning_cli import CLI, run_lightning
 from ivgr.models.pretrained import Pretrained
 from ivgr.rollout.engine_timeout import TimeoutEngine
 from ivgr.rollout.transformers_engine import TransformersEngine
+from ivgr.tools.plan.run_spec import count_gpus, prompts_each
 from ivgr.trainer.base_module import PolicyModule
 
 STATED = re.compile(r"GPUs? of (\d+) ?GB")
@@ -58,13 +59,13 @@ def read_recipe(path: Path, ranks: int | None, layers: int | None, limit: float)
     cli = run_lightning([*words, "--model.judge", "ivgr.judge.RulesAlone"], Instantiated)
     module, trainer, data = cli.made["fit"].model, cli.trainer_settings, cli.data_settings["init_args"]
     cold_start = module.kind == "sft"
-    ranks = ranks or _count_ranks(trainer)
+    ranks = ranks or count_gpus(trainer)
     _prepare(module)
     if cold_start:
         mix, streams = BatchComposition(0, max(data["batch"] // ranks, 1)), ()
     else:
         streams = tuple(data["streams"])
-        mix = _mix(data, streams, ranks)
+        mix = BatchComposition.of(prompts_each(data, ranks), data["paired_ratio"], len(streams))
     return Recipe(module, cli.made["fit"].trainer.strategy, cold_start, ranks, mix, streams, layers, limit)
 
 
@@ -93,21 +94,10 @@ def _prepare(module: PolicyModule) -> None:
             "name a path by ivgr.Pretrained"
         )
     engine: Any = module.engine
-    module.engine = engine = engine.engine if isinstance(engine, TimeoutEngine) else engine  # pyright: ignore
+    engine = engine.engine if isinstance(engine, TimeoutEngine) else engine
+    module.engine = engine
     if not isinstance(engine, TransformersEngine):
         raise UserError(
             f"rehearse: model.engine is {type(engine).__name__}, which needs a real GPU; rehearse with "
             "ivgr.TransformersEngine"
         )
-
-
-def _count_ranks(trainer: dict[str, Any]) -> int:
-    devices = trainer["devices"]
-    each = len(devices) if isinstance(devices, list) else devices
-    return trainer["num_nodes"] * (int(each) if str(each).isdecimal() else 1)
-
-
-def _mix(data: dict[str, Any], streams: tuple[str, ...], ranks: int) -> BatchComposition:
-    if data["prompts"] % ranks:
-        raise UserError(f"data.prompts is {data['prompts']}, must be a multiple of the {ranks} GPUs")
-    return BatchComposition.of(data["prompts"] // ranks, data["paired_ratio"], len(streams))

@@ -179,8 +179,9 @@ class Watch(L.Callback):
         self.queries = make_queries(module.encoder, recipe.mix, recipe.streams, recipe.ranks)
         if not recipe.cold_start:
             return Batch(self.queries, [], len(self.queries))
-        longest = module.engine.sampling.max_new_tokens
-        self.queries = [demonstrate(query, longest) for query in self.queries]  # pyright: ignore
+        engine: Any = module.engine
+        longest = engine.sampling.max_new_tokens
+        self.queries = [demonstrate(query, longest) for query in self.queries]
         return self.queries
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
