@@ -35,6 +35,7 @@ from support.sweep import (
 
 # Classes that the commands make themselves, of what a config says elsewhere.
 RUN = "is made by the run itself, for every config"
+REHEARSAL = "is made by ivgr rehearse"
 INTERNAL = {
     "ivgr.callbacks.metrics_logger.MetricsLogger": RUN,
     "ivgr.callbacks.metrics_logger.ColdStartMetrics": RUN,
@@ -53,6 +54,11 @@ INTERNAL = {
     "ivgr.callbacks.save_on_error.Rescue": RUN,
     "ivgr.trainer.base_module.PolicyModule": "is the base of IVGR and SFT",
     "ivgr.rollout.engine_timeout.TimeoutEngine": "is made of model.guard.engine_timeout",
+    "ivgr.tools.rehearse.rehearsal.Watch": REHEARSAL,
+    "ivgr.tools.rehearse.rehearsal.OneOfMany": REHEARSAL,
+    "ivgr.tools.rehearse.rehearsal.RehearsalData": REHEARSAL,
+    "ivgr.tools.rehearse.rehearsal.ColdStartData": REHEARSAL,
+    "ivgr.tools.rehearse.rollout_phase.RehearsedEngine": REHEARSAL,
     "ivgr.judge.judge_timeout.TimeoutJudge": "is made of model.guard.judge_timeout",
 }
 # What is refused or not according to the machine.

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivgr.rollout import sampling
-from ivgr.rollout.prefix_kv_cache import _attend
+from ivgr.rollout.attention import attend
 from ivgr.rollout.sampling import HEAD, Sampling
 from support.full_sort import by_full_sort
 
@@ -20,7 +20,7 @@ def test_bfloat16_attention_is_exact_but_for_its_last_rounding(bias):
     keys, values = torch.randn(2, 1, 1, 500, 128, generator=generator)
     query, keys, values = (part.bfloat16() for part in (query, keys + bias * shift[:, :, :1], values))
     scaling = 128**-0.5
-    out, lse = _attend(query, keys, values, torch.zeros(500), scaling)
+    out, lse = attend(query, keys, values, torch.zeros(500), scaling)
     scores = query.double() @ keys.double().mT * scaling
     exact = scores.softmax(-1) @ values.double()
     assert (out - exact).norm() / exact.norm() < 5e-3

@@ -85,12 +85,12 @@ class PolicyModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        agree(self._make)
+        agree(self.make_parts)
         if has_trainer(self):
             self._place()
-        agree(self._fill)
+        agree(self.fill_weights)
 
-    def _make(self) -> None:
+    def make_parts(self) -> None:
         """Makes policy, encoder and reference; weights that are read from a directory stay there for now."""
         self.policy, self.processor, self._weights = load_skeleton(self.source)
         self.trainable.apply(self.policy.eval())
@@ -103,7 +103,7 @@ class PolicyModule(L.LightningModule):
         )
         self.reference = self.load_reference()
 
-    def _fill(self) -> None:
+    def fill_weights(self) -> None:
         """Reads onto this rank's device what of the weights it keeps."""
         device = self.trainer.strategy.root_device if has_trainer(self) else torch.device("cpu")
         if self._weights is not None:

@@ -135,15 +135,15 @@ class Watch(L.Callback):
         self.host_weights = 0
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        module._make = self.phases.wrap("load", module._make)
-        fill = self.phases.wrap("load", module._fill)
+        module.make_parts = self.phases.wrap("load", module.make_parts)
+        fill = self.phases.wrap("load", module.fill_weights)
 
         def fill_and_weigh() -> None:
             fill()
             models = (module.policy, getattr(module.reference, "model", None))
             self.host_weights = sum(map(_weigh_on_host, models))
 
-        module._fill = fill_and_weigh
+        module.fill_weights = fill_and_weigh
         strategy: Any = trainer.strategy
         if is_sharded(strategy):
             strategy.split = self.phases.wrap("split", strategy.split)
