@@ -36,7 +36,6 @@ REINFORCE = {
     "model.engine.sampling.temperature": 0.5,
     "model.update.mini_batches": 2,
     "model.update.optimizer.lr": 1e-3,
-    "model.judge.cache": "null",
     "checkpoint_every": 2,  # optimizer updates: every iteration
 }
 
@@ -124,6 +123,7 @@ def test_from_published_rows_to_a_score(given, judge, tmp_path, ranks, length):
 
     settings = settings_of(given, begun, ranks, length) | REINFORCE
     settings |= {"model.iterations": length["iterations"], "model.judge.base_url": judge.url}
+    settings |= {"model.judge.cache": tmp_path / "judge.sqlite"}
     whole = fit(ranks, tmp_path / "whole", settings, config=RECIPE)
     kill_with_a_checkpoint(tmp_path / "broken", ranks, settings)
     broken = fit(ranks, tmp_path / "broken", settings, "--ckpt_path", "auto", config=RECIPE)

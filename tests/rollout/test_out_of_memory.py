@@ -145,7 +145,7 @@ DEPTHS = {
         "attend",
         lambda self, module, query, *_: len(query) if query.shape[2] == 1 and module.layer_idx else None,
     ),
-    "leaving the batch": (TreeCache, "select", lambda self, rows, _: len(rows)),
+    "leaving the batch": (TreeCache, "select", lambda self, *_: self.size.branches),
 }
 
 
