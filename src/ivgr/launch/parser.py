@@ -15,9 +15,19 @@ read_yaml = get_loader("yaml")
 
 
 def load(text: str) -> Any:
-    """A value, or a file that a setting names, as jsonargparse reads YAML, if it is not too much."""
+    """A value, or a file that a setting names, as jsonargparse reads YAML, if it is not too much. `None` is
+    null, too: so jsonargparse writes it for the parser of a nested class."""
     measure_yaml(text)
-    return read_yaml(text)
+    return none_to_null(read_yaml(text))
+
+
+def none_to_null(value: Any) -> Any:
+    """`value` with null for the text None, in lists and mappings as well."""
+    if isinstance(value, dict):
+        return {key: none_to_null(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [none_to_null(one) for one in value]
+    return None if value == "None" else value
 
 
 set_loader("yaml", load)
