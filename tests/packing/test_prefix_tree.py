@@ -1,13 +1,16 @@
 """The tree-packed forward against an independent oracle: the stock forward of one
 unpadded row, for random trees and every model family."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ivgr.core.query import rollouts_of
 from ivgr.models.tree_attention import attend_mask, block_mask, tree_mask
-from ivgr.packing.prefix_tree import pack_queries
+from ivgr.packing.prefix_tree import pack_queries, split_tree, tree_length
 from support.families import FAMILIES, make_tree, tiny_family
 from support.trees import gradients, tree_logps
 
@@ -73,12 +76,35 @@ def test_tree_equals_separate_rows_in_logps_and_gradients(family, trees, seed, b
 def test_packs_respect_the_token_budget_and_the_order(join):
     model, generator = MODELS["qwen2_vl"], torch.Generator().manual_seed(0)
     queries = [make_tree(model, generator, [(1, 2)], 2, [[n, 3], [2, 1]]) for n in range(1, 7)]
-    width = max(pack.ids.shape[1] for pack in pack_queries(model, queries, 1))
+    width = max(map(tree_length, queries))
     packs = pack_queries(model, queries, 3 * width, join=join)
     assert [query for pack in packs for query in pack.queries] == queries
     assert all(pack.ids.numel() <= 3 * width for pack in packs)
     assert all((len(pack.ids) == 1) == join for pack in packs)
     assert len(packs) < len(queries)
+
+
+@given(shape=tree, budget=st.integers(0, 40), seed=st.integers(0, 9))
+def test_a_tree_beyond_the_budget_is_split_into_as_few_as_keep_the_order(shape, budget, seed):
+    query = make_tree(MODELS["qwen2_vl"], torch.Generator().manual_seed(seed), *shape)
+    parts = split_tree(query, budget)
+    assert [id(one) for one in rollouts_of(parts)] == [id(one) for one in rollouts_of([query])]
+    for part in parts:
+        assert part.prefix is query.prefix and part.pixel_values is query.pixel_values
+        assert tree_length(part) <= budget or len(rollouts_of([part])) == 1
+        for group in part.groups:
+            whole = query.group(group.stream)
+            assert group.instruction is whole.instruction
+            assert {id(one) for one in group.rollouts} <= {id(one) for one in whole.rollouts}
+    for first, second in pairwise(parts):  # the next rollout would not have found room
+        group = second.groups[0]
+        more = 0 if first.groups[-1].stream == group.stream else len(group.instruction)
+        assert tree_length(first) + more + len(group.rollouts[0].tokens) > budget
+
+
+def test_a_prompt_without_rollouts_is_never_split():
+    query = make_tree(MODELS["qwen2_vl"], torch.Generator().manual_seed(0), [(2, 2)], 2, [[], []])
+    assert split_tree(query, 0) == [query]
 
 
 @pytest.mark.parametrize("join", [True, False])

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from ivgr.callbacks.rollout_log import rollout_rows
-from ivgr.core.query import rollouts_of, separate
-from ivgr.packing.prefix_tree import tree_length
+from ivgr.core.query import rollouts_of
+from ivgr.packing.prefix_tree import split_tree, tree_length
 from ivgr.plotting.data_figures import draw_frames, draw_gallery, draw_tree
 from ivgr.plotting.rollout_figures import draw_rollouts, rollouts_table
 from ivgr.rewards.rewards import Rewards
@@ -77,7 +77,7 @@ def test_the_tree_is_coloured_where_a_token_sees(tiny, run):
         seen += triangle(stem) - triangle(prefix)
         seen += sum(triangle(stem + len(r.tokens)) - triangle(stem) for r in group.rollouts)
     assert (picture < 1).any(-1).sum() == seen
-    assert f"{sum(map(tree_length, separate(query)))} tokens" in panel.get_title()
+    assert f"{sum(map(tree_length, split_tree(query, 0)))} tokens" in panel.get_title()
 
 
 def test_bars_add_up_to_the_reward_and_show_the_advantage(run):

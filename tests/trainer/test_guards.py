@@ -15,7 +15,7 @@ from ivgr.core.query import rollouts_of
 from ivgr.judge import RulesAlone
 from ivgr.judge.judge_timeout import with_judge_timeout
 from ivgr.kernels import TokenStatistics
-from ivgr.packing.prefix_tree import Pack
+from ivgr.packing.prefix_tree import Pack, split_tree, tree_length
 from ivgr.rollout.engine_timeout import TimeoutEngine
 from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
@@ -172,6 +172,24 @@ def test_packs_too_large_for_memory_are_split_with_the_same_gradients(tiny, smal
     assert all(pack.ids.numel() <= LIMIT for pack in update.pack(run.queries)[0])  # for the rest of the run
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_tree_too_long_for_budget_or_memory_is_split_with_the_same_gradients(tiny, small_memory, asked):
+    run = Run(tiny)
+    update, whole = run.iteration.update, run.gradients.pop()
+    limit = max(tree_length(row) for query in run.queries for row in split_tree(query, 0))
+    assert limit < max(map(tree_length, run.queries))
+    if asked:
+        update.micro_batcher.token_budget = limit
+    small_memory["tokens"] = limit
+    figures = update.run(packs := update.pack(run.queries))
+    assert update.micro_batcher.token_budget == limit or not asked
+    assert all(pack.ids.numel() <= limit for pack in packs[0])
+    assert [id(one) for pack in packs[0] for one in pack.rollouts] == list(map(id, rollouts_of(run.queries)))
+    assert (run.gradients.pop() - whole).abs().max() < 1e-6 < whole.abs().max() / 1e3
+    assert figures["policy/kl"] == pytest.approx(run.metrics["policy/kl"], abs=1e-7)
+    assert figures["optim/loss"] == pytest.approx(run.metrics["optim/loss"], abs=1e-6)
+
+
 def test_a_break_on_the_way_back_leaves_no_trace(tiny, small_memory):
     """The scoring pass is done already, so that memory runs out with gradient only."""
     run = Run(tiny, updates=1)
@@ -191,7 +209,7 @@ def test_a_break_on_the_way_back_leaves_no_trace(tiny, small_memory):
     assert (run.gradients.pop() - whole).abs().max() < 1e-6
 
 
-def test_one_tree_that_does_not_fit_names_the_settings(tiny, small_memory):
+def test_one_response_that_does_not_fit_names_the_settings(tiny, small_memory):
     run = Run(tiny)
     small_memory["tokens"] = 20
     with pytest.raises(UserError, match="model.trainable.gradient_checkpointing true, or lower model.engine"):

@@ -4,7 +4,7 @@ data → rollout → reward → advantage → loss: each phase fills fields that
 left empty. One query is one tree: prefix → a stream's instruction → its rollouts.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -84,13 +84,4 @@ def global_indices(queries: list[Query]) -> list[int]:
     """Returns the sample_index of each query; its position in `queries` if it has none."""
     return [
         index if query.sample_index is None else query.sample_index for index, query in enumerate(queries)
-    ]
-
-
-def separate(query: Query) -> list[Query]:
-    """Returns one query per rollout, so that nothing is shared; the rollouts are the same objects."""
-    return [
-        replace(query, groups=[replace(group, rollouts=[rollout])])
-        for group in query.groups
-        for rollout in group.rollouts
     ]

@@ -6,14 +6,14 @@ from the parent. In: queries, with or without rollouts. Out: `Pack`s, the tensor
 forward pass each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from ivgr.core.query import Query, Rollout, rollouts_of, separate
+from ivgr.core.query import Group, Query, Rollout, rollouts_of
 from ivgr.core.transfer import cat_pinned, send, send_together
 from ivgr.models.forward import hidden_states, prompt_positions
 from ivgr.models.tree_attention import tree_mask, uses_flex, visible_from
@@ -105,7 +105,7 @@ def pack_queries(
     without padding; that is the default where the attention kernel skips masked blocks.
     """
     if layout == "rows":
-        queries = [row for query in queries for row in separate(query)]
+        queries = [row for query in queries for row in split_tree(query, 0)]
     join = uses_flex(model.device) if join is None else join
     trees = [_grow(model, query) for query in queries]
     packs, start = [], 0
@@ -122,6 +122,29 @@ def tree_length(query: Query) -> int:
     """Returns the number of tokens of the query's tree."""
     branches = [len(rollout.tokens) for group in query.groups for rollout in group.rollouts]
     return len(query.prefix) + sum(len(group.instruction) for group in query.groups) + sum(branches)
+
+
+def split_tree(query: Query, budget: int) -> list[Query]:
+    """Returns the query as parts whose trees have at most `budget` tokens, but at least one rollout: 0 gives
+    one part per rollout. Each part repeats the prefix; the rollouts are the same objects, in tree order."""
+    if tree_length(query) <= budget or not rollouts_of([query]):
+        return [query]
+    parts: list[list[Group]] = []
+    length = 0
+    for group in query.groups:
+        own: Group | None = None
+        for rollout in group.rollouts:
+            more = len(rollout.tokens) + (0 if own else len(group.instruction))
+            if not parts or length + more > budget:
+                parts.append([])
+                own, length = None, len(query.prefix)
+                more = len(group.instruction) + len(rollout.tokens)
+            if own is None:
+                own = replace(group, rollouts=[])
+                parts[-1].append(own)
+            own.rollouts.append(rollout)
+            length += more
+    return [replace(query, groups=groups) for groups in parts]
 
 
 def _grow(model: PreTrainedModel, query: Query) -> _Tree:

@@ -24,7 +24,7 @@ from ivgr.core.sample import Sample
 from ivgr.models.family import Family
 from ivgr.models.registry import FAMILIES
 from ivgr.models.tree_attention import visible
-from ivgr.packing.prefix_tree import pack_queries, separate, tree_length
+from ivgr.packing.prefix_tree import pack_queries, split_tree, tree_length
 from ivgr.plotting.charts import COLORS as STREAM_COLORS
 from ivgr.plotting.pictures import COLORS
 
@@ -94,7 +94,7 @@ def draw_tree(model: PreTrainedModel, query: Query) -> Figure:
     figure = make_figure(5.2, 5.2)
     panel = figure.subplots()
     panel.imshow(picture, interpolation="nearest")
-    alone = sum(tree_length(row) for row in separate(query))
+    alone = sum(tree_length(row) for row in split_tree(query, 0))
     panel.set_title(f"one row of {len(seen)} tokens; rollouts one by one: {alone} tokens", fontsize=9)
     panel.set_xlabel("token that is seen", fontsize=8)
     panel.set_ylabel("token that sees", fontsize=8)

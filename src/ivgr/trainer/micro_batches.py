@@ -1,4 +1,5 @@
-"""Micro-batches: queries packed under a token budget, one pass each, halved where memory runs out."""
+"""Micro-batches: queries packed under a token budget, one pass each, halved where memory runs out. A tree
+beyond the budget is split: its parts repeat the prefix, and their gradients add up to the same."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 from ivgr.core.errors import UserError
 from ivgr.core.memory import is_out_of_memory
 from ivgr.core.query import Query
-from ivgr.packing.prefix_tree import Layout, Pack, pack_queries
+from ivgr.packing.prefix_tree import Layout, Pack, pack_queries, split_tree
 from ivgr.trainer.dummy_packs import PadWithDummyPacks
 
 T = TypeVar("T")
@@ -38,12 +39,13 @@ class MicroBatcher:
 
     def pack(self, queries: list[Query], layout: Layout) -> list[Pack]:
         """Packs the queries of one mini-batch; if weights are sharded, all ranks must call it."""
-        packs = pack_queries(self.policy, queries, self.token_budget, layout)
+        parts = [part for query in queries for part in split_tree(query, self.token_budget)]
+        packs = pack_queries(self.policy, parts, self.token_budget, layout)
         return packs if self.pad_with_dummy_packs is None else self.pad_with_dummy_packs(packs)
 
     def run(self, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
         """Returns the results of `work` for every pack, splitting packs when memory runs out. UserError if
-        memory does not hold one query, or runs out while weights are sharded."""
+        memory does not hold one response, or runs out while weights are sharded."""
         while True:
             done: list[T] = []
             failed = _work_until_out_of_memory(packs, work, done)
@@ -76,13 +78,12 @@ def _work_until_out_of_memory(packs: list[Pack], work: Callable[[Pack], T], done
 
 def _halve_budget(budget: int, failed: Pack) -> int:
     """Returns a token budget that splits `failed`, for which memory ran out, in at least two; UserError if
-    it is a single tree, which cannot be split."""
-    if len(failed.queries) == 1:
+    it is a single response, which cannot be split."""
+    if len(failed.rollouts) <= 1 and len(failed.queries) == 1:
         raise UserError(
-            f"memory ran out in a pass over one query of {failed.ids.numel()} tokens, which cannot be "
-            "split: set model.trainable.gradient_checkpointing true, or lower "
-            "model.engine.sampling.group_size, model.engine.sampling.max_new_tokens or "
-            "model.encoding.max_prompt_tokens"
+            f"memory ran out in a pass over one response of {failed.ids.numel()} tokens with its prompt, "
+            "which cannot be split: set model.trainable.gradient_checkpointing true, or lower "
+            "model.engine.sampling.max_new_tokens or model.encoding.max_prompt_tokens"
         )
     return min(budget, failed.ids.numel()) // 2
 
@@ -98,9 +99,10 @@ def _out_of_memory_together(failed: Pack) -> UserError:
 
 def _split_pack(model: PreTrainedModel, pack: Pack, budget: int) -> list[Pack]:
     """Splits `pack` into packs of at most `budget` padded tokens, keeping the log-probs that are known."""
-    if pack.ids.numel() <= budget or len(pack.queries) == 1:
+    if pack.ids.numel() <= budget:
         return [pack]
-    parts = pack_queries(model, pack.queries, budget)
+    queries = [part for query in pack.queries for part in split_tree(query, budget)]
+    parts = pack_queries(model, queries, budget)
     counts = [len(part.targets) for part in parts]
     for name in ("ref_logp", "old_logp"):
         if (known := getattr(pack, name)) is not None:

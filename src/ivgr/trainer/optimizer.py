@@ -52,6 +52,7 @@ class OptimizerConfig:
                 optimizer = create_optimizer_v2(
                     model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.options
                 )
+        _step_without_temporaries(optimizer)
         return with_master_weights(optimizer) if self.master else optimizer
 
 
@@ -97,6 +98,15 @@ class ScheduleConfig:
                 "pip install -U timm"
             )
         return scheduler
+
+
+def _step_without_temporaries(optimizer: torch.optim.Optimizer) -> None:
+    """Lets PyTorch's Adam step weights on a GPU by its fused kernel, unless the options say how: its default
+    there holds temporaries as large as all weights."""
+    for group in optimizer.param_groups:
+        undecided = "fused" in group and group["fused"] is None and group["foreach"] is None
+        if undecided and all(weight.is_cuda for weight in group["params"]):
+            group["fused"] = True
 
 
 def sum_gradients(parameters: list[nn.Parameter]) -> None:

@@ -14,7 +14,8 @@ class StepConfig:
     """Settings of the update in every kind of training."""
 
     token_budget: PositiveInt = 4096
-    """Padded tokens per micro-batch; lower it when memory runs out."""
+    """Padded tokens per micro-batch; lower it when memory runs out. A query whose tree is longer is split,
+    down to one response per tree."""
 
     clip_norm: PositiveFloat | None = 1.0
     """Largest gradient norm; null clips none."""
@@ -32,7 +33,8 @@ class UpdateConfig(StepConfig):
     """Settings of the update in reinforcement learning."""
 
     token_budget: PositiveInt = 32768
-    """Padded tokens per micro-batch; lower it when memory runs out."""
+    """Padded tokens per micro-batch; lower it when memory runs out. A query whose tree is longer is split,
+    down to one response per tree."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer by timm name."""

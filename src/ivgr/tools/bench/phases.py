@@ -8,11 +8,11 @@ from functools import partial
 
 import torch
 
-from ivgr.core.query import Query, separate
+from ivgr.core.query import Query
 from ivgr.core.settings import MOST
 from ivgr.models.forward import banned_ids
 from ivgr.models.pretrained import Pretrained
-from ivgr.packing.prefix_tree import Layout, tree_length
+from ivgr.packing.prefix_tree import Layout, split_tree, tree_length
 from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
 from ivgr.rollout.sampling import Sampling, SamplingConfig
@@ -162,5 +162,5 @@ def _roll_out(iteration: RLStep, setting: Setting, layout: str) -> None:
 def count_tokens(queries: list[Query], layout: str) -> int:
     """Tokens through the language model: of each tree, or of each response's own row."""
     if layout == "rows":
-        queries = [row for query in queries for row in separate(query)]
+        queries = [row for query in queries for row in split_tree(query, 0)]
     return sum(map(tree_length, queries))
