@@ -7,7 +7,7 @@ import support.interpreter  # noqa: F401  before triton
 from ivgr.core.query import rollouts_of
 from ivgr.kernels.paged_attention import PAGE
 from ivgr.models.lora import AdapterConfig
-from ivgr.rollout import branches, paged_kv, room
+from ivgr.rollout import branches, paged_kv, room, sampling
 from ivgr.rollout.attention import attend, attend_prefixes
 from ivgr.rollout.branch_kv import DenseKV
 from ivgr.rollout.branches import Branches
@@ -69,6 +69,7 @@ def paged(monkeypatch):
 def emulated(paged, monkeypatch):
     monkeypatch.setattr(paged_kv, "attend_pages", gathered)
     monkeypatch.setattr(branches, "fits_fused_step", lambda model: False)
+    monkeypatch.setattr(sampling, "uses_triton", lambda device: False)
 
 
 def same(found, expected):

@@ -64,7 +64,7 @@ def make_query(encoder: QueryEncoder, kind: str) -> Query:
         sample=Sample("rehearsed", "?", "?", kind=kind),
         prefix=torch.tensor(prefix + [WORD] * rest),
         groups=[],
-        pixel_values=torch.empty(patches, features),
+        pixel_values=torch.empty(patches, features, dtype=encoder.pixel_dtype),
         image_grid_thw=torch.tensor([[1, rows * merge, columns * merge] for rows, columns in counts]),
     )
 

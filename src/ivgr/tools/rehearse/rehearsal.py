@@ -157,6 +157,7 @@ class Watch(L.Callback):
             self._economise(module.micro_batcher)
             return
         module.iterations = 1
+        _as_after_an_iteration(module.optimizers().optimizer)
         step, update = module.rl_step, module.rl_step.update
         step.engine = self.engine = RehearsedEngine(step.engine, self.phases, self.recipe.limit)
         step.rollout_policy = self.phases.wrap("rollout_prefill", step.rollout_policy)
@@ -242,6 +243,15 @@ class FewMicroBatches:
                 setattr(pack, name, known.clone())
         self.phases.multiply(counts, places, 1)
         return tree_map(lambda one: one.clone() if isinstance(one, torch.Tensor) else one, result)
+
+
+def _as_after_an_iteration(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the state that an optimizer has from its first step on, which rollouts leave room for."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _weigh_on_host(model: torch.nn.Module | None) -> int:
