@@ -169,10 +169,16 @@ def _policy(policy: Any) -> tuple[Any, Dtype]:
 
 
 def count_gpus(trainer: dict) -> int:
-    """GPUs of the config; "auto" and -1 are taken for one per node."""
+    """GPUs of the config."""
+    return trainer["num_nodes"] * gpus_of_node(trainer)
+
+
+def gpus_of_node(trainer: dict, gpus: int = 0) -> int:
+    """GPUs of each node of the config, or where there are `gpus` in all: the most of them that divide those.
+    "auto" and -1 are taken for one per node."""
     devices = trainer["devices"]
     each = len(devices) if isinstance(devices, list) else devices
-    return trainer["num_nodes"] * (int(each) if str(each).isdecimal() else 1)
+    return math.gcd(int(each) if str(each).isdecimal() else 1, gpus)
 
 
 def prompts_each(data: dict, gpus: int) -> int:
