@@ -60,7 +60,8 @@ def rollout(run: RunSpec) -> list[MemoryItem]:
 
 
 def copy_bytes(run: RunSpec) -> int:
-    """Split weights are gathered once for all rollouts; of the decoder layers a part, where GPUs share them."""
+    """Split weights are gathered once for all rollouts; of the decoder layers a part, where GPUs share
+    them."""
     shape = run.shape
     held = shape.total - shape.layers + shape.layers // run.tp_ranks
     return held * run.compute if run.shards > 1 else 0
