@@ -63,7 +63,8 @@ class TransformersEngine:
 
     Args:
         sampling: Group size, temperature, nucleus, response length.
-        batch_queries: The most queries whose branches decode together.
+        batch_queries: The most queries whose branches decode together, those of all GPUs that share a copy of
+            the weights.
         cuda_graphs: On a GPU, launches each decoding step as one CUDA graph.
     """
 
