@@ -1,6 +1,7 @@
 """One run on one, two and four processes is the same run."""
 
 import copy
+import json
 import math
 import signal
 import time
@@ -30,6 +31,9 @@ pytestmark = pytest.mark.multiprocess
 
 FIGURES = ("update/loss", "update/grad_norm", "rollout/entropy", "rollout/kl", "update/ratio_max")
 FSDP2 = {"trainer.strategy": "fsdp2"}
+SHARED = {
+    "trainer.strategy": '{"class_path": "ivgr.trainer.FSDP2", "init_args": {"rollout_tensor_parallel": 2}}'
+}
 costs = st.lists(st.integers(0, 5000), max_size=40)
 
 
@@ -178,6 +182,22 @@ def sharded(world, tmp_path_factory):
 def test_fsdp_gives_the_losses_of_one_process(one, sharded):
     compare(one, sharded)
     same_end(one, sharded)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_processes_that_share_a_copy_give_the_losses_of_one(world, one, tmp_path):
+    """Four processes, two copies; of three held-out queries, asked one by one, two ranks of a copy have one
+    each, of the other one has none."""
+    settings = world | SHARED | {"data.val_queries": 3, "data.val_batch": 1}
+    several = fit(4, tmp_path / "run", settings | {"trainer.val_check_interval": 2})
+    compare(one, several)
+    same_end(one, several)
+    asked = fit(1, tmp_path / "one", world | {"data.val_queries": 3, "data.val_batch": 1})
+    summaries = [json.loads((root / "summary.json").read_text()) for root in (several, asked)]
+    for when in ("before", "after"):
+        for stream, figures in summaries[1][when].items():
+            assert summaries[0][when][stream] == pytest.approx(figures, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -52,8 +52,12 @@ class AnsweringModule(Protocol):
         ...
 
     def rollout_policy(self) -> PreTrainedModel:
-        """The policy with whole weights; all ranks must call it."""
+        """The policy that rolls out; all ranks must call it."""
         ...
+
+    def join_answers(self) -> None:
+        """Ends a series of answers, of which one rank may need more than another; all ranks must call it
+        before they next wait for one another."""
 
 
 class RLModule(TrainedModule, AnsweringModule, Protocol):

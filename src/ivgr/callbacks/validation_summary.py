@@ -113,6 +113,7 @@ def evaluate(module: AnsweringModule, batches: Iterable[Batch]) -> Figures:
         if batch.queries:
             module.engine.answer(policy, module.processor.tokenizer, batch.queries)
             figures.update(batch.queries)
+    module.join_answers()
     return figures.compute()
 
 

@@ -1,6 +1,6 @@
 """Collectives. In: what each rank has found. Out: the same on all ranks.
 
-Every function is a collective: all ranks must call it, in the same order.
+Every function is a collective: all ranks, or those that it is given, must call it, in the same order.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,12 @@ def any_rank(found: bool, device: torch.device) -> bool:
     return sum_ranks(float(found), device) > 0
 
 
-def gather(found: object) -> list:
-    """Returns what each rank has found, in rank order."""
+def gather(found: object, ranks: dist.ProcessGroup | None = None) -> list:
+    """Returns what each rank has found, or each of `ranks`, in rank order."""
     if not in_process_group():
         return [found]
-    gathered: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, found)
+    gathered: list[object] = [None] * dist.get_world_size(ranks)
+    dist.all_gather_object(gathered, found, ranks)
     return gathered
 
 

@@ -1,7 +1,7 @@
 """A model's weights split over ranks by FSDP2, layer by layer.
 
 In: a stock HF model. Out: the same, whose weights are gathered for a layer's pass and let go
-after it; and a `Replica`, which holds all of them while it rolls out.
+after it; and a `Replica`, which holds all of them while it rolls out, or with a few ranks a part each.
 """
 
 import copy
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -22,6 +23,7 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 
 from ivgr.core.sharding import is_sharded
+from ivgr.distributed.tensor_parallel import WeightParts
 from ivgr.models.registry import find_family
 from ivgr.models.skeleton import replace_parameters
 
@@ -67,7 +69,7 @@ def clone_if_sharded(model: PreTrainedModel, weight: torch.Tensor) -> torch.Tens
 
 
 class Replica:
-    """A whole copy of a policy that is split: filled once, then used until `invalidate`.
+    """A copy of a policy that is split: filled once, then used until `invalidate`.
 
     While it is empty its weights have no storage (they are on PyTorch's meta device), wherever the
     policy lies when it is split and wherever it moves.
@@ -75,26 +77,32 @@ class Replica:
     Args:
         policy: The policy, not split yet.
         dtype: Of the copy's weights; null for the policy's own.
+        tp_group: The ranks that share one copy, each with a part of every decoder layer; null where each
+            rank has a whole one. UserError if the policy cannot be shared so.
     """
 
-    def __init__(self, policy: PreTrainedModel, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, policy: PreTrainedModel, dtype: torch.dtype | None, tp_group: dist.ProcessGroup | None = None
+    ) -> None:
         self.policy = policy
-        empty = {
-            id(weight): nn.Parameter(
-                torch.empty_like(weight, dtype=dtype, device="meta"), requires_grad=False
-            )
-            for weight in policy.parameters()
-        }
+        self.parts = WeightParts(policy, tp_group)
+        empty = {}
+        for weight, dim in zip(policy.parameters(), self.parts.dims, strict=True):
+            part = self.parts.part(torch.empty_like(weight, dtype=dtype, device="meta"), dim)
+            empty[id(weight)] = nn.Parameter(part, requires_grad=False)
         self.model = copy.deepcopy(policy, empty)
+        self.parts.join(self.model)
         self.filled = False
 
     @torch.no_grad()
     def sync(self) -> PreTrainedModel:
-        """The copy with the policy's weights, on its device; all ranks must call it."""
+        """The copy with the policy's weights, on its device; all ranks must call it. Of a weight that is
+        gathered for it, a rank keeps its part alone."""
         if not self.filled:
-            pairs = zip(self.model.parameters(), self.policy.parameters(), strict=True)
+            weights = zip(self.model.parameters(), self.policy.parameters(), self.parts.dims, strict=True)
             self._take(
-                torch.empty_like(own, device=split.device).copy_(split.full_tensor()) for own, split in pairs
+                torch.empty_like(own, device=split.device).copy_(self.parts.part(split.full_tensor(), dim))
+                for own, split, dim in weights
             )
             self.model.to(self.policy.device)  # pyright: ignore[reportArgumentType]  transformers wraps it
             self.filled = True
@@ -102,8 +110,9 @@ class Replica:
 
     @torch.no_grad()
     def gather_to_cpu(self, keep: bool) -> PreTrainedModel:
-        """The copy in main memory, as exact as the policy, where `keep`; all ranks must call it.
+        """The whole copy in main memory, as exact as the policy, where `keep`; all ranks must call it.
         It is the copy's last use."""
+        self.parts.leave(self.model)
         wholes = (split.full_tensor() for split in self.policy.parameters())
         self._take(whole.cpu() if keep else whole.new_empty(0) for whole in wholes)
         return self.model.to("cpu")  # pyright: ignore[reportArgumentType]  transformers wraps it

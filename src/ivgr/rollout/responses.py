@@ -1,8 +1,10 @@
 """The responses of a rollout while they are written, token by token, on the policy's device."""
 
 import torch
+import torch.distributed as dist
 
 from ivgr.core.errors import UserError
+from ivgr.distributed.tensor_parallel import as_first
 from ivgr.models.forward import not_finite
 from ivgr.rollout.sampling import Sampling
 
@@ -20,6 +22,7 @@ class Responses:
         stops: The tokens that end a response.
         noise: Random numbers (B, T) to sample with; null for greedy decoding.
         device: Where they are written.
+        tp_group: Ranks that decode the same responses together: what the first of them chooses, all write.
     """
 
     def __init__(
@@ -29,11 +32,13 @@ class Responses:
         stops: list[int],
         noise: torch.Tensor | None,
         device: torch.device,
+        tp_group: dist.ProcessGroup | None = None,
     ) -> None:
         self.count = count = len(limits)
         self.limit = limit = max(limits)
         self.most = torch.tensor([*limits, limit], device=device)
         self.sampling = sampling
+        self.tp_group = tp_group
         self.stops = torch.tensor(stops, dtype=torch.long, device=device)
         self.noise = None if noise is None else torch.cat([noise, noise[:1]]).to(device)
         self.tokens = torch.zeros(count + 1, limit, dtype=torch.long, device=device)
@@ -53,7 +58,8 @@ class Responses:
         that are going_on (n,). Returns the tokens (n,), and which responses go on after them (n,)."""
         place = self.length[numbers].clamp(max=self.limit - 1)
         noise = None if self.noise is None else self.noise[numbers, place]
-        token, logp, sampling_logp = self.sampling.choose(logits, noise)
+        chosen = self.sampling.choose(logits, noise)
+        token, logp, sampling_logp = as_first(self.tp_group, chosen)
         written = torch.where(going_on, numbers, self.count)
         self.tokens[written, place] = token
         self.logp[written, place] = logp

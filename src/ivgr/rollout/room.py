@@ -1,6 +1,7 @@
 """How many branches decode together: as many as the free memory holds.
 
-In: a model, its device's free memory, the prompts. Out: the size of a cache.
+In: a model, its device's free memory, the prompts. Out: the size of a cache, the same on all ranks that share
+the model.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ivgr.core.memory import free_bytes
+from ivgr.distributed.tensor_parallel import least_of, tp_group_of, tp_ranks
 from ivgr.kernels.dispatch import uses_triton
 from ivgr.rollout.batch_rows import Prompt
 from ivgr.rollout.branch_kv import EXPECTED
@@ -30,7 +32,8 @@ def cache_size(
         len(one.query.prefix) + sum(len(group.instruction) for group, _ in one.groups) for one in prompts
     )
     siblings = max(len(one.branches) for one in prompts)
-    free = int(SHARE * free_bytes(model.device)) // token_bytes(model.config, model.dtype)
+    least = least_of(tp_group_of(model), int(SHARE * free_bytes(model.device)), model.device)
+    free = least // token_bytes(model.config, model.dtype, tp_ranks(model))
     reckoned = min(limit, EXPECTED) if uses_triton(model.device) else limit
     together = min(queries, free // (PREFIXES * width + siblings * reckoned))
     rows = together * siblings or max(1, min(siblings, (free - width) // reckoned))
@@ -47,8 +50,8 @@ def cache_size(
     )
 
 
-def token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Returns the bytes of the keys and values that all layers keep per token."""
+def token_bytes(config: PreTrainedConfig, dtype: torch.dtype, tp_ranks: int = 1) -> int:
+    """Returns the bytes of the keys and values that all layers keep per token, on one of `tp_ranks`."""
     text: Any = config.get_text_config()
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * size * dtype.itemsize
+    return 2 * text.num_hidden_layers * text.num_key_value_heads // tp_ranks * size * dtype.itemsize

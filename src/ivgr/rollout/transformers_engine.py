@@ -17,6 +17,7 @@ from ivgr.core.errors import UserError
 from ivgr.core.memory import unless_out_of_memory
 from ivgr.core.query import Query, Rollout, global_indices
 from ivgr.core.settings import PositiveInt, checked
+from ivgr.distributed.tensor_parallel import SETTING, tp_group_of
 from ivgr.models.forward import banned_ids, stop_ids
 from ivgr.rollout.batch_rows import BatchRows, Prompt
 from ivgr.rollout.branches import Branches, Listener
@@ -62,7 +63,8 @@ class TransformersEngine:
 
     Args:
         sampling: Group size, temperature, nucleus, response length.
-        batch_queries: The most queries whose branches decode together.
+        batch_queries: The most queries whose branches decode together, those of all GPUs that share a copy of
+            the weights.
         cuda_graphs: On a GPU, launches each decoding step as one CUDA graph.
     """
 
@@ -113,7 +115,8 @@ class TransformersEngine:
         listener: Listener | None = None,
     ) -> None:
         """Appends `copies` rollouts to each group. After an out-of-memory, the listener hears the repeated
-        responses again, from their beginning. UserError if memory does not hold one response."""
+        responses again, from their beginning. UserError if memory does not hold one response, or if it runs
+        out on a rank that shares the model."""
         groups = [group for query in queries for group in query.groups for _ in range(copies)]
         if not groups:
             return
@@ -122,12 +125,13 @@ class TransformersEngine:
             counts = [copies * len(query.groups) for query in queries]
             noise = draw_noise(global_indices(queries), counts, self.sampling.max_new_tokens, seed)
         limits, stops = self.limits(len(groups)), self.stops(model, tokenizer)
-        responses = Responses(limits, sampling, stops, noise, model.device)
+        tp_group = tp_group_of(model)
+        responses = Responses(limits, sampling, stops, noise, model.device, tp_group)
         while waiting := responses.unfinished():
             prompts = _prompts_of(queries, copies, set(waiting))
             size = cache_size(model, prompts, responses.limit, self.batch_queries, self.most.get(copies))
             if not unless_out_of_memory(partial(self._decode, model, responses, prompts, size, listener)):
-                self.most[copies] = self._halve(prompts, size)
+                self.most[copies] = self._halve(prompts, size, alone=tp_group is None)
         for group, (tokens, logp, sampling_logp, ended) in zip(groups, responses.read(), strict=True):
             text = group.opened + str(tokenizer.decode(tokens, skip_special_tokens=True))
             group.rollouts.append(Rollout(tokens, logp, sampling_logp, text, truncated=not ended))
@@ -155,14 +159,21 @@ class TransformersEngine:
         self.steps += branches.steps
         return True
 
-    def _halve(self, prompts: list[Prompt], size: CacheSize) -> CacheSize:
-        """Returns the most to decode together from now on, after memory ran out for `size`."""
+    def _halve(self, prompts: list[Prompt], size: CacheSize, alone: bool) -> CacheSize:
+        """Returns the most to decode together from now on, after memory ran out for `size`. UserError if that
+        was one response, or if this rank does not decode `alone`."""
         if size.branches == 1:
             (group, _), query = prompts[0].groups[0], prompts[0].query
             raise UserError(
                 "memory ran out as one response was decoded, to a prompt of "
                 f"{len(query.prefix) + len(group.instruction)} tokens: lower max_new_tokens, which is "
                 f"{self.sampling.max_new_tokens}, or max_prompt_tokens; batch_queries makes no difference"
+            )
+        if not alone:
+            raise UserError(
+                f"memory ran out for {size.branches} responses together, and with {SETTING} one rank cannot "
+                f"take fewer alone: lower model.engine.batch_queries, which is {self.batch_queries}, to "
+                f"{max(1, min(self.batch_queries, size.branches // size.siblings) // 2)}"
             )
         half = replace(size, branches=size.branches // 2, tokens=size.tokens // 2)
         LOGGER.warning(

@@ -23,6 +23,8 @@ from ivgr.models.model_directory import write_directory
 from ivgr.models.pretrained import PolicySource, Pretrained, load_skeleton
 from ivgr.models.stored_weights import StoredWeights
 from ivgr.models.trainable import TrainableConfig
+from ivgr.rollout.tensor_parallel_engine import TensorParallelEngine, with_tensor_parallel
+from ivgr.rollout.transformers_engine import RolloutEngine
 from ivgr.trainer.dummy_packs import DummyPackPadder, PadWithDummyPacks
 from ivgr.trainer.export import POLICY, describe_policy
 from ivgr.trainer.nonfinite_guard import GuardConfig, NonFiniteGuard
@@ -44,6 +46,7 @@ class PolicyModule(L.LightningModule):
     total_updates: int
     length: str
     kind: str
+    engine: RolloutEngine
     state_shape = {"skipped": int, "policy": POLICY}
     # None until `configure_model`.
     policy: PreTrainedModel
@@ -136,14 +139,22 @@ class PolicyModule(L.LightningModule):
             )
         if is_sharded(self.trainer.strategy):
             strategy: Any = self.trainer.strategy
-            self._replica = strategy.split(self.policy, self.reference)
+            replica: Replica = strategy.split(self.policy, self.reference)
+            self._replica = replica
+            self.engine = with_tensor_parallel(self.engine, replica.parts.tp_group)
 
     def roll_back(self) -> None:
         """Discards the results of an iteration that was abandoned before its update."""
 
     def rollout_policy(self) -> PreTrainedModel:
-        """Returns the policy with whole weights; if they are sharded, all ranks must call it."""
+        """Returns the policy that rolls out; if weights are sharded, all ranks must call it."""
         return self._replica.sync() if self._replica else self.policy
+
+    def join_answers(self) -> None:
+        """Ends a series of answers, of which one rank may need more than another; all ranks must call it
+        before they next wait for one another."""
+        if isinstance(self.engine, TensorParallelEngine):
+            self.engine.join(self.rollout_policy(), self.processor.tokenizer)
 
     @property
     def pad_with_dummy_packs(self) -> PadWithDummyPacks | None:

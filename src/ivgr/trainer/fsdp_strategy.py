@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
 from ivgr.core.checkpoint_file import find_checkpoint
 from ivgr.core.errors import UserError
 from ivgr.core.lightning_private import spread_data_over_all_ranks
-from ivgr.core.settings import Dtype, checked, dtype_of
+from ivgr.core.settings import Dtype, PositiveInt, checked, dtype_of
 from ivgr.core.sharding import is_sharded
 from ivgr.distributed.fsdp import Replica, shard
+from ivgr.distributed.tensor_parallel import check_node
 from ivgr.trainer.reference import Reference
 from ivgr.trainer.resume import admit
 from ivgr.trainer.sharded_checkpoint import read_folder, write_folder
@@ -31,6 +34,9 @@ class FSDP2(ModelParallelStrategy):
             the policy.
         reduce_dtype: Dtype in which gradients are summed over ranks.
         process_group_backend: "nccl", "gloo", …; null chooses by device.
+        rollout_tensor_parallel: GPUs of a node that share one copy of the weights in rollouts, each with a
+            part of every layer; 1 for a whole copy on each. It must divide trainer.devices and the policy's
+            heads.
     """
 
     shards_weights = True
@@ -40,12 +46,15 @@ class FSDP2(ModelParallelStrategy):
         param_dtype: Dtype | None = None,
         reduce_dtype: Dtype = "float32",
         process_group_backend: Literal["gloo", "nccl"] | None = None,
+        rollout_tensor_parallel: PositiveInt = 1,
     ) -> None:
         super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend)
         self.param_dtype = None if param_dtype is None else dtype_of(param_dtype)
         self.reduce_dtype = dtype_of(reduce_dtype)
+        self.rollout_tensor_parallel = rollout_tensor_parallel
 
     def setup_environment(self) -> None:
+        check_node(self.rollout_tensor_parallel, self.num_processes)
         spread_data_over_all_ranks(self)
         super().setup_environment()
 
@@ -56,8 +65,8 @@ class FSDP2(ModelParallelStrategy):
 
     def split(self, policy: PreTrainedModel, reference: Reference | None) -> Replica:
         """Shards both over the ranks; returns the replica that rolls out. UserError if the reference
-        cannot be sharded."""
-        replica = Replica(policy, self.param_dtype)
+        cannot be sharded, or the replica not be split."""
+        replica = Replica(policy, self.param_dtype, self._tp_group())
         # The model casts its inputs itself; what it computes in float32, such as rotary angles, stays so.
         precision = MixedPrecisionPolicy(self.param_dtype, self.reduce_dtype, cast_forward_inputs=False)
         split = partial(shard, mesh=self.device_mesh["data_parallel"], precision=precision)
@@ -65,6 +74,12 @@ class FSDP2(ModelParallelStrategy):
         if reference is not None:
             reference.shard(split)
         return replica
+
+    def _tp_group(self) -> dist.ProcessGroup | None:
+        """Returns the ranks that share this rank's copy, which follow one another; None if it is alone."""
+        if self.rollout_tensor_parallel == 1:
+            return None
+        return dist.new_subgroups(self.rollout_tensor_parallel, timeout=default_pg_timeout)[0]
 
     def lightning_module_state_dict(self) -> dict:
         """Returns nothing: `save_checkpoint` writes each rank's shard itself."""

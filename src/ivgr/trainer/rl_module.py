@@ -161,6 +161,7 @@ class IVGR(PolicyModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the figures for checkpoint_best; `ValidationSummary` prints them and writes them to the
         loggers."""
+        self.join_answers()
         for stream, figures in self.figures.compute().items():
             named = {f"val/{stream}/{name}": value for name, value in figures.items()}
             self.log_dict(named, logger=False)

@@ -25,6 +25,7 @@ from ivgr.tools.plan.plan_memory import (
     around_bytes,
     block_bytes,
     cache_bytes,
+    copy_bytes,
     fit_batch,
     kv_bytes,
     layer_bytes,
@@ -107,6 +108,19 @@ def test_as_many_queries_decode_together_as_the_engine_takes(monkeypatch, free):
         assert cache_bytes(fitted) == pytest.approx(
             tokens * token_bytes(policy.config, policy.dtype), rel=1e-3
         )
+
+
+def test_ranks_that_share_a_copy_hold_a_part_of_its_layers_and_of_their_keys():
+    run = replace(run_of(SETTING), gpus=4, sharded=True)
+    shared, model = replace(run, tp_ranks=2), Pretrained("tiny").load()[0]
+    layers = find_family(model.config.model_type).decoder_layers(model)
+    halved = sum(weight.nbytes for name, weight in layers.named_parameters() if "_proj" in name) // 2
+    # Norms stay whole, and are counted as halved.
+    assert copy_bytes(run) - copy_bytes(shared) == pytest.approx(halved, rel=0.01)
+    assert kv_bytes(shared, 100) == kv_bytes(run, 50)
+    alone, together = (fit_batch(replace(one, batch_queries=64), 1e12) for one in (run, shared))
+    assert together.batch_queries == 2 * alone.batch_queries
+    assert cache_bytes(together) == cache_bytes(alone)
 
 
 @pytest.mark.parametrize("queries", [1, 3])

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from ivgr.cli.main import main
 from ivgr.tools.plan.plan import as_decoded, find_misfit, parse_memory, peak_bytes
@@ -52,8 +53,33 @@ def plan_fails(capsys, *args) -> str:
 def test_the_first_thing_that_does_not_fit_and_its_mend(capsys):
     config = str(CONFIGS / "qwen2vl_7b.yaml")
     assert "model.trainable.adapter" in plan_fails(capsys, config, "--gpus", "1")
-    large = plan_fails(capsys, str(CONFIGS / "qwen3vl_32b.yaml"))
-    assert "copy of the policy" in large and "more memory" in large
+    shared = str(CONFIGS / "qwen3vl_32b.yaml")
+    assert "copy of the policy" in (large := plan_fails(capsys, shared, "--memory", "40GB"))
+    assert "more memory, or a smaller model.policy" in large
+
+
+def with_shared_copies(folder, ranks: int) -> str:
+    """The recipe of 32B with copies of the policy on so many GPUs each."""
+    strategy = {"init_args": {"rollout_tensor_parallel": ranks}}
+    config = {"base": str(CONFIGS / "qwen3vl_32b.yaml"), "trainer": {"strategy": strategy}}
+    (path := folder / "shared.yaml").write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def test_a_copy_that_is_too_large_is_shared(capsys, tmp_path):
+    whole = plan_fails(capsys, with_shared_copies(tmp_path, 1), "--memory", "80GB")
+    assert "copy of the policy (66.7 GB a GPU); raise trainer.strategy.rollout_tensor_parallel" in whole
+    main(["plan", "--config", with_shared_copies(tmp_path, 8), "--memory", "80GB"])
+    assert "fits: " in capsys.readouterr().out
+
+
+def test_copies_that_no_run_could_share_are_refused(capsys, tmp_path):
+    for ranks, options, said in (
+        (3, (), "does not divide the 8 GPUs of a node"),
+        (8, ("--gpus", "4"), "does not divide the 4 GPUs of a node"),
+    ):
+        error = fails(capsys, "plan", "--config", with_shared_copies(tmp_path, ranks), *options)
+        assert f"trainer.strategy.rollout_tensor_parallel is {ranks}, which {said}" in error
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import yaml
 
 from ivgr.cli.main import main
 from ivgr.models.lora import AdapterConfig
@@ -104,6 +105,28 @@ def test_all_gradients_and_moments_shrink_with_ranks(tmp_path):
     few, many = (rehearse(config, "--ranks", ranks)[0]["phases"] for ranks in ("2", "8"))
     assert 3.9 < few["load"]["held"] / many["load"]["held"] < 4.1
     assert few["optimizer"]["peak"] > 3 * many["optimizer"]["peak"]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_copy_that_ranks_share_is_held_in_parts(tmp_path):
+    """Until the update, when the copy goes. Each rank prefills the queries of all ranks."""
+    found = {}
+    for ranks in (1, 4):
+        strategy = {"init_args": {"rollout_tensor_parallel": ranks}}
+        (folder := tmp_path / str(ranks)).mkdir()
+        small = write_small(folder, "qwen2vl_7b")
+        config = {"base": str(small), "trainer": {"strategy": strategy}}
+        (path := folder / "shared.yaml").write_text(yaml.safe_dump(config))
+        found[ranks], said, code = rehearse(path)
+        assert code == 0, said
+    layers = skeleton("Qwen/Qwen2-VL-7B-Instruct").model.language_model.layers
+    parts = sum(weight.numel() * 2 for name, weight in layers.named_parameters() if "_proj" in name)
+    for phase, saved in (("old_logp", 3 / 4 * parts), ("optimizer", 0)):
+        whole, shared = (found[ranks]["phases"][phase]["held"] for ranks in (1, 4))
+        assert whole - shared == pytest.approx(saved, rel=0.01, abs=1e6), phase
+    prefills = [one["phases"]["rollout_prefill"]["kernels"] for one in found.values()]
+    assert prefills[1] > 2 * prefills[0]
 
 
 @needs_compiler

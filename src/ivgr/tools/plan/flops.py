@@ -34,7 +34,9 @@ def estimate_work(run: RunSpec, tflops: float, bandwidth: float) -> Work:
     responses = sum(count * streams * run.group * typical.response for count, streams in kinds)
     queries = run.paired + run.single
     forward = matrix_flops(run, tokens, responses, queries) + attention_flops(run, tokens, queries)
-    rollout = 0.0 if run.cold_start else forward
+    # GPUs that roll out together share the layers; the head and the tower each has for all queries.
+    repeated = (run.tp_ranks - 1) * matrix_flops(run, 0, responses, queries)
+    rollout = 0.0 if run.cold_start else forward + repeated
     update = update_passes(run) * forward
     rate = tflops * 1e12 * (1 if run.compute < 4 else FP32_SHARE)
     decoding = 0.0 if run.cold_start else decoding_bytes(run, queries) / (bandwidth * 1e9)
@@ -76,8 +78,8 @@ def attention_flops(run: RunSpec, tokens: int, queries: int) -> float:
 def decoding_bytes(run: RunSpec, queries: int) -> float:
     """Read in decoding: each step of a batch reads the layers and the head once, every prompt and
     every half-grown response."""
-    typical, batches = run.typical, -(-queries // run.batch_queries)
-    weights = (run.shape.layers + run.shape.hidden * run.shape.vocabulary) * run.compute
+    typical, batches = run.typical, -(-run.tp_ranks * queries // run.batch_queries)
+    weights = (run.shape.layers // run.tp_ranks + run.shape.hidden * run.shape.vocabulary) * run.compute
     prompts = queries * (typical.prefix + 2 * typical.instruction)
     branches = (2 * run.paired + run.single) * run.group * typical.response // 2
     return typical.response * (batches * weights + kv_bytes(run, prompts + branches))

@@ -106,6 +106,8 @@ def _mend_standing(run: RunSpec) -> str:
 
 
 def _mend_rollout(run: RunSpec, room: float) -> str:
+    if rollout(run)[0].bytes > room and run.tp_ranks == 1:
+        return "raise trainer.strategy.rollout_tensor_parallel, or take GPUs of more memory"
     if rollout(run)[0].bytes > room:
         return "take GPUs of more memory, or a smaller model.policy"
     return "lower model.policy.max_pixels or model.engine.sampling.max_new_tokens, or shard over more GPUs"

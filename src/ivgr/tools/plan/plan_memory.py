@@ -60,15 +60,18 @@ def rollout(run: RunSpec) -> list[MemoryItem]:
 
 
 def copy_bytes(run: RunSpec) -> int:
-    """Split weights are gathered once for all rollouts."""
-    return run.shape.total * run.compute if run.shards > 1 else 0
+    """Split weights are gathered once for all rollouts; of the decoder layers a part, where GPUs share
+    them."""
+    shape = run.shape
+    held = shape.total - shape.layers + shape.layers // run.tp_ranks
+    return held * run.compute if run.shards > 1 else 0
 
 
 def cache_bytes(run: RunSpec) -> float:
     """The keys and values of the prompts that may be there at a time, and a pool of pages for the responses:
     room for the longest to all branches, if `cache_room` allows it, and to one in any case."""
     queries, longest = _queries_at_once(run), run.max_new_tokens
-    prefixes = min(PREFIXES * queries, run.batch_queries if run.cold_start else run.paired + run.single)
+    prefixes = min(PREFIXES * queries, run.batch_queries if run.cold_start else _queries_in_all(run))
     prompts = kv_bytes(run, prefixes * _prompt(run))
     responses = min(kv_bytes(run, queries * 2 * run.group * longest), run.cache_room - prompts)
     return prompts + max(responses, kv_bytes(run, longest))
@@ -84,12 +87,17 @@ def fit_batch(run: RunSpec, free: float) -> RunSpec:
 
 
 def kv_bytes(run: RunSpec, tokens: int) -> int:
-    """A key and a value per token and layer."""
-    return 2 * run.shape.layers_count * run.shape.keys * run.compute * tokens
+    """A key and a value per token and layer, of this GPU's heads."""
+    return 2 * run.shape.layers_count * run.shape.keys // run.tp_ranks * run.compute * tokens
 
 
 def _queries_at_once(run: RunSpec) -> int:
-    return run.batch_queries if run.cold_start else min(run.batch_queries, run.paired + run.single)
+    return run.batch_queries if run.cold_start else min(run.batch_queries, _queries_in_all(run))
+
+
+def _queries_in_all(run: RunSpec) -> int:
+    """Queries of an iteration on the GPUs that roll out together."""
+    return run.tp_ranks * (run.paired + run.single)
 
 
 def _prompt(run: RunSpec) -> int:
@@ -190,8 +198,9 @@ def head_bytes(run: RunSpec, responses: int) -> int:
 
 def _passing(run: RunSpec, tokens: int, patches: int) -> int:
     """A forward pass without gradients: the MLP's input, residual and norm, and three of its
-    feed-forward tensors; of the language model or the tower, whichever is larger."""
+    feed-forward tensors, of which GPUs that roll out together have a part each; of the language model or the
+    tower, whichever is larger."""
     shape = run.shape
-    language = tokens * (3 * shape.hidden + 3 * shape.feed)
+    language = tokens * (3 * shape.hidden + 3 * shape.feed // run.tp_ranks)
     tower = patches * (3 * shape.tower_width + 3 * shape.tower_feed)
     return max(language, tower) * run.compute

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from jsonargparse._util import import_object
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ivgr.core.errors import UserError
 from ivgr.core.settings import Dtype, dtype_of
 from ivgr.data.stream import BatchComposition
+from ivgr.distributed.tensor_parallel import check_node, check_parts
 from ivgr.launch.lightning_cli import parse_fit
 from ivgr.rollout.sampling import SamplingConfig
 from ivgr.tools.plan.model_shape import Shape, find_config, read_shape
@@ -53,7 +55,8 @@ class RunSpec:
     """weight, compute: bytes of a weight and of an activation; states: bytes of optimizer state
     a trained weight; rank: of low-rank adapters, 0 for none; paired, single: queries an
     iteration on each GPU (of a cold start: demonstrations per step, all single, group 1);
-    cache_room: the most bytes of a rollout's cache."""
+    cache_room: the most bytes of a rollout's cache; tp_ranks: GPUs that share a copy of the
+    policy in rollouts."""
 
     shape: Shape
     typical: AssumedLengths
@@ -77,6 +80,7 @@ class RunSpec:
     token_budget: int
     layout: str
     cache_room: float = math.inf
+    tp_ranks: int = 1
 
     @property
     def trained(self) -> int:
@@ -125,6 +129,7 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
         max_new_tokens=longest,
         token_budget=update["token_budget"],
         layout="tree" if cold_start else update["layout"],
+        tp_ranks=_tp_ranks(fit["trainer"], described, gpus),
         **_thrift(fit["trainer"], model["trainable"]),
     )
 
@@ -152,8 +157,20 @@ def _thrift(trainer: dict, trainable: dict) -> dict[str, Any]:
 
 def _compute(strategy: Any, weight: int) -> int:
     """Bytes of what a pass computes in."""
-    dtype = None if isinstance(strategy, str) else (strategy.get("init_args") or {}).get("param_dtype")
+    dtype = _arguments(strategy).get("param_dtype")
     return dtype_of(dtype).itemsize if dtype else weight
+
+
+def _tp_ranks(trainer: dict, policy: PreTrainedConfig, gpus: int) -> int:
+    """GPUs that share a copy of the policy in rollouts; UserError where they cannot."""
+    ranks = _arguments(trainer["strategy"]).get("rollout_tensor_parallel", 1)
+    check_node(ranks, gpus_of_node(trainer, gpus))
+    check_parts(policy, ranks)
+    return ranks
+
+
+def _arguments(strategy: Any) -> dict[str, Any]:
+    return {} if isinstance(strategy, str) else strategy.get("init_args") or {}
 
 
 def _policy(policy: Any) -> tuple[Any, Dtype]:
@@ -169,10 +186,16 @@ def _policy(policy: Any) -> tuple[Any, Dtype]:
 
 
 def count_gpus(trainer: dict) -> int:
-    """GPUs of the config; "auto" and -1 are taken for one per node."""
+    """GPUs of the config."""
+    return trainer["num_nodes"] * gpus_of_node(trainer)
+
+
+def gpus_of_node(trainer: dict, gpus: int = 0) -> int:
+    """GPUs of each node of the config, or where there are `gpus` in all: the most of them that divide those.
+    "auto" and -1 are taken for one per node."""
     devices = trainer["devices"]
     each = len(devices) if isinstance(devices, list) else devices
-    return trainer["num_nodes"] * (int(each) if str(each).isdecimal() else 1)
+    return math.gcd(int(each) if str(each).isdecimal() else 1, gpus)
 
 
 def prompts_each(data: dict, gpus: int) -> int:

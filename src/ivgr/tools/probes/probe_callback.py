@@ -63,6 +63,11 @@ class Probing(L.Callback):
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if getattr(module, "kind", None) != "rl":
             raise UserError(f"Probing: {type(module).__name__} has no iterations; take ivgr.IVGR")
+        if getattr(trainer.strategy, "rollout_tensor_parallel", 1) > 1:
+            raise UserError(
+                "Probing: reads the heads of whole layers, which trainer.strategy.rollout_tensor_parallel "
+                "splits; set that to 1, or remove the callback"
+            )
 
     def on_train_start(self, trainer: L.Trainer, module: RLModule) -> None:
         self.samples = self._choose(trainer, module)

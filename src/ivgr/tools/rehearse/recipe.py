@@ -19,7 +19,7 @@ from ivgr.launch.lightning_cli import CLI, run_lightning
 from ivgr.models.pretrained import Pretrained
 from ivgr.rollout.engine_timeout import TimeoutEngine
 from ivgr.rollout.transformers_engine import TransformersEngine
-from ivgr.tools.plan.run_spec import count_gpus, prompts_each
+from ivgr.tools.plan.run_spec import count_gpus, gpus_of_node, prompts_each
 from ivgr.trainer.base_module import PolicyModule
 
 STATED = re.compile(r"GPUs? of (\d+) ?GB")
@@ -39,12 +39,13 @@ class Instantiated(RunsNothing, CLI):
 @dataclass
 class Recipe:
     """mix: queries of an iteration on one rank, of a cold start demonstrations. streams: of paired queries.
-    layers: to which the models are cut, None for all. limit: bytes of a GPU."""
+    devices: GPUs of a node. layers: to which the models are cut, None for all. limit: bytes of a GPU."""
 
     module: PolicyModule
     strategy: Any
     cold_start: bool
     ranks: int
+    devices: int
     mix: BatchComposition
     streams: tuple[str, ...]
     layers: int | None
@@ -66,7 +67,8 @@ def read_recipe(path: Path, ranks: int | None, layers: int | None, limit: float)
     else:
         streams = tuple(data["streams"])
         mix = BatchComposition.of(prompts_each(data, ranks), data["paired_ratio"], len(streams))
-    return Recipe(module, cli.made["fit"].trainer.strategy, cold_start, ranks, mix, streams, layers, limit)
+    strategy, devices = cli.made["fit"].trainer.strategy, gpus_of_node(trainer, ranks)
+    return Recipe(module, strategy, cold_start, ranks, devices, mix, streams, layers, limit)
 
 
 def stated_memory(path: Path) -> str:

@@ -16,7 +16,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map
 
@@ -66,18 +66,21 @@ def rehearse_recipe(recipe: Recipe) -> Rehearsal:
             dist.init_process_group("fake", rank=0, world_size=recipe.ranks, store=FakeStore())
         watch = Watch(recipe, phases, Path(folder))
         trainer = L.Trainer(
-            accelerator="cuda", devices=1, num_nodes=recipe.ranks, plugins=[OneOfMany(recipe.ranks)],
+            accelerator="cuda", devices=1, num_nodes=recipe.ranks // recipe.devices,
+            plugins=[OneOfMany(recipe.ranks)],
             strategy=recipe.strategy if isinstance(recipe.strategy, Strategy) else recipe.strategy or "auto",
             callbacks=[watch], default_root_dir=folder, max_epochs=1, limit_val_batches=0, logger=False,
             limit_train_batches=2 if recipe.cold_start else 1, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
+        if isinstance(trainer.strategy, ParallelStrategy):  # the null GPU stands for all of a node
+            trainer.strategy.parallel_devices = [torch.device("cuda", 0)] * recipe.devices
         trainer.fit(recipe.module, ColdStartData(watch) if recipe.cold_start else RehearsalData(watch))
     return watch.result()
 
 
 class OneOfMany(LightningEnvironment):
-    """Tells Lightning that this process is the first of `ranks`, on a node of its own."""
+    """Tells Lightning that this process is the first of `ranks`."""
 
     def __init__(self, ranks: int) -> None:
         super().__init__()
@@ -135,6 +138,8 @@ class Watch(L.Callback):
         self.host_weights = 0
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
+        if not self.recipe.cold_start:
+            module.engine = self.engine = RehearsedEngine(module.engine, self.phases, self.recipe.limit)
         module.make_parts = self.phases.wrap("load", module.make_parts)
         fill = self.phases.wrap("load", module.fill_weights)
 
@@ -159,7 +164,6 @@ class Watch(L.Callback):
         module.iterations = 1
         _as_after_an_iteration(module.optimizers().optimizer)
         step, update = module.rl_step, module.rl_step.update
-        step.engine = self.engine = RehearsedEngine(step.engine, self.phases, self.recipe.limit)
         step.rollout_policy = self.phases.wrap("rollout_prefill", step.rollout_policy)
         step.scorer.score = _score
         step.resample, step.drop_zero_std = 0, False
