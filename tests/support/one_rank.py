@@ -11,6 +11,9 @@ class OneRank:
     def __init__(self, step: Callable[[], float]) -> None:
         self.step = step
 
+    def begin_pass(self) -> None:
+        """Has no copy to free."""
+
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import ImageColor
 from ivgr.callbacks.metrics_logger import completions_table, draw_query
 from ivgr.callbacks.rollout_log import rollout_rows
 from ivgr.core.query import rollouts_of
+from ivgr.packing.prefix_tree import Pack
 from ivgr.plotting.boxed_picture import GOLD
 from ivgr.trainer.loss import PolicyLossConfig
 from ivgr.trainer.reference import FrozenReference
@@ -173,3 +175,17 @@ def test_drawn_boxes_show_the_gold_box(run):
 
 def test_rollouts_know_their_reward(run):
     assert all(set(rollout.terms) >= {"format", "accuracy"} for rollout in rollouts_of(run.queries))
+
+
+def test_the_copy_that_rolled_out_is_freed_before_a_pass_with_gradients(tiny, monkeypatch):
+    run = Run(tiny)
+    update, seen, hidden = run.iteration.update, [], Pack.hidden
+    monkeypatch.setattr(update.stepper, "begin_pass", lambda: seen.append("free"))
+
+    def watched(self, model, **options):
+        seen.append("pass" if torch.is_grad_enabled() else "scoring")
+        return hidden(self, model, **options)
+
+    monkeypatch.setattr(Pack, "hidden", watched)
+    update.run(update.pack(run.queries))
+    assert "pass" in seen and all(before == "free" for before, one in pairwise(seen) if one == "pass")

@@ -21,6 +21,10 @@ from ivgr.trainer.optimizer import sum_gradients
 class OptimizerStep(Protocol):
     """Turns losses into an update of the policy."""
 
+    def begin_pass(self) -> None:
+        """Is called before each pass with gradients: frees the copy of the policy that rolled out."""
+        ...
+
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of `loss`."""
         ...
@@ -54,6 +58,9 @@ class OneProcessStep:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
 
+    def begin_pass(self) -> None:
+        """Has no copy to free."""
+
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 
@@ -82,9 +89,11 @@ class LightningOptimizerStep:
         self.guard = guard
         self.replica = replica
 
-    def backward(self, loss: torch.Tensor) -> None:
+    def begin_pass(self) -> None:
         if self.replica is not None:
             self.replica.invalidate()
+
+    def backward(self, loss: torch.Tensor) -> None:
         with getattr(self.module.trainer.strategy.model, "no_sync", nullcontext)():
             self.module.manual_backward(loss)
 

@@ -114,6 +114,7 @@ class PolicyUpdate:
 
     def _differentiate(self, tokens: float, pack: Pack) -> tuple[TokenStatistics, TokenLoss]:
         """Adds the gradients of the pack's share of the mean loss over `tokens`."""
+        self.stepper.begin_pass()
         reference = self._reference_hidden(pack) if self.config.loss.kl == "exact" else {}
         statistics, loss = run_pass(self.policy, lambda: self._policy_statistics(pack, **reference))
         total = cast(torch.Tensor, statistics.loss)

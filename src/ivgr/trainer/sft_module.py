@@ -96,6 +96,7 @@ class SFT(PolicyModule):
     def _differentiate(self, tokens: float, pack: Pack) -> torch.Tensor:
         """Adds the gradients of the pack's share of the mean loss over `tokens`; returns that share, still
         on the device."""
+        self.stepper.begin_pass()
         statistics = run_pass(self.policy, lambda: self._imitate(pack))
         self.guard.watch(statistics)
         loss = cast(torch.Tensor, statistics.loss) / tokens

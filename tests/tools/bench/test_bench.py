@@ -125,7 +125,7 @@ def test_the_plan_of_a_setting(changes):
     contenders = update_contenders(setting)
     contender, rows = contenders["tree"], contenders["rows"].tokens
     run = plan_setting(setting, contender.tokens, rows)
-    assert (run.typical.prompt, run.typical.instruction) == (setting.question + 2, setting.instruction)
+    assert (run.lengths.prompt, run.lengths.instruction) == (setting.question + 2, setting.instruction)
     work = estimate_work(run, 1.0, 1.0)
     assert (work.tokens, work.rows) == (contender.tokens, rows)
     assert planned_bytes(run) == pytest.approx(measure({"tree": contender}, 1)["tree"].peak_bytes, rel=1 / 3)

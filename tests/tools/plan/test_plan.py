@@ -28,9 +28,9 @@ from ivgr.tools.plan.plan_memory import (
     copy_bytes,
     fit_batch,
     kv_bytes,
+    largest_tree,
     layer_bytes,
     resident,
-    tree_tokens,
     update,
 )
 from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, measure_states, read_run
@@ -130,7 +130,7 @@ def test_activations_of_an_update(queries):
     batches = phase.pack(build_queries(setting, phase.policy, rollouts=True))
     phase.infer_reference(batches)
     ((pack,),) = batches
-    assert pack.ids.numel() == queries * tree_tokens(run)
+    assert pack.ids.numel() == queries * largest_tree(run).tokens
     with LiveBytes() as live:
         statistics, _ = phase._policy_statistics(pack)
         kept = live.live

@@ -142,4 +142,4 @@ def test_an_unknown_policy_lists_the_shipped_sizes(capsys, tmp_path):
 
 def test_no_response_is_longer_than_the_engine_lets_it_be():
     run = read_run(CONFIGS / "tiny.yaml", 1, AssumedLengths(response=300))
-    assert run.typical.response == run.max_new_tokens == 72
+    assert run.lengths.response == run.max_new_tokens == 72

@@ -14,7 +14,7 @@ from ivgr.tools.bench.measure import Measurement
 from ivgr.tools.plan.flops import estimate_work
 from ivgr.tools.plan.model_shape import read_shape
 from ivgr.tools.plan.plan_memory import resident, rollout, update
-from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, measure_states
+from ivgr.tools.plan.run_spec import FP32, AssumedLengths, RunSpec, measure_states
 from ivgr.trainer.optimizer import OptimizerConfig
 
 GEMM = {"cuda": 8192, "cpu": 1024}
@@ -68,15 +68,17 @@ def plan_setting(setting: Setting, tree: int, rows: int) -> RunSpec:
     question = prompt - instruction - setting.image_tokens
     typical = AssumedLengths(setting.image_tokens, question, instruction, setting.response)
     weight = dtype_of(setting.dtype).itemsize
+    trained = FP32 if setting.adapter else weight
     trees = setting.micro_batch or setting.queries
     return RunSpec(
         shape=read_shape(describe_shape(setting)),
-        typical=typical,
+        lengths=typical,
+        longest=typical,
         cold_start=False,
         gpus=1,
         weight=weight,
         compute=weight,
-        states=measure_states(OptimizerConfig(name=setting.optimizer)) * weight,
+        states=measure_states(OptimizerConfig(name=setting.optimizer)) * trained,
         sharded=False,
         checkpointing=setting.checkpointing,
         rank=setting.adapter,
@@ -96,7 +98,7 @@ def plan_setting(setting: Setting, tree: int, rows: int) -> RunSpec:
 
 def planned_bytes(run: RunSpec) -> float:
     """The peak above what is there before the first iteration."""
-    made = sum(item.bytes for item in resident(run) if item.name in ("gradients", "optimizer"))
+    made = sum(item.bytes for item in resident(run) if item.name == "optimizer")
     return made + max(sum(item.bytes for item in phase(run)) for phase in (rollout, update))
 
 

@@ -28,7 +28,7 @@ class Work:
 
 def estimate_work(run: RunSpec, tflops: float, bandwidth: float) -> Work:
     """Estimates the work on GPUs of that many TFLOP/s in half precision and that many GB/s."""
-    typical, kinds = run.typical, ((run.paired, 2), (run.single, 1))
+    typical, kinds = run.lengths, ((run.paired, 2), (run.single, 1))
     tokens = sum(count * typical.tree(streams, run.group) for count, streams in kinds)
     rows = sum(count * typical.rows(streams, run.group) for count, streams in kinds)
     responses = sum(count * streams * run.group * typical.response for count, streams in kinds)
@@ -59,7 +59,7 @@ def update_passes(run: RunSpec) -> float:
 def matrix_flops(run: RunSpec, tokens: int, responses: int, queries: int) -> float:
     """Two operations per weight: of the layers for every token, of the head for every response's,
     of the vision tower for every patch (of its merger for every few)."""
-    shape, patches = run.shape, queries * run.typical.image_tokens * run.shape.merge
+    shape, patches = run.shape, queries * run.lengths.image_tokens * run.shape.merge
     tower = (shape.tower - shape.merger) * patches + shape.merger * patches // shape.merge
     return 2 * (shape.layers * tokens + shape.hidden * shape.vocabulary * responses + tower)
 
@@ -67,7 +67,7 @@ def matrix_flops(run: RunSpec, tokens: int, responses: int, queries: int) -> flo
 def attention_flops(run: RunSpec, tokens: int, queries: int) -> float:
     """Two products over what a token sees, half its way on average; over an image's patches, or
     a window's where the tower has windows."""
-    shape, typical = run.shape, run.typical
+    shape, typical = run.shape, run.lengths
     seen = (typical.prefix + typical.instruction + typical.response) / 2
     patches = typical.image_tokens * shape.merge
     around = shape.tower_window or patches
@@ -78,7 +78,7 @@ def attention_flops(run: RunSpec, tokens: int, queries: int) -> float:
 def decoding_bytes(run: RunSpec, queries: int) -> float:
     """Read in decoding: each step of a batch reads the layers and the head once, every prompt and
     every half-grown response."""
-    typical, batches = run.typical, -(-run.tp_ranks * queries // run.batch_queries)
+    typical, batches = run.lengths, -(-run.tp_ranks * queries // run.batch_queries)
     weights = (run.shape.layers // run.tp_ranks + run.shape.hidden * run.shape.vocabulary) * run.compute
     prompts = queries * (typical.prefix + 2 * typical.instruction)
     branches = (2 * run.paired + run.single) * run.group * typical.response // 2

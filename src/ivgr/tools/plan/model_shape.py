@@ -21,7 +21,8 @@ class Shape:
     query heads share a key head; normed: queries and keys have norms of their own; likewise for
     the vision tower, whose act counts what its MLP keeps of each feed-forward number. Parameters:
     total, tower, merger (the tower's `mergers`, all together), layers (all decoder layers), layer
-    (one), words (embedding and head), linears (in + out of every matrix of the decoder layers)."""
+    (one), words (embedding and head), linears (in + out of every matrix of the decoder layers), inputs (in of
+    those of one layer)."""
 
     hidden: int
     feed: int
@@ -47,6 +48,7 @@ class Shape:
     layer: int
     words: int
     linears: int
+    inputs: int
 
     @property
     def repeats(self) -> bool:
@@ -89,6 +91,7 @@ def read_shape(config: PreTrainedConfig) -> Shape:
         layer=_count(first),
         words=model.lm_head.weight.numel() * (1 if config.tie_word_embeddings else 2),
         linears=sum(part.in_features + part.out_features for part in linear),
+        inputs=sum(part.in_features for part in linear) // len(decoder),
     )
 
 

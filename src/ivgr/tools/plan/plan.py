@@ -14,6 +14,8 @@ from ivgr.tools.plan.plan_memory import (
     MemoryItem,
     copy_bytes,
     fit_batch,
+    host,
+    largest_tree,
     resident,
     rollout,
     trees_at_once,
@@ -23,6 +25,7 @@ from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, read_run
 
 # Left to the driver, the allocator's gaps and communication.
 HEADROOM = 0.08
+LESS = 0.9  # of a token budget that does not fit, tried next
 UNITS = {"GB": 1e9, "GIB": 2**30}
 
 
@@ -38,23 +41,25 @@ def plan(
     tflops: PositiveFloat = 312.0,
     bandwidth: PositiveFloat = 2000.0,
 ) -> None:
-    """Say what a config needs before any GPU is rented; exit code 1 when it does not fit.
+    """Say what a config needs before any GPU is rented; exit code 1 when it does not fit at its limits: prompts
+    of model.encoding.max_prompt_tokens, full of images, and responses of max_new_tokens.
 
     Args:
         config: A config of `ivgr fit`.
         gpus: How many; by default the config's own.
         memory: Of one GPU, such as 80GB.
-        image_tokens: Suppose so many tokens for a query's images, after the merge of patches.
-        prompt: Suppose so many tokens of question.
-        instruction: Suppose so many tokens of a stream's instruction.
-        response: Suppose so many tokens per response; at worst model.engine.sampling.max_new_tokens.
+        image_tokens: For the time, suppose so many tokens for a query's images, after the merge of patches.
+        prompt: For the time, suppose so many tokens of question.
+        instruction: For the time, suppose so many tokens of a stream's instruction.
+        response: For the time, suppose so many tokens per response.
         tflops: Of one GPU in half precision; 312 is an A100's.
         bandwidth: Of one GPU's memory in GB/s; 2000 is an A100's.
     """
     typical = AssumedLengths(image_tokens, prompt, instruction, response)
     limit = parse_memory(memory)
-    run = as_decoded(read_run(config, gpus, typical), limit)
-    if not _judge(run, limit, estimate_work(run, tflops, bandwidth)):
+    run = read_run(config, gpus, typical)
+    work = estimate_work(as_decoded(run, limit), tflops, bandwidth)
+    if not _judge(as_decoded(run.at_limits(), limit), limit, work):
         raise SystemExit(1)
 
 
@@ -116,16 +121,16 @@ def _mend_rollout(run: RunSpec, room: float) -> str:
 def _mend_update(run: RunSpec, room: float) -> str:
     if not run.checkpointing:
         return "set model.trainable.gradient_checkpointing to true"
-    for trees in range(trees_at_once(run) - 1, 0, -1):
-        budget = run.token_budget * trees // trees_at_once(run)
+    budget = largest_tree(run).tokens * trees_at_once(run)
+    while (budget := int(budget * LESS)) >= largest_tree(replace(run, token_budget=1)).tokens:
         if sum(item.bytes for item in update(replace(run, token_budget=budget))) <= room:
             return f"set model.update.token_budget to {budget}"
-    return "lower model.policy.max_pixels or model.engine.sampling.group_size, or shard over more GPUs"
+    return "lower model.policy.max_pixels or model.engine.sampling.max_new_tokens, or shard over more GPUs"
 
 
 def _judge(run: RunSpec, limit: float, work: Work) -> bool:
     """Prints all there is to know; whether the run fits."""
-    items = resident(run) + rollout(run) + update(run)
+    items = resident(run) + rollout(run) + update(run) + host(run)
     _print(run, items, limit, work)
     complaint = find_misfit(run, limit)
     print(complaint or f"fits: {peak_bytes(items) / 1e9:.1f} of {limit / 1e9:.1f} GB a GPU at the most")
@@ -136,10 +141,17 @@ def _print(run: RunSpec, items: list[MemoryItem], limit: float, work: Work) -> N
     console, shape = Console(), run.shape
     trained = f"{run.trained / 1e9:.3f}"
     print(f"{shape.total / 1e9:.3f} billion parameters, {trained} trained, on {run.gpus} GPU(s)")
+    prompt, response = run.lengths.prefix + run.lengths.instruction, run.lengths.response
+    print(f"at its limits: prompts of {prompt:,} tokens, responses of {response:,}")
     table = Table("phase", "GB a GPU", "share")
     for item in items:
-        table.add_row(f"{item.phase}: {item.name}", f"{item.bytes / 1e9:.3f}", f"{item.bytes / limit:.1%}")
+        if item.phase != "host":
+            table.add_row(
+                f"{item.phase}: {item.name}", f"{item.bytes / 1e9:.3f}", f"{item.bytes / limit:.1%}"
+            )
     console.print(table)
+    needs = ", ".join(f"{item.name} {item.bytes / 1e9:.1f} GB" for item in items if item.phase == "host")
+    print(f"main memory of a node of {run.node_gpus} GPU(s): {needs}")
     print(f"queries decoded together: {run.batch_queries}")
     unit = "step" if run.cold_start else "iteration"
     saved = f", {work.rows:,} without the tree ({work.rows / work.tokens:.1f}x)"

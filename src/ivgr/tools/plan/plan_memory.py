@@ -1,7 +1,7 @@
 """Memory of one GPU by phase, in bytes: a formula each, with its derivation in a line.
 
 In: a `RunSpec`. Out: `MemoryItem`s. What stands throughout, and what the rollout and the update add,
-of which the larger counts.
+of which the larger counts; and what a node needs of main memory.
 """
 
 from dataclasses import dataclass, replace
@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from ivgr.rollout.branch_kv import EXPECTED
 from ivgr.rollout.branches import PREFILL
 from ivgr.rollout.room import PREFIXES, SHARE
-from ivgr.tools.plan.run_spec import RunSpec
+from ivgr.tools.plan.run_spec import FP32, RunSpec
 
-FP32 = 4
+PREFETCH = 2  # batches that a reader has ready, PyTorch's default
 CHUNK = 320 << 20  # logits of a chunk of the head, on a GPU
 
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """phase: "throughout", "rollout" or "update"; key: the settings that make it smaller."""
+    """phase: "throughout", "rollout" or "update", of a GPU; "host", of a node's main memory."""
 
     name: str
     phase: str
@@ -28,16 +28,11 @@ def resident(run: RunSpec) -> list[MemoryItem]:
     """Returns what is in memory from beginning to end."""
     shape, weights = run.shape, run.shape.total * run.weight
     # Trained adapters stand beside the frozen weights.
-    adapters = run.trained * run.weight if run.rank else 0
-    # DDP keeps a second copy of the gradients, its buckets.
-    copies = 2 if run.gpus > 1 and not run.sharded else 1
-    # Sharded weights are gathered for use: two layers at a time, embedding and head.
-    gathered = (2 * shape.layer + shape.words) * run.compute if run.shards > 1 else 0
+    adapters = run.trained * run.trained_weight if run.rank else 0
     # With adapters the reference is the policy without them.
     reference = 0 if run.rank or run.cold_start else weights
     return [
-        MemoryItem("weights", "throughout", (weights + adapters) / run.shards + gathered),
-        MemoryItem("gradients", "throughout", copies * run.trained * run.weight / run.shards),
+        MemoryItem("weights", "throughout", (weights + adapters) / run.shards),
         MemoryItem("optimizer", "throughout", run.trained * run.states / run.shards),
         MemoryItem("reference", "throughout", reference / run.shards),
     ]
@@ -45,7 +40,7 @@ def resident(run: RunSpec) -> list[MemoryItem]:
 
 def rollout(run: RunSpec) -> list[MemoryItem]:
     """Returns what decoding a batch of queries adds; a cold start decodes one answer per stream."""
-    shape, typical, queries = run.shape, run.typical, _queries_at_once(run)
+    shape, typical, queries = run.shape, run.lengths, _queries_at_once(run)
     branches = queries * 2 * run.group
     tokens = min(queries * _prompt(run), max(PREFILL, _prompt(run)))  # of a prefill's pass
     patches = min(queries, max(1, PREFILL // _prompt(run))) * typical.image_tokens * shape.merge
@@ -101,46 +96,60 @@ def _queries_in_all(run: RunSpec) -> int:
 
 
 def _prompt(run: RunSpec) -> int:
-    return run.typical.prefix + 2 * run.typical.instruction
+    return run.lengths.prefix + 2 * run.lengths.instruction
 
 
 def update(run: RunSpec) -> list[MemoryItem]:
     """Returns what the largest micro-batch adds."""
-    shape, trees = run.shape, trees_at_once(run)
-    tokens, responses = trees * tree_tokens(run), trees * _responses(run)
-    patches = trees * run.typical.image_tokens * shape.merge
+    shape, trees, tree = run.shape, trees_at_once(run), largest_tree(run)
+    tokens, responses = trees * tree.tokens, trees * tree.responses
+    patches = trees * run.lengths.image_tokens * shape.merge
+    # DDP keeps a second copy of the gradients, its buckets.
+    copies = 2 if run.gpus > 1 and not run.sharded else 1
+    # Sharded weights are gathered for use: two layers at a time, embedding and head.
+    gathered = (2 * shape.layer + shape.words) * run.compute if run.shards > 1 else 0
     return [
+        MemoryItem("gathered weights", "update", gathered),
+        MemoryItem("gradients", "update", copies * run.trained * run.trained_weight / run.shards),
         MemoryItem("packs", "update", pack_bytes(run, patches)),
         MemoryItem("activations", "update", activation_bytes(run, tokens, patches)),
         MemoryItem("head", "update", head_bytes(run, responses)),
     ]
 
 
-def tree_tokens(run: RunSpec) -> int:
-    """Tokens of the largest tree (or of one row, where nothing is shared)."""
-    streams = 2 if run.paired else 1
+@dataclass(frozen=True)
+class Tree:
+    """Tokens of a tree, and those of its responses."""
+
+    tokens: int
+    responses: int
+
+
+def largest_tree(run: RunSpec) -> Tree:
+    """The largest tree of a micro-batch: a query's, one row's where nothing is shared, or as many responses
+    with their prompt as the token budget holds."""
+    lengths, streams = run.lengths, 2 if run.paired else 1
     if run.layout == "rows":
-        return run.typical.rows(1, 1)
-    return run.typical.tree(streams, run.group)
+        return Tree(lengths.rows(1, 1), lengths.response)
+    whole = lengths.tree(streams, run.group)
+    if whole <= run.token_budget:
+        return Tree(whole, streams * run.group * lengths.response)
+    stem = lengths.prefix + lengths.instruction
+    held = max(1, min(streams * run.group, (run.token_budget - stem) // max(lengths.response, 1)))
+    return Tree(stem + held * lengths.response, held * lengths.response)
 
 
 def trees_at_once(run: RunSpec) -> int:
     """Trees in a micro-batch: what the budget holds, one at least."""
     queries = run.paired + run.single
     here = -(-queries // run.updates) * (2 * run.group if run.layout == "rows" else 1)
-    return max(1, min(run.token_budget // tree_tokens(run), here))
-
-
-def _responses(run: RunSpec) -> int:
-    """Response tokens of one tree."""
-    streams = 1 if run.layout == "rows" or not run.paired else 2
-    group = 1 if run.layout == "rows" else run.group
-    return streams * group * run.typical.response
+    return max(1, min(run.token_budget // largest_tree(run).tokens, here))
 
 
 def pack_bytes(run: RunSpec, patches: int) -> int:
-    """Pixels of one micro-batch in fp32; ids, three positions and reach of all, of 8 bytes."""
-    return patches * run.shape.features * FP32 + (run.paired + run.single) * 40 * tree_tokens(run)
+    """Pixels of one micro-batch; ids, three positions and reach of all, of 8 bytes."""
+    ids = (run.paired + run.single) * 40 * run.lengths.tree(2 if run.paired else 1, run.group)
+    return patches * run.shape.features * run.compute + ids
 
 
 def layer_bytes(run: RunSpec, tokens: int) -> int:
@@ -148,12 +157,14 @@ def layer_bytes(run: RunSpec, tokens: int) -> int:
 
     Two norms: their input in fp32, their normalised input, their output. Attention: queries,
     output, keys and values (as many as queries where heads share them), cos and sin, the fp32
-    log-sum-exp. MLP: gate, its activation, up, product.
+    log-sum-exp. MLP: gate, its activation, up, product. With adapters each matrix's input in fp32.
     """
     shape, size = run.shape, run.compute
     seen = shape.queries if shape.repeats else shape.keys
     kept = 2 * (FP32 + 2 * size) * shape.hidden + 4 * size * shape.feed
     kept += size * (2 * shape.queries + 2 * seen + 2 * shape.queries // shape.heads) + FP32 * shape.heads
+    if run.rank:
+        kept += FP32 * shape.inputs
     if shape.normed:  # input in fp32 and normalised input
         kept += (FP32 + size) * (shape.queries + shape.keys)
     return tokens * kept
@@ -204,3 +215,22 @@ def _passing(run: RunSpec, tokens: int, patches: int) -> int:
     language = tokens * (3 * shape.hidden + 3 * shape.feed // run.tp_ranks)
     tower = patches * (3 * shape.tower_width + 3 * shape.tower_feed)
     return max(language, tower) * run.compute
+
+
+def host(run: RunSpec) -> list[MemoryItem]:
+    """Returns what a node needs of main memory: the batches that readers have ready and the one in use, which
+    lie in /dev/shm; the pixels of an iteration's packs; a split checkpoint while it is written, as tensors and
+    as the bytes of a file."""
+    shards = run.trained * (run.trained_weight + run.states) if run.shards > 1 else 0
+    batches = PREFETCH * run.workers + 1
+    return [
+        MemoryItem("batches in /dev/shm", "host", run.node_gpus * batches * batch_bytes(run)),
+        MemoryItem("packs", "host", run.node_gpus * batch_bytes(run)),
+        MemoryItem("checkpoint", "host", run.node_gpus * 2 * shards / run.shards),
+    ]
+
+
+def batch_bytes(run: RunSpec) -> int:
+    """Pixels of an iteration's queries on a GPU, in the dtype of the vision tower."""
+    patches = run.lengths.image_tokens * run.shape.merge
+    return (run.paired + run.single) * patches * run.shape.features * run.compute

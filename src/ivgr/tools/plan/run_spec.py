@@ -24,18 +24,26 @@ from ivgr.toy.tiny_model import TinyScratch
 from ivgr.trainer.optimizer import OptimizerConfig
 from ivgr.trainer.sft_module import SFT
 
+FP32 = 4
+TEXT = 256  # tokens of a prompt that are no image, beside the instruction, at the least
 SHARDING = ("fsdp", "deepspeed", "modelparallel", "shard")
 
 
 @dataclass(frozen=True)
 class AssumedLengths:
-    """The assumed lengths of the data, in tokens: a query's images after the merge of patches, its question
-    and everything else before the instruction, a stream's instruction, a response."""
+    """Lengths of the data, in tokens: a query's images after the merge of patches, its question and everything
+    else before the instruction, a stream's instruction, a response."""
 
     image_tokens: int = 2500
     prompt: int = 200
     instruction: int = 40
     response: int = 300
+
+    @classmethod
+    def within(cls, prompt: int, response: int) -> "AssumedLengths":
+        """The longest where a prompt and a response have at most so many tokens: images fill the prompt."""
+        images = max(prompt - TEXT - cls.instruction, 0)
+        return cls(images, max(prompt - images - cls.instruction, 0), cls.instruction, response)
 
     @property
     def prefix(self) -> int:
@@ -52,14 +60,15 @@ class AssumedLengths:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """weight, compute: bytes of a weight and of an activation; states: bytes of optimizer state
+    """lengths: of the data, as supposed; longest: as the config allows; weight, compute: bytes of a weight and of an activation; states: bytes of optimizer state
     a trained weight; rank: of low-rank adapters, 0 for none; paired, single: queries an
     iteration on each GPU (of a cold start: demonstrations per step, all single, group 1);
     cache_room: the most bytes of a rollout's cache; tp_ranks: GPUs that share a copy of the
-    policy in rollouts."""
+    policy in rollouts; node_gpus: GPUs of a node; workers: reading processes of each."""
 
     shape: Shape
-    typical: AssumedLengths
+    lengths: AssumedLengths
+    longest: AssumedLengths
     cold_start: bool
     gpus: int
     weight: int
@@ -81,6 +90,12 @@ class RunSpec:
     layout: str
     cache_room: float = math.inf
     tp_ranks: int = 1
+    node_gpus: int = 1
+    workers: int = 0
+
+    def at_limits(self) -> "RunSpec":
+        """The run on data as long as the config allows."""
+        return replace(self, lengths=self.longest)
 
     @property
     def trained(self) -> int:
@@ -88,6 +103,11 @@ class RunSpec:
         if self.rank:
             return self.rank * self.shape.linears
         return self.shape.total - self.shape.tower * self.frozen_tower
+
+    @property
+    def trained_weight(self) -> int:
+        """Bytes of a trained weight; adapters are in fp32."""
+        return FP32 if self.rank else self.weight
 
     @property
     def trains_tower(self) -> bool:
@@ -110,15 +130,17 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
     longest = sampling.max_new_tokens
     described, dtype = _policy(model["policy"])
     weight = dtype_of(dtype).itemsize
+    thrift = _thrift(fit["trainer"], model["trainable"])
     mix = BatchComposition(0, data["batch"] // gpus) if cold_start else _mix(data, gpus)
     return RunSpec(
         shape=read_shape(described),
-        typical=typical if cold_start else replace(typical, response=min(typical.response, longest)),
+        lengths=typical if cold_start else replace(typical, response=min(typical.response, longest)),
+        longest=AssumedLengths.within(model["encoding"]["max_prompt_tokens"], longest),
         cold_start=cold_start,
         gpus=gpus,
         weight=weight,
         compute=_compute(fit["trainer"]["strategy"], weight),
-        states=measure_states(OptimizerConfig(**update["optimizer"])) * weight,
+        states=measure_states(OptimizerConfig(**update["optimizer"])) * (FP32 if thrift["rank"] else weight),
         paired=mix.paired,
         single=mix.single,
         group=1 if cold_start else sampling.group_size,
@@ -130,7 +152,9 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
         token_budget=update["token_budget"],
         layout="tree" if cold_start else update["layout"],
         tp_ranks=_tp_ranks(fit["trainer"], described, gpus),
-        **_thrift(fit["trainer"], model["trainable"]),
+        node_gpus=gpus_of_node(fit["trainer"], gpus),
+        workers=data["workers"],
+        **thrift,
     )
 
 

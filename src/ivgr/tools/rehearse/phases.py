@@ -79,6 +79,15 @@ class Phases:
             self.running.pop()
             self._open()
 
+    def note_peak(self) -> None:
+        """Notes the peak of the running block so far, and its lines, before there are more events than are
+        remembered."""
+        figures = self.figures.setdefault(self.running[-1], PhaseFigures())
+        if torch.cuda.max_memory_allocated() > figures.peak:
+            figures.peak = torch.cuda.max_memory_allocated()
+            figures.lines = find_peak_lines(torch.cuda.memory._snapshot())
+        _remember_allocations(afresh=True)
+
     def wrap(self, name: str, call: Callable) -> Callable:
         """`call`, measured as phase `name`."""
 
@@ -98,7 +107,7 @@ class Phases:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        torch.cuda.memory._record_memory_history("all", context="alloc", stacks="python", max_entries=EVENTS)
+        _remember_allocations()
         self.integers.places.clear()
         self.before = self.counts()
 
@@ -110,9 +119,7 @@ class Phases:
         figures.add(self.counts() - self.before, self.integers.places)
         figures.held = torch.cuda.memory_allocated()
         figures.reserved = max(figures.reserved, torch.cuda.max_memory_reserved())
-        if torch.cuda.max_memory_allocated() > figures.peak:
-            figures.peak = torch.cuda.max_memory_allocated()
-            figures.lines = find_peak_lines(torch.cuda.memory._snapshot())
+        self.note_peak()
         torch.cuda.memory._record_memory_history(None)
 
     def repeat(self, name: str, times: float) -> None:
@@ -120,3 +127,10 @@ class Phases:
         figures = self.figures[name]
         counts = Counter(kernels=figures.kernels, waits=figures.waits, copies=figures.copies)
         figures.add(counts, figures.places.copy(), times - 1)
+
+
+def _remember_allocations(afresh: bool = False) -> None:
+    """Records allocations and frees with their source lines; `afresh` forgets the earlier ones."""
+    if afresh:
+        torch.cuda.memory._record_memory_history(None)
+    torch.cuda.memory._record_memory_history("all", context="alloc", stacks="python", max_entries=EVENTS)

@@ -233,6 +233,7 @@ class FewMicroBatches:
                 return self._copy(pack, *done[-1])
             counts, places = self.phases.counts(), self.phases.integers.places.copy()
             result = work(pack)
+            self.phases.note_peak()
             self.ran += 1
             more = self.phases.counts() - counts
             done.append((pack, result, more, self.phases.integers.places - places))
