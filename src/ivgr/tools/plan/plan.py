@@ -41,8 +41,8 @@ def plan(
     tflops: PositiveFloat = 312.0,
     bandwidth: PositiveFloat = 2000.0,
 ) -> None:
-    """Say what a config needs before any GPU is rented; exit code 1 when it does not fit at its limits: prompts
-    of model.encoding.max_prompt_tokens, full of images, and responses of max_new_tokens.
+    """Say what a config needs before any GPU is rented; exit code 1 when it does not fit at its limits:
+    prompts of model.encoding.max_prompt_tokens, full of images, and responses of max_new_tokens.
 
     Args:
         config: A config of `ivgr fit`.

@@ -6,12 +6,12 @@ of which the larger counts; and what a node needs of main memory.
 
 from dataclasses import dataclass, replace
 
+from ivgr.data.dataloader import PREFETCH
 from ivgr.rollout.branch_kv import EXPECTED
 from ivgr.rollout.branches import PREFILL
 from ivgr.rollout.room import PREFIXES, SHARE
 from ivgr.tools.plan.run_spec import FP32, RunSpec
 
-PREFETCH = 2  # batches that a reader has ready, PyTorch's default
 CHUNK = 320 << 20  # logits of a chunk of the head, on a GPU
 
 
@@ -26,7 +26,7 @@ class MemoryItem:
 
 def resident(run: RunSpec) -> list[MemoryItem]:
     """Returns what is in memory from beginning to end."""
-    shape, weights = run.shape, run.shape.total * run.weight
+    weights = run.shape.total * run.weight
     # Trained adapters stand beside the frozen weights.
     adapters = run.trained * run.trained_weight if run.rank else 0
     # With adapters the reference is the policy without them.
@@ -218,9 +218,9 @@ def _passing(run: RunSpec, tokens: int, patches: int) -> int:
 
 
 def host(run: RunSpec) -> list[MemoryItem]:
-    """Returns what a node needs of main memory: the batches that readers have ready and the one in use, which
-    lie in /dev/shm; the pixels of an iteration's packs; a split checkpoint while it is written, as tensors and
-    as the bytes of a file."""
+    """Returns what a node needs of main memory: the batches that readers have ready and the one in use,
+    which lie in /dev/shm; the pixels of an iteration's packs; a split checkpoint while it is written, as
+    tensors and as the bytes of a file."""
     shards = run.trained * (run.trained_weight + run.states) if run.shards > 1 else 0
     batches = PREFETCH * run.workers + 1
     return [

@@ -31,8 +31,8 @@ SHARDING = ("fsdp", "deepspeed", "modelparallel", "shard")
 
 @dataclass(frozen=True)
 class AssumedLengths:
-    """Lengths of the data, in tokens: a query's images after the merge of patches, its question and everything
-    else before the instruction, a stream's instruction, a response."""
+    """Lengths of the data, in tokens: a query's images after the merge of patches, its question and
+    everything else before the instruction, a stream's instruction, a response."""
 
     image_tokens: int = 2500
     prompt: int = 200
@@ -60,10 +60,10 @@ class AssumedLengths:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """lengths: of the data, as supposed; longest: as the config allows; weight, compute: bytes of a weight and of an activation; states: bytes of optimizer state
-    a trained weight; rank: of low-rank adapters, 0 for none; paired, single: queries an
-    iteration on each GPU (of a cold start: demonstrations per step, all single, group 1);
-    cache_room: the most bytes of a rollout's cache; tp_ranks: GPUs that share a copy of the
+    """lengths: of the data, as supposed; longest: as the config allows; weight, compute: bytes of a weight
+    and of an activation; states: bytes of optimizer state per trained weight; rank: of low-rank adapters, 0
+    for none; paired, single: queries an iteration on each GPU (of a cold start: demonstrations per step, all
+    single, group 1); cache_room: the most bytes of a rollout's cache; tp_ranks: GPUs that share a copy of the
     policy in rollouts; node_gpus: GPUs of a node; workers: reading processes of each."""
 
     shape: Shape
