@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-
 PREFETCH = 1  # batches that each process has ready: a batch is an iteration's, gigabytes of pixels
 
 
