@@ -38,10 +38,14 @@ def write_small(folder: Path, recipe: str, **model) -> Path:
     return path
 
 
-def rehearse(config: Path, *options: str) -> tuple[dict, str, int]:
-    """The figures, what was said and the exit code of a rehearsal at two layers."""
-    file = config.with_suffix(".json")
-    words = ["rehearse", "--config", str(config), "--layers", "2", "--json", str(file), *options]
+def rehearse(
+    config: Path, *options: str, file: Path | None = None, layers: int | None = 2
+) -> tuple[dict, str, int]:
+    """The figures, what was said and the exit code of a rehearsal, by default at two layers and with the
+    figures beside the config."""
+    file = file or config.with_suffix(".json")
+    cut = ["--layers", str(layers)] if layers else []
+    words = ["rehearse", "--config", str(config), *cut, "--json", str(file), *options]
     paths = os.pathsep.join([str(config.parent), *sys.path])
     done = subprocess.run(
         [sys.executable, "-m", "ivgr", *words],

@@ -95,7 +95,7 @@ def test_every_family_split_over_ranks(tmp_path, recipe, hub_id):
     share = 2 * 4 * whole / 8  # policy and reference in float32, on one of eight ranks
     assert share <= figures["phases"]["load"]["held"] < 1.01 * share
     assert figures["phases"]["load"]["peak"] < 1.1 * share  # never whole on a GPU
-    assert figures["host_weights_bytes"] == 0
+    assert figures["host"]["weights"] == 0
 
 
 @needs_compiler

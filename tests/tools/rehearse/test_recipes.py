@@ -1,0 +1,45 @@
+"""Every recipe at the limits it allows: that it fits its GPUs, and what `ivgr plan` says against it."""
+
+import pytest
+
+from ivgr.tools.plan.plan import as_decoded, parse_memory
+from ivgr.tools.plan.plan_memory import batch_bytes, host, resident, rollout, update
+from ivgr.tools.plan.run_spec import AssumedLengths, read_run
+from ivgr.tools.rehearse.recipe import stated_memory
+from support.command_line import CONFIGS, SHIPPED
+from support.rehearsing import needs_compiler, rehearse
+
+pytestmark = [needs_compiler, pytest.mark.slow]
+RECIPES = [name for name in SHIPPED if not name.endswith("_sft")]
+
+
+def planned(name: str) -> tuple[dict[str, float], int, float]:
+    """The peaks of GPU memory that the plan expects, by phase; a rank's pixels in an iteration, and in packs."""
+    run = read_run(CONFIGS / f"{name}.yaml", None, AssumedLengths()).at_limits()
+    run = as_decoded(run, parse_memory(stated_memory(CONFIGS / f"{name}.yaml")))
+    throughout, rolled, updated = (
+        sum(one.bytes for one in part(run)) for part in (resident, rollout, update)
+    )
+    packs = next(one.bytes for one in host(run) if one.name == "packs") / run.node_gpus
+    return {"rollout_prefill": throughout + rolled, "update": throughout + updated}, batch_bytes(run), packs
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_fits_as_the_plan_says(tmp_path, name):
+    figures, said, code = rehearse(CONFIGS / f"{name}.yaml", file=tmp_path / "figures.json", layers=None)
+    assert code == 0 and figures["fits"], said
+    peaks, pixels, packs = planned(name)
+    for phase, expected in peaks.items():
+        assert expected == pytest.approx(figures["phases"][phase]["peak"], rel=0.1), phase
+    assert figures["host"]["weights"] == 0
+    assert figures["host"]["batch"] == pytest.approx(pixels, rel=0.1)
+    assert figures["host"]["packs"] == pytest.approx(packs, rel=0.1)
+    assert figures["host_peak_bytes"] < 16e9
+    load, split = figures["phases"]["load"], figures["phases"].get("split", figures["phases"]["load"])
+    assert load["peak"] < 1.1 * load["held"] and split["peak"] < 3 * split["held"]  # never whole on a GPU
+
+
+@pytest.mark.parametrize("name", [f"{name}_sft" for name in RECIPES])
+def test_a_cold_start_fits(tmp_path, name):
+    figures, said, code = rehearse(CONFIGS / f"{name}.yaml", file=tmp_path / "figures.json")
+    assert code == 0 and figures["fits"], said
