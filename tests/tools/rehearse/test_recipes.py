@@ -14,7 +14,7 @@ RECIPES = [name for name in SHIPPED if not name.endswith("_sft")]
 
 
 def planned(name: str) -> tuple[dict[str, float], int, float]:
-    """The peaks of GPU memory that the plan expects, by phase; a rank's pixels in an iteration, and in packs."""
+    """The peaks of GPU memory that the plan expects, by phase; the pixels of a rank's queries and packs."""
     run = read_run(CONFIGS / f"{name}.yaml", None, AssumedLengths()).at_limits()
     run = as_decoded(run, parse_memory(stated_memory(CONFIGS / f"{name}.yaml")))
     throughout, rolled, updated = (
