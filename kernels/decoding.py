@@ -30,22 +30,24 @@ def add_norm(
 def rotate(
     heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, weight: torch.Tensor | None, epsilon: float
 ) -> torch.Tensor:
-    """Queries or keys `heads` (R, heads, D) at rotary positions (arXiv 2104.09864) of cosine and sine (R, D),
-    after their RMS norm with weight (D,) if there is one."""
+    """Queries or keys `heads` (R, heads, D), each row in one piece, at rotary positions (arXiv 2104.09864) of
+    cosine and sine (R, D), after their RMS norm with weight (D,) if there is one."""
     rows, count, size = heads.shape
-    out = torch.empty_like(heads)
+    out = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
     _rotate[(rows, count)](
-        heads, cosine, sine, heads if weight is None else weight, out, epsilon, count,
+        heads, heads.stride(0), cosine, sine, heads if weight is None else weight, out, epsilon, count,
         NORMS=weight is not None, SIZE=size, HALF=triton.next_power_of_2(size // 2), num_warps=1,
     )  # fmt: skip
     return out
 
 
 def gate_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate)·up, of any shape."""
-    out = torch.empty_like(gate)
-    count = gate.numel()
-    _gate_product[(triton.cdiv(count, BLOCK),)](gate, up, out, count, BLOCK=BLOCK, num_warps=4)
+    """silu(gate)·up (R, C), whose rows each lie in one piece and are equally far apart."""
+    rows, columns = gate.shape
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    _gate_product[(rows, triton.cdiv(columns, BLOCK))](
+        gate, up, out, columns, gate.stride(0), up.stride(0), BLOCK=BLOCK, num_warps=4
+    )
     return out
 
 
@@ -67,16 +69,17 @@ def _add_norm(hidden, delta, weight, total, out, columns, epsilon, ADDS: tl.cons
 
 @triton.jit
 def _rotate(
-    heads, cosine, sine, weight, out, epsilon, count,
+    heads, stride, cosine, sine, weight, out, epsilon, count,
     NORMS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     half = tl.arange(0, HALF)
     inside = half < SIZE // 2
+    given = row * stride + tl.program_id(1) * SIZE + half
     left = (row * count + tl.program_id(1)) * SIZE + half
     right = left + SIZE // 2
-    first = tl.load(heads + left, mask=inside, other=0.0)
-    second = tl.load(heads + right, mask=inside, other=0.0)
+    first = tl.load(heads + given, mask=inside, other=0.0)
+    second = tl.load(heads + given + SIZE // 2, mask=inside, other=0.0)
     kind = first.dtype
     if NORMS:
         wide, other = first.to(tl.float32), second.to(tl.float32)
@@ -98,11 +101,16 @@ def _rotate(
 
 
 @triton.jit
-def _gate_product(gate, up, out, count, BLOCK: tl.constexpr):
-    spots = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = spots < count
-    value = tl.load(gate + spots, mask=inside, other=0.0)
+def _gate_product(gate, up, out, columns, gate_stride, up_stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    value = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0)
     wide = value.to(tl.float32)
     active = (wide / (1.0 + tl.exp(-wide))).to(value.dtype)
-    other = tl.load(up + spots, mask=inside, other=0.0)
-    tl.store(out + spots, (active.to(tl.float32) * other.to(tl.float32)).to(value.dtype), mask=inside)
+    other = tl.load(up + row * up_stride + column, mask=inside, other=0.0)
+    tl.store(
+        out + row * columns + column,
+        (active.to(tl.float32) * other.to(tl.float32)).to(value.dtype),
+        mask=inside,
+    )

@@ -65,11 +65,12 @@ def attend_pages(
     branch's pages in order, int32; position (R,): the token's number in its branch.
     """
     branches, heads, group, size = query.shape
+    key, value = (part if part[0].is_contiguous() else part.contiguous() for part in (key, value))
     before, before_lse = attend_prefixes(query, prefixes, scaling)
     out = torch.empty(query.shape, dtype=value.dtype, device=query.device)
     _attend[(branches, heads)](
-        query.contiguous(), key.contiguous(), value.contiguous(), *pages, table, table.stride(0), position,
-        before, before_lse, prefixes.prefix_of, prefixes.column, before.shape[2], out, scaling,
+        query.contiguous(), key, key.stride(0), value, value.stride(0), *pages, table, table.stride(0),
+        position, before, before_lse, prefixes.prefix_of, prefixes.column, before.shape[2], out, scaling,
         HEADS=heads, GROUP=group, SIBLINGS=before.shape[3], ROWS=max(LEAST, triton.next_power_of_2(group)),
         SIZE=size, WIDE=max(LEAST, triton.next_power_of_2(size)), PAGE=PAGE, **LAUNCH,
     )  # fmt: skip
@@ -123,7 +124,9 @@ def _attend_prefix(
 def _attend(
     query,
     key,
+    key_stride,
     value,
+    value_stride,
     key_pages,
     value_pages,
     table,
@@ -154,8 +157,8 @@ def _attend(
 
     # The token itself, whose place in the pages is not read below.
     last = tl.load(position + branch)
-    new_key = tl.load(key + own * SIZE + column, mask=inside, other=0.0)
-    new_value = tl.load(value + own * SIZE + column, mask=inside, other=0.0)
+    new_key = tl.load(key + branch * key_stride + head * SIZE + column, mask=inside, other=0.0)
+    new_value = tl.load(value + branch * value_stride + head * SIZE + column, mask=inside, other=0.0)
     page = tl.load(table + branch * table_stride + last // PAGE).to(tl.int64)
     place = ((page * HEADS + head) * PAGE + last % PAGE) * SIZE + column
     tl.store(key_pages + place, new_key, mask=inside)

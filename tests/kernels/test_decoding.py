@@ -50,7 +50,8 @@ def test_sum_and_norm(rows, columns, adds, dtype, seed):
 )  # fmt: skip
 def test_rotary_positions(rows, count, size, norms, dtype, seed):
     heads, weight, angles = draw(seed, dtype, (rows, count, size), (size,), (2, rows, size))
-    out = rotate(heads, *angles, weight if norms else None, 1e-6)
+    apart = torch.cat([heads, torch.full_like(heads, torch.nan)], 1)[:, :count]  # as a part of wider rows
+    out = rotate(apart, *angles, weight if norms else None, 1e-6)
     normed = norm_of(weight)(heads) if norms else heads
     expected, _ = apply_rotary_pos_emb(normed, normed, *angles)
     torch.testing.assert_close(out, expected, rtol=2 * NEAR[dtype], atol=2 * NEAR[dtype])
@@ -59,8 +60,10 @@ def test_rotary_positions(rows, count, size, norms, dtype, seed):
 @pytest.mark.parametrize("count", [1, 1024, 1500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_gate(count, dtype):
-    gate, up = draw(count, dtype, (1, count), (1, count))
-    torch.testing.assert_close(gate_product(gate, up), silu(gate) * up, rtol=NEAR[dtype], atol=NEAR[dtype])
+    gate, up = draw(count, dtype, (3, count), (3, count))
+    apart = torch.cat([gate, up, torch.full_like(gate, torch.nan)], 1).split(count, 1)
+    expected = silu(gate) * up
+    torch.testing.assert_close(gate_product(*apart[:2]), expected, rtol=NEAR[dtype], atol=NEAR[dtype])
 
 
 COMPILE = """
@@ -74,7 +77,8 @@ for kernel, fixed in (
     (kernels._rotate, {"NORMS": True, "SIZE": 128, "HALF": 64}),
     (kernels._gate_product, {"BLOCK": 1024}),
 ):
-    kinds = {"columns": "i32", "count": "i32", "epsilon": "fp32"}
+    counts = ("columns", "count", "stride", "gate_stride", "up_stride")
+    kinds = dict.fromkeys(counts, "i32") | {"epsilon": "fp32"}
     names = [parameter.name for parameter in kernel.params]
     types = {name: "constexpr" if name in fixed else kinds.get(name, "*bf16") for name in names}
     triton.compile(ASTSource(kernel, types, fixed), target=GPUTarget("cuda", 90, 32))

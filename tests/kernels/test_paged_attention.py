@@ -137,7 +137,7 @@ from triton.compiler import ASTSource
 FIXED = {"HEADS": 4, "GROUP": 7, "SIBLINGS": 10, "SIZE": 128, "WIDE": 128}
 OWN = {"ROWS": 16, "PAGE": kernels.PAGE}
 SHARED = {"ROWS": kernels.TILE, "PIECE": kernels.PIECE, "TRIP": kernels.TRIP}
-INTEGERS = ("table_stride", "bias_stride", "pieces", "length")
+INTEGERS = ("table_stride", "bias_stride", "key_stride", "value_stride", "pieces", "length")
 FLOATS = ("before", "before_lse", "bias", "lse")
 for kernel, fixed, launch, kinds in (
     (kernels._attend, FIXED | OWN, kernels.LAUNCH, {"table": "*i32"}),

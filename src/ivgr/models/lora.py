@@ -4,7 +4,7 @@ In: a HF model. Out: the same object, whose layers were wrapped in place, so tha
 into it stays what it was. The head is left plain: its weight enters the kernels directly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -108,20 +108,51 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
             yield name, parameter.detach()
 
 
-Factors = tuple[nn.Module, torch.Tensor, torch.Tensor, float]
+class JoinedLinears:
+    """Adapted layers that have one input, and their adapters as two products for all of them: every A side by
+    side, every scaled B on the diagonal of a matrix, whose first rows add the biases. Rounded to the dtype of
+    the weights, as they are when this is made."""
+
+    ONES = 8  # columns of ones before the inner activations, for the biases; so many keep a row aligned
+
+    @torch.no_grad()
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.linears: list[nn.Linear] = [layer.get_base_layer() for layer in layers]
+        self.widths = [linear.out_features for linear in self.linears]
+        dtype = self.linears[0].weight.dtype
+        names = [layer.active_adapters[0] for layer in layers]
+        pairs = list(zip(layers, names, strict=True))
+        self.down = torch.cat([layer.lora_A[name].weight for layer, name in pairs]).to(dtype).T.contiguous()
+        self.up = self.down.new_zeros(self.ONES + self.down.shape[1], sum(self.widths))
+        row, column = self.ONES, 0
+        for (layer, name), linear, width in zip(pairs, self.linears, self.widths, strict=True):
+            factor = layer.lora_B[name].weight.T * layer.scaling[name]
+            self.up[row : row + len(factor), column : column + width] = factor
+            if linear.bias is not None:
+                self.up[0, column : column + width] = linear.bias
+            row, column = row + len(factor), column + width
+
+    @property
+    def inner_width(self) -> int:
+        return len(self.up)
+
+    def __call__(self, rows: torch.Tensor, inner: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs (R, ·) of all layers for rows (R, in), views of one tensor; inner (R, inner_width at
+        least) begins with ONES ones, and what follows them is overwritten."""
+        out = rows.new_empty(len(rows), sum(self.widths))
+        parts = out.split(self.widths, 1)
+        for linear, part in zip(self.linears, parts, strict=True):
+            torch.mm(rows, linear.weight.T, out=part)
+        inner = inner[:, : self.inner_width]
+        torch.mm(rows, self.down, out=inner[:, self.ONES :])
+        out.addmm_(inner, self.up)
+        return parts
 
 
-def adapter_factors(model: PreTrainedModel) -> dict[nn.Module, Factors]:
-    """Of every adapted layer, the layer without its adapter, and the adapter's factors A (in, rank) and
-    B (rank, out) in the weights' dtype with their scale: the layer's output is x·W + scale·x·A·B."""
-    found = {}
-    for _, layer in _wrapped(model) if is_adapted(model) else []:
-        (name,) = layer.active_adapters
-        base = layer.get_base_layer()
-        pair = (layer.lora_A[name].weight, layer.lora_B[name].weight)
-        down, up = (factor.detach().to(base.weight.dtype).T.contiguous() for factor in pair)
-        found[layer] = (base, down, up, float(layer.scaling[name]))
-    return found
+def join_adapted(layers: Sequence[Any]) -> JoinedLinears | None:
+    """The layers joined; None unless all of them have an adapter."""
+    adapted = all(hasattr(layer, "lora_A") and layer.active_adapters for layer in layers)
+    return JoinedLinears(layers) if adapted else None
 
 
 @torch.no_grad()

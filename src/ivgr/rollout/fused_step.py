@@ -4,6 +4,7 @@ they lie; what stands between their products is fused.
 In: the last tokens of R rows. Out: the logits of the next.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ivgr.kernels.decoding import add_norm, gate_product, rotate
-from ivgr.models.lora import adapter_factors
+from ivgr.models.lora import join_adapted
 from ivgr.models.registry import find_family
 from ivgr.rollout.prefix_kv_cache import TreeCache
 
@@ -37,11 +38,14 @@ def fits_fused_step(model: PreTrainedModel) -> bool:
 
 class FusedStep:
     """A decoding pass of `model` as its weights are when this is made: adapters enter rounded to the dtype of
-    the weights that they adapt, each by two products."""
+    the weights that they adapt, by two products for all layers that have one input."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.adapters = adapter_factors(model)
+        family = find_family(model.config.model_type)
+        groups = [group for layer in family.decoder_layers(model) for group in _groups_of(layer)]
+        self.joined = {group[0]: joined for group in groups if (joined := join_adapted(group))}
+        self.inner = torch.empty(0)
 
     def logits(self, token: torch.Tensor, position: torch.Tensor, cache: TreeCache) -> torch.Tensor:
         """Returns the next-token logits (R, V) after token (R,) at rotary position (R,)."""
@@ -51,14 +55,17 @@ class FusedStep:
         angles = language.rotary_emb(hidden[:, None], position.expand(3, -1)[..., None])
         # Of the three axes, which are one for text, where the model has not merged them.
         cosine, sine = (part.reshape(-1, *part.shape[-2:])[: len(token), 0].contiguous() for part in angles)
+        if self.joined:
+            width = max(joined.inner_width for joined in self.joined.values())
+            self.inner = hidden.new_ones(len(hidden), width)
         delta = None
         for index, layer in enumerate(family.decoder_layers(self.model)):
             hidden, normed = _add_norm(hidden, delta, layer.input_layernorm)
             delta = self._attend(layer.self_attn, index, normed, cosine, sine, cache)
             hidden, normed = _add_norm(hidden, delta, layer.post_attention_layernorm)
             mlp: Any = layer.mlp
-            gated = gate_product(self._project(mlp.gate_proj, normed), self._project(mlp.up_proj, normed))
-            delta = self._project(mlp.down_proj, gated)
+            gated = gate_product(*self._project((mlp.gate_proj, mlp.up_proj), normed))
+            (delta,) = self._project((mlp.down_proj,), gated)
         return self.model.lm_head(_add_norm(hidden, delta, language.norm)[1])
 
     def _attend(
@@ -71,8 +78,8 @@ class FusedStep:
         cache: TreeCache,
     ) -> torch.Tensor:
         query, key, value = (
-            self._project(linear, normed).unflatten(-1, (-1, attention.head_dim))
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
+            part.unflatten(-1, (-1, attention.head_dim))
+            for part in self._project((attention.q_proj, attention.k_proj, attention.v_proj), normed)
         )
         query, key = (
             rotate(heads, cosine, sine, *_norm_of(getattr(attention, name, None)))
@@ -80,13 +87,24 @@ class FusedStep:
         )
         grouped = query.unflatten(1, (key.shape[1], -1))
         out = cache.attend_token(layer, grouped, key, value, attention.scaling)
-        return self._project(attention.o_proj, out.flatten(1))
+        return self._project((attention.o_proj,), out.flatten(1))[0]
 
-    def _project(self, linear: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-        if linear not in self.adapters:
-            return linear(rows)
-        base, down, up, scale = self.adapters[linear]
-        return torch.addmm(base(rows), rows @ down, up, alpha=scale)
+    def _project(self, linears: Sequence[nn.Module], rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs of layers that have one input; each row of an output lies in one piece."""
+        if joined := self.joined.get(linears[0]):
+            return joined(rows, self.inner)
+        return tuple(linear(rows) for linear in linears)
+
+
+def _groups_of(layer: Any) -> tuple[Sequence[nn.Module], ...]:
+    """The products of a decoder layer, those of one input together."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return (
+        (attention.q_proj, attention.k_proj, attention.v_proj),
+        (attention.o_proj,),
+        (mlp.gate_proj, mlp.up_proj),
+        (mlp.down_proj,),
+    )
 
 
 def _add_norm(
