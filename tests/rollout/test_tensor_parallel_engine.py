@@ -1,6 +1,7 @@
 """Ranks that share one copy of the policy give the rollouts of a rank that has it whole."""
 
 import copy
+import os
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from ivgr.packing.prefix_tree import pack_queries
 from ivgr.rollout import room
 from ivgr.rollout.branches import Branches
 from ivgr.rollout.engine_timeout import TimeoutEngine
+from ivgr.rollout.fused_step import FusedStep
 from ivgr.rollout.sampling import SamplingConfig
 from ivgr.rollout.tensor_parallel_engine import with_tensor_parallel
 from ivgr.rollout.transformers_engine import TransformersEngine
@@ -87,9 +89,28 @@ def rolls_out_as_one(mesh):
     assert len(shared.same(queries)) == 3 * sum(len(query.groups) for query in queries)
 
 
-@pytest.mark.timeout(150)
 def test_two_ranks_roll_out_as_one_that_has_the_whole_policy(tmp_path):
     on_ranks(rolls_out_as_one, tmp_path)
+
+
+def rolls_out_by_the_kernels(mesh):
+    """As on a GPU: the fused step, and pages for this rank's heads alone."""
+    shared, steps = Shared(mesh, 3), []
+    shared.alone.sampling = SamplingConfig(group_size=2, max_new_tokens=6)
+    queries = shared.queries[:2] if dist.get_rank() == 0 else shared.queries[2:3]
+    logits = FusedStep.logits
+    FusedStep.logits = lambda *arguments: steps.append(arguments[-1].branches) or logits(*arguments)
+    os.environ["IVGR_KERNELS"] = "triton"
+    shared.engine.roll_out(shared.policy, shared.tokenizer, queries, SEED)
+    os.environ["IVGR_KERNELS"] = "torch"
+    assert shared.same(queries) and len(steps) > 3
+    heads = shared.whole.config.get_text_config().num_key_value_heads
+    assert all(keys.shape[1] == heads // 2 for keys, _ in steps[0].kv)
+
+
+@pytest.mark.slow
+def test_the_kernels_serve_a_part_of_the_heads(tmp_path):
+    on_ranks(rolls_out_by_the_kernels, tmp_path)
 
 
 def answers_as_one(mesh):
@@ -108,7 +129,6 @@ def answers_as_one(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_ranks_may_ask_for_answers_unequally_often(tmp_path):
     on_ranks(answers_as_one, tmp_path)
 
@@ -146,7 +166,6 @@ def resamples_as_one(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_a_rank_without_flat_groups_takes_part_in_resampling(tmp_path):
     on_ranks(resamples_as_one, tmp_path)
 
@@ -186,7 +205,6 @@ def keeps_step(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_ranks_that_share_a_copy_keep_step(tmp_path):
     on_ranks(keeps_step, tmp_path)
 
@@ -214,7 +232,6 @@ def is_filled_in_parts(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_a_copy_is_filled_in_parts_and_exported_whole(tmp_path):
     on_ranks(is_filled_in_parts, tmp_path)
 
