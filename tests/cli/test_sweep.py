@@ -80,8 +80,8 @@ LOOKED_FOR = {
     ("synth", "folder"), ("scratch", "folder"), ("evaluate", "out"), ("filter", "dst"), ("export", "dst"),
     ("fit", "trainer.default_root_dir"), ("validate", "trainer.default_root_dir"), ("validate", "data.train"),
     ("fit", "model.judge.cache"), ("validate", "model.judge.cache"), ("fit", "model.export"),
-    ("bench", "json"), ("filter", "judge.cache"), ("evaluate", "judge.cache"), ("fit", "trainer.callbacks.judge.cache"),
-    ("validate", "trainer.callbacks.judge.cache"),
+    ("filter", "judge.cache"), ("evaluate", "judge.cache"), ("fit", "trainer.callbacks.judge.cache"),
+    ("validate", "trainer.callbacks.judge.cache"), ("bench", "json"),
 }  # fmt: skip
 PARTS = 4
 

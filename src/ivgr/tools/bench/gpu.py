@@ -186,7 +186,7 @@ def show(found: dict[str, Any]) -> None:
     for name, one in found.items():
         state = one["state"] if one["state"] == DONE else f"{one['state']}: {one['error']}"
         table.add_row(name, state, str(one.get("seconds", "")), f"{one['page']}: {one['heading']}")
-    Console().print(table)
+    Console(width=110).print(table)
     if null_gpu.is_loaded():
         print("null GPU: no numbers")
 

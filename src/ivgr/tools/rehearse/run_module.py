@@ -23,6 +23,7 @@ READ: Any = PreTrainedModel.from_pretrained.__func__
 
 def save_config(self: PreTrainedModel, folder: str | Path, **_: Any) -> None:
     """Has the signature of `PreTrainedModel.save_pretrained`, and writes the configuration alone."""
+    self.config.architectures = [type(self).__name__]
     self.config.save_pretrained(folder)
 
 
