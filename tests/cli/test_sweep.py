@@ -81,7 +81,7 @@ LOOKED_FOR = {
     ("fit", "trainer.default_root_dir"), ("validate", "trainer.default_root_dir"), ("validate", "data.train"),
     ("fit", "model.judge.cache"), ("validate", "model.judge.cache"), ("fit", "model.export"),
     ("filter", "judge.cache"), ("evaluate", "judge.cache"), ("fit", "trainer.callbacks.judge.cache"),
-    ("validate", "trainer.callbacks.judge.cache"),
+    ("validate", "trainer.callbacks.judge.cache"), ("bench", "json"),
 }  # fmt: skip
 PARTS = 4
 

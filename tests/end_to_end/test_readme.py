@@ -60,7 +60,7 @@ def test_every_command_parses(monkeypatch, capsys, command):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stop:
         main([*shlex.split(command)[1:], "--print_config"])
-    shown = "repeats:" if command.startswith("ivgr bench") else "class_path:"
+    shown = "json:" if command.startswith("ivgr bench") else "class_path:"
     assert stop.value.code == 0 and shown in capsys.readouterr().out
 
 

@@ -385,6 +385,7 @@ def no_work() -> Iterator[None]:
         "ivgr.trainer.sft_module.SFT.on_train_start",
         "ivgr.rollout.transformers_engine.TransformersEngine.respond",
         "ivgr.tools.bench.bench.measure", "ivgr.tools.bench.bench.kernel_figures",
+        "ivgr.tools.bench.gpu.describe_hardware",
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         for place in places:

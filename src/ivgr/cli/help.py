@@ -30,6 +30,9 @@ explicit boxes (iVGR, arXiv 2605.31096).
   ivgr study                    the paper's ablation on the tiny world: arms, seeds, tests, one figure
   ivgr bench update             time a phase with the prefix shared and without; also rollout, step
   ivgr bench kernels            time log-prob and KL against this machine's copy and GEMM speed
+  ivgr bench decoding           time the kernels of a decoding step beside the stock modules
+  ivgr bench gpu                everything that needs a GPU, into one file; --null tries it out without
+  ivgr bench rehearsed          is the memory of a rehearsal a real GPU's?
   ivgr bench data               time decoding and processing beside plain PIL and the HF processor
   ivgr bench evaluate           time answering rows of a benchmark beside stock `generate`
 

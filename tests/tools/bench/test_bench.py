@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivgr.cli.main import main
+from ivgr.core.errors import UserError
 from ivgr.kernels import fused_linear_logprob_kl
 from ivgr.models.registry import find_family
 from ivgr.packing.prefix_tree import pack_queries, tree_length
 from ivgr.rollout.room import token_bytes
-from ivgr.tools.bench.bench_setting import Setting, build_model, build_queries
+from ivgr.tools.bench.bench_setting import Setting, build_model, build_queries, describe_shape
 from ivgr.tools.bench.data_speed import BATCH, data_contenders, draw_jpegs
 from ivgr.tools.bench.decode_speed import cache_bytes, decode_figures, weight_bytes
 from ivgr.tools.bench.efficiency import plan_setting, planned_bytes
@@ -159,6 +160,14 @@ def test_the_command_writes_its_figures(tmp_path, capsys):
     assert report["tree"].keys() >= {"seconds", "tokens", "vision_passes", "peak_bytes"}
     assert report["setting"]["response"] == 3
     assert "rows" in capsys.readouterr().out
+
+
+def test_a_shape_is_cut_to_so_many_layers():
+    whole, cut = (describe_shape(Setting(shape="7b", layers=layers)) for layers in (None, 2))
+    assert (whole.text_config.num_hidden_layers, whole.vision_config.depth) == (28, 32)
+    assert (cut.text_config.num_hidden_layers, cut.vision_config.depth) == (2, 2)
+    with pytest.raises(UserError, match="layers is 2, which cuts no tiny model"):
+        Setting(layers=2)
 
 
 def test_an_unknown_shape_is_refused(capsys):

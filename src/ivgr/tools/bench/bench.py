@@ -13,11 +13,14 @@ from ivgr.core.settings import PositiveInt, checked
 from ivgr.tools.bench.bench_setting import Setting
 from ivgr.tools.bench.data_speed import data
 from ivgr.tools.bench.decode_speed import Decode, decode_figures
+from ivgr.tools.bench.decoding_kernels import decoding
 from ivgr.tools.bench.efficiency import efficiency_of, print_efficiency
 from ivgr.tools.bench.evaluation_speed import evaluate
+from ivgr.tools.bench.gpu import gpu
 from ivgr.tools.bench.kernel_speed import KernelSetting, kernel_figures, missing_roads
 from ivgr.tools.bench.measure import Measurement, measure
 from ivgr.tools.bench.phases import refill_contenders, rollout_contenders, update_contenders
+from ivgr.tools.bench.rehearsed import rehearsed
 from ivgr.tools.bench.roofline import plot_roofline, print_kernels
 
 
@@ -158,8 +161,11 @@ def _seconds(seconds: float, tree: float) -> tuple[str, str]:
 
 BENCH = {
     "data": data,
+    "decoding": decoding,
     "evaluate": evaluate,
+    "gpu": gpu,
     "kernels": kernels,
+    "rehearsed": rehearsed,
     "step": step,
     "update": update,
     "rollout": rollout,

@@ -16,6 +16,7 @@ from ivgr.models.lora import AdapterConfig
 from ivgr.models.pretrained import TINY, Pretrained
 from ivgr.models.qwen2_vl import QWEN2_VL
 from ivgr.models.trainable import TrainableConfig
+from ivgr.tools.rehearse.unread_models import cut_layers
 
 SHAPES = [size for size in QWEN2_VL.sizes if size != "tiny"]
 WORDS = 1000
@@ -31,6 +32,7 @@ class Setting:
 
     Args:
         shape: "tiny", or a size of Qwen2-VL with random weights: "2b", "7b", "72b".
+        layers: Cut the language model and the vision tower of a shape to so many layers; not of "tiny".
         queries: Queries per iteration, of one image each.
         image_tokens: Tokens per image, after the 2 x 2 merge.
         question: Tokens of a question.
@@ -52,6 +54,7 @@ class Setting:
     """
 
     shape: str = "tiny"
+    layers: PositiveInt | None = None
     queries: PositiveInt = 1
     image_tokens: PositiveInt = 512
     question: PositiveInt = 24
@@ -72,6 +75,10 @@ class Setting:
     def __post_init__(self) -> None:
         if self.shape != "tiny" and self.shape not in SHAPES:
             raise UserError(f"bench --setting.shape is {self.shape!r}, must be tiny, {' or '.join(SHAPES)}")
+        if self.shape == "tiny" and self.layers:
+            raise UserError(
+                f"bench --setting.layers is {self.layers}, which cuts no tiny model; leave it out"
+            )
         if self.micro_batch and self.queries % self.micro_batch:
             raise UserError(f"bench --setting.micro_batch must divide --setting.queries {self.queries}")
 
@@ -102,7 +109,10 @@ def describe_shape(setting: Setting) -> PreTrainedConfig:
     tiny = AutoConfig.from_pretrained(TINY)
     if setting.shape == "tiny":
         return tiny
-    return QWEN2_VL.config(setting.shape, **{name: getattr(tiny, name) for name in SPECIAL})
+    config = QWEN2_VL.config(setting.shape, **{name: getattr(tiny, name) for name in SPECIAL})
+    if setting.layers:
+        cut_layers(config, setting.layers)
+    return config
 
 
 def build_queries(setting: Setting, model: PreTrainedModel, rollouts: bool, seed: int = 0) -> list[Query]:

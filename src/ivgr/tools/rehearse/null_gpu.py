@@ -34,6 +34,16 @@ def run_on_null_gpu(words: Sequence[str], gigabytes: int) -> int:
     return subprocess.run(command, env=child_environment(gigabytes), check=False).returncode
 
 
+def module_command(module: str, words: Sequence[str]) -> list[str]:
+    """The command that runs `python -m MODULE WORDS` on the GPU of this process, be it the null GPU."""
+    return staged_command(module, words) if is_loaded() else [sys.executable, "-m", module, *words]
+
+
+def staged_command(module: str, words: Sequence[str]) -> list[str]:
+    """The command that does what `python -m MODULE WORDS` does in a `child_environment`."""
+    return [sys.executable, "-m", "ivgr.tools.rehearse.run_module", module, *words]
+
+
 def child_environment(gigabytes: int) -> dict[str, str]:
     """The environment of a process that is to run on a null GPU of that many GB."""
     library = compile_library()

@@ -32,7 +32,8 @@ from ivgr.tools.rehearse.longest_queries import demonstrate, make_queries
 from ivgr.tools.rehearse.phases import PhaseFigures, Phases
 from ivgr.tools.rehearse.recipe import Recipe
 from ivgr.tools.rehearse.rollout_phase import RehearsedEngine
-from ivgr.tools.rehearse.stand_ins import stand_ins, write_nothing
+from ivgr.tools.rehearse.stand_ins import RECIPE, stand_ins, write_nothing
+from ivgr.tools.rehearse.unread_models import skeleton_readers
 from ivgr.trainer.micro_batches import MicroBatcher
 
 TWICE = 2  # micro-batches of a shape that are run: the first allocates gradients, the second adds to them
@@ -63,7 +64,8 @@ def rehearse_recipe(recipe: Recipe) -> Rehearsal:
     """Runs one iteration, of a cold start two steps."""
     integers = HostIntegers()
     phases = Phases(integers)
-    with tempfile.TemporaryDirectory() as folder, stand_ins(recipe.layers), integers:
+    replaced = (*RECIPE, *skeleton_readers(recipe.layers))
+    with tempfile.TemporaryDirectory() as folder, stand_ins(replaced), integers:
         if recipe.ranks > 1 or is_sharded(recipe.strategy):
             dist.init_process_group("fake", rank=0, world_size=recipe.ranks, store=FakeStore())
         watch = Watch(recipe, phases, Path(folder))

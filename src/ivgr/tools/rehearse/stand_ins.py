@@ -1,11 +1,11 @@
-"""What needs a GPU that computes, and what stands in for it: the launch of Triton kernels, FlexAttention, the
-talk between ranks, and the files of a checkpoint.
+"""What needs a GPU that computes, and what stands in for it: the launch of Triton kernels, FlexAttention and
+CUDA graphs; in a rehearsal the talk between ranks and the files of a checkpoint, too.
 
 Each stand-in allocates what the original keeps and returns, and counts one kernel for each that the original
 launches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 
 from ivgr.core.sharding import local_part
 from ivgr.distributed import collectives
-from ivgr.tools.rehearse.unread_models import skeleton_readers
+from ivgr.rollout.cuda_graph import CUDAGraphStep
 from ivgr.trainer import optimizer_step
 
 
@@ -89,20 +89,30 @@ def write_nothing(state: Any, *_: Any, **__: Any) -> None:
             local_part(leaf.detach()).cpu()
 
 
+def run_ungraphed(self: CUDAGraphStep, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Launches the kernels of a CUDA graph one by one."""
+    return step()
+
+
+DEVICE = (
+    (JITFunction, "run", launch_triton),
+    (hf_flex, "compile_friendly_flex_attention", flex_attention),
+    (CUDAGraphStep, "__call__", run_ungraphed),
+)
+RECIPE = (
+    (dist, "all_gather_object", gather_own),
+    (dcp, "save", write_nothing),
+    (torch, "save", write_nothing),
+    (collectives, "sum_ranks", sum_own),
+    (optimizer_step, "sum_ranks", sum_own),
+)
+
+
 @contextmanager
-def stand_ins(layers: int | None = None) -> Iterator[None]:
-    """In the body, all of them stand in, those of unread_models.py too."""
+def stand_ins(more: Iterable[tuple[Any, str, Any]] = ()) -> Iterator[None]:
+    """In the body, those of DEVICE and `more` (owner, name, stand-in) stand in."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     with ExitStack() as stack:
-        for owner, name, stand_in in (
-            (JITFunction, "run", launch_triton),
-            (hf_flex, "compile_friendly_flex_attention", flex_attention),
-            (dist, "all_gather_object", gather_own),
-            (dcp, "save", write_nothing),
-            (torch, "save", write_nothing),
-            (collectives, "sum_ranks", sum_own),
-            (optimizer_step, "sum_ranks", sum_own),
-            *skeleton_readers(layers),
-        ):
+        for owner, name, stand_in in (*DEVICE, *more):
             stack.enter_context(patch.object(owner, name, stand_in))
         yield
