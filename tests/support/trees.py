@@ -25,6 +25,7 @@ def prefilled(model, pack: Pack, siblings: int = 2, limit: int = 8) -> TreeCache
     """The cache after the prefill of `pack`, with room for `siblings` branches of each of its prompts."""
     rows, width = pack.ids.shape
     size = CacheSize(
+        layers=model.config.get_text_config().num_hidden_layers,
         prefixes=rows,
         width=width,
         siblings=siblings,

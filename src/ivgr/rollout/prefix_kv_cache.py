@@ -22,8 +22,9 @@ from ivgr.rollout.branch_kv import BranchKV, DenseKV
 @dataclass(frozen=True, kw_only=True)
 class CacheSize:
     """Room for `prefixes` (P) of up to `width` (L) tokens, each with up to `siblings` (S) branches at a
-    time, and for `branches` (R) of up to `limit` (T) tokens each and `tokens` in all."""
+    time, and for `branches` (R) of up to `limit` (T) tokens each and `tokens` in all; in `layers` layers."""
 
+    layers: int
     prefixes: int
     width: int
     siblings: int
@@ -129,7 +130,8 @@ class TreeCache:
 
     def _store(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         _, heads, length, size = key.shape
-        if layer == len(self.prefix_kv):
+        # All at once: between the tensors of a pass the layers' room would leave gaps.
+        while len(self.prefix_kv) < self.size.layers:
             shape = (self.size.prefixes, heads, self.size.width, size)
             self.prefix_kv.append((key.new_zeros(shape), value.new_zeros(shape)))
             self.branches.add_layer(key)

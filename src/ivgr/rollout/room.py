@@ -40,7 +40,9 @@ def cache_size(
     rows = min(rows, sum(len(one.branches) for one in prompts), most.branches if most else rows)
     prefixes = min(max(1, PREFIXES * rows // siblings), len(prompts))
     tokens = min(rows * limit, free - prefixes * width, most.tokens if most else rows * limit)
+    text: Any = model.config.get_text_config()
     return CacheSize(
+        layers=text.num_hidden_layers,
         prefixes=prefixes,
         width=width,
         siblings=min(siblings, rows),

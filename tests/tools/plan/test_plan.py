@@ -52,7 +52,12 @@ def run_of(setting: Setting, **changes) -> RunSpec:
     )
     run = read_run(CONFIGS / "tiny.yaml", 1, typical)
     fields = {"paired": setting.queries, "single": 0, "group": setting.group_size, "updates": 1}
-    fields |= {"typical": typical, "token_budget": 1 << 40, "batch_queries": setting.queries}
+    fields |= {
+        "lengths": typical,
+        "longest": typical,
+        "token_budget": 1 << 40,
+        "batch_queries": setting.queries,
+    }
     return replace(run, **fields | changes)
 
 

@@ -28,10 +28,10 @@ class Work:
 
 def estimate_work(run: RunSpec, tflops: float, bandwidth: float) -> Work:
     """Estimates the work on GPUs of that many TFLOP/s in half precision and that many GB/s."""
-    typical, kinds = run.lengths, ((run.paired, 2), (run.single, 1))
-    tokens = sum(count * typical.tree(streams, run.group) for count, streams in kinds)
-    rows = sum(count * typical.rows(streams, run.group) for count, streams in kinds)
-    responses = sum(count * streams * run.group * typical.response for count, streams in kinds)
+    lengths, kinds = run.lengths, ((run.paired, 2), (run.single, 1))
+    tokens = sum(count * lengths.tree(streams, run.group) for count, streams in kinds)
+    rows = sum(count * lengths.rows(streams, run.group) for count, streams in kinds)
+    responses = sum(count * streams * run.group * lengths.response for count, streams in kinds)
     queries = run.paired + run.single
     forward = matrix_flops(run, tokens, responses, queries) + attention_flops(run, tokens, queries)
     # GPUs that roll out together share the layers; the head and the tower each has for all queries.
@@ -67,9 +67,9 @@ def matrix_flops(run: RunSpec, tokens: int, responses: int, queries: int) -> flo
 def attention_flops(run: RunSpec, tokens: int, queries: int) -> float:
     """Two products over what a token sees, half its way on average; over an image's patches, or
     a window's where the tower has windows."""
-    shape, typical = run.shape, run.lengths
-    seen = (typical.prefix + typical.instruction + typical.response) / 2
-    patches = typical.image_tokens * shape.merge
+    shape, lengths = run.shape, run.lengths
+    seen = (lengths.prefix + lengths.instruction + lengths.response) / 2
+    patches = lengths.image_tokens * shape.merge
     around = shape.tower_window or patches
     tower = shape.tower_depth * shape.tower_width * around * queries * patches
     return 4 * (shape.layers_count * shape.queries * seen * tokens + tower)
@@ -78,8 +78,8 @@ def attention_flops(run: RunSpec, tokens: int, queries: int) -> float:
 def decoding_bytes(run: RunSpec, queries: int) -> float:
     """Read in decoding: each step of a batch reads the layers and the head once, every prompt and
     every half-grown response."""
-    typical, batches = run.lengths, -(-run.tp_ranks * queries // run.batch_queries)
+    lengths, batches = run.lengths, -(-run.tp_ranks * queries // run.batch_queries)
     weights = (run.shape.layers // run.tp_ranks + run.shape.hidden * run.shape.vocabulary) * run.compute
-    prompts = queries * (typical.prefix + 2 * typical.instruction)
-    branches = (2 * run.paired + run.single) * run.group * typical.response // 2
-    return typical.response * (batches * weights + kv_bytes(run, prompts + branches))
+    prompts = queries * (lengths.prefix + 2 * lengths.instruction)
+    branches = (2 * run.paired + run.single) * run.group * lengths.response // 2
+    return lengths.response * (batches * weights + kv_bytes(run, prompts + branches))

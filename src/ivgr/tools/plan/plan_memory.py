@@ -41,10 +41,10 @@ def resident(run: RunSpec) -> list[MemoryItem]:
 
 def rollout(run: RunSpec) -> list[MemoryItem]:
     """Returns what decoding a batch of queries adds; a cold start decodes one answer per stream."""
-    shape, typical, queries = run.shape, run.lengths, _queries_at_once(run)
+    shape, lengths, queries = run.shape, run.lengths, _queries_at_once(run)
     branches = queries * 2 * run.group
     tokens = min(queries * _prompt(run), max(PREFILL, _prompt(run)))  # of a prefill's pass
-    patches = min(queries, max(1, PREFILL // _prompt(run))) * typical.image_tokens * shape.merge
+    patches = min(queries, max(1, PREFILL // _prompt(run))) * lengths.image_tokens * shape.merge
     # Logits, and their log-softmax, masked copy and softmax in fp32.
     sampling = branches * shape.vocabulary * (run.compute + 3 * FP32)
     return [
