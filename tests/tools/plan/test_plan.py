@@ -70,6 +70,7 @@ def tiny_model(family: str, dtype: torch.dtype):
 def test_weights_gradients_states_and_reference_are_exact():
     run, model = run_of(SETTING), Pretrained("tiny").load()[0]
     held = {item.name: item.bytes for item in resident(run)}
+    held |= {item.name: item.bytes for item in update(run) if item.name == "gradients"}
     nbytes = sum(weight.nbytes for weight in model.parameters())
     assert held == {"weights": nbytes, "gradients": nbytes, "optimizer": 2 * nbytes, "reference": nbytes}
 
