@@ -88,11 +88,14 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         known = reader.loads(path.read_text("utf-8"))
-        assert known["parts"].keys() and known["hardware"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+    except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict) or not all(
+        isinstance(known.get(key), dict) for key in ("parts", "hardware")
+    ):
         raise UserError(
             f"bench gpu --json {path}: holds something that is not this command's; name another file"
-        ) from error
+        )
     return known
 
 
