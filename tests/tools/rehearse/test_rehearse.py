@@ -25,11 +25,6 @@ RL = [
     "optimizer",
     "checkpoint",
 ]
-RECIPES = {
-    "qwen2vl_7b": "Qwen/Qwen2-VL-7B-Instruct",
-    "qwen25vl_7b": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "qwen3vl_8b": "Qwen/Qwen3-VL-8B-Instruct",
-}
 HOARDING = """
 import torch
 from ivgr.trainer.reference import FrozenReference
@@ -51,8 +46,8 @@ class Thorough(FrozenReference):
 """
 
 
-def skeleton(hub_id: str) -> torch.nn.Module:
-    config = find_config(hub_id)
+def skeleton() -> torch.nn.Module:
+    config = find_config("Qwen/Qwen2-VL-7B-Instruct")
     cut_layers(config, 2)
     return build_skeleton(config, torch.bfloat16)
 
@@ -72,7 +67,7 @@ def test_one_iteration_of_adapters_on_one_gpu(tmp_path):
         and phase["held"] <= phase["peak"] <= phase["reserved"]
         for phase in figures["phases"].values()
     )
-    model = skeleton("Qwen/Qwen2-VL-7B-Instruct")
+    model = skeleton()
     base = [weight.numel() for weight in model.parameters()]
     AdapterConfig(rank=64, alpha=128).inject(model)
     adapters = [weight.numel() for name, weight in model.named_parameters() if "lora_" in name]
@@ -82,20 +77,6 @@ def test_one_iteration_of_adapters_on_one_gpu(tmp_path):
     moments = figures["phases"]["optimizer"]["held"] - load
     assert moments >= 2 * rounded(adapters, 4)
     assert figures["host_peak_bytes"] < 16e9
-
-
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "hub_id"), RECIPES.items())
-def test_every_family_split_over_ranks(tmp_path, recipe, hub_id):
-    figures, said, code = rehearse(write_small(tmp_path, recipe))
-    assert code == 0, said
-    assert list(figures["phases"]) == ["load", "split", *RL[1:]]
-    whole = sum(weight.numel() for weight in skeleton(hub_id).parameters())
-    share = 2 * 4 * whole / 8  # policy and reference in float32, on one of eight ranks
-    assert share <= figures["phases"]["load"]["held"] < 1.01 * share
-    assert figures["phases"]["load"]["peak"] < 1.1 * share  # never whole on a GPU
-    assert figures["host"]["weights"] == 0
 
 
 @needs_compiler
@@ -120,7 +101,7 @@ def test_a_copy_that_ranks_share_is_held_in_parts(tmp_path):
         (path := folder / "shared.yaml").write_text(yaml.safe_dump(config))
         found[ranks], said, code = rehearse(path)
         assert code == 0, said
-    layers = skeleton("Qwen/Qwen2-VL-7B-Instruct").model.language_model.layers
+    layers = skeleton().model.language_model.layers
     parts = sum(weight.numel() * 2 for name, weight in layers.named_parameters() if "_proj" in name)
     for phase, saved in (("old_logp", 3 / 4 * parts), ("optimizer", 0)):
         whole, shared = (found[ranks]["phases"][phase]["held"] for ranks in (1, 4))
