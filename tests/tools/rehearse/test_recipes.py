@@ -4,7 +4,7 @@ import pytest
 
 from ivgr.tools.plan.plan import as_decoded, parse_memory
 from ivgr.tools.plan.plan_memory import batch_bytes, host, resident, rollout, update
-from ivgr.tools.plan.run_spec import AssumedLengths, read_run
+from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, read_run
 from ivgr.tools.rehearse.recipe import stated_memory
 from support.command_line import CONFIGS, SHIPPED
 from support.rehearsing import needs_compiler, rehearse
@@ -13,15 +13,9 @@ pytestmark = [needs_compiler, pytest.mark.slow]
 RECIPES = [name for name in SHIPPED if not name.endswith("_sft")]
 
 
-def planned(name: str) -> tuple[dict[str, float], int, float]:
-    """The peaks of GPU memory that the plan expects, by phase; the pixels of a rank's queries and packs."""
+def plan_at_limits(name: str) -> RunSpec:
     run = read_run(CONFIGS / f"{name}.yaml", None, AssumedLengths()).at_limits()
-    run = as_decoded(run, parse_memory(stated_memory(CONFIGS / f"{name}.yaml")))
-    throughout, rolled, updated = (
-        sum(one.bytes for one in part(run)) for part in (resident, rollout, update)
-    )
-    packs = next(one.bytes for one in host(run) if one.name == "packs") / run.node_gpus
-    return {"rollout_prefill": throughout + rolled, "update": throughout + updated}, batch_bytes(run), packs
+    return as_decoded(run, parse_memory(stated_memory(CONFIGS / f"{name}.yaml")))
 
 
 @pytest.mark.parametrize("name", RECIPES)
