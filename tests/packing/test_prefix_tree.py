@@ -80,6 +80,8 @@ def test_packs_respect_the_token_budget_and_the_order(join):
     packs = pack_queries(model, queries, 3 * width, join=join)
     assert [query for pack in packs for query in pack.queries] == queries
     assert all(pack.ids.numel() <= 3 * width for pack in packs)
+    pixels = [part for pack in packs for part in pack.pixels]
+    assert all(part is query.pixel_values for part, query in zip(pixels, queries, strict=True))  # no copies
     assert all((len(pack.ids) == 1) == join for pack in packs)
     assert len(packs) < len(queries)
 

@@ -48,7 +48,7 @@ def tree_logits(model):
     """In the layout of training."""
     (query,) = queries(model)
     (pack,) = pack_queries(model, [query], 1 << 40)
-    pack.pixel_values = pack.pixel_values.to(model.dtype)
+    pack.pixels = [part.to(model.dtype) for part in pack.pixels]
     return model.lm_head(pack.hidden(model))[0]
 
 

@@ -69,7 +69,7 @@ def test_fillers_reach_the_layers_that_other_ranks_reach_and_add_nothing(tiny, m
     monkeypatch.setattr(pad_with_dummy_packs, "gather", lambda mine: [mine, *others])
     model = copy.deepcopy(tiny[0])
     filled = DummyPackPadder(model, tiny[1])(packs)
-    assert [pack.pixel_values is not None for pack in filled] == [True, False, True]
+    assert [bool(pack.pixels) for pack in filled] == [True, False, True]
     assert [len(pack.targets) for pack in filled] == [len(packs[0].targets), 0, 0]
     expected, found = gradients(copy.deepcopy(model), packs), gradients(model, filled)
     for name, gradient in expected.items():
@@ -147,7 +147,8 @@ def scores_what_it_rolled_out(mesh):
     (pack,) = pack_queries(replica.model, queries, budget=1 << 40)
 
     def look(policy):
-        images = policy.model.get_image_features(pack.pixel_values, pack.image_grid_thw, return_dict=True)
+        pixels = torch.cat(pack.pixels)
+        images = policy.model.get_image_features(pixels, pack.image_grid_thw, return_dict=True)
         logits = policy.lm_head(pack.response_hidden(policy))
         return torch.cat(list(images.pooler_output)), logits
 

@@ -85,8 +85,8 @@ def test_a_pack_crosses_in_one_copy_and_its_pictures_wait_on_the_host(family, mo
     assert len(copies) == 2  # one each
     for name in ("ids", "positions", "reach", "fork_row", "fork_column", "row", "column", "targets"):
         assert getattr(pack, name).is_meta and getattr(pack, name).shape == getattr(own, name).shape, name
-    assert pack.pixel_values is not None and pack.image_grid_thw is not None
-    assert pack.pixel_values.device.type == pack.image_grid_thw.device.type == "cpu"
+    assert pack.pixels and pack.image_grid_thw is not None
+    assert pack.pixels[0].device.type == pack.image_grid_thw.device.type == "cpu"
     assert pack.rollout_logp is pack.rollout_logp
 
 

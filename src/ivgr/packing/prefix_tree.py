@@ -28,9 +28,9 @@ class Pack:
     ids (B, L); positions (3, B, L); reach (B, L): the column where the subtree of a token's
     node ends (see `ivgr.models.tree_attention`); fork_row, fork_column (G,): the last token of
     each group's instruction; row, column (R,): the position whose logits score response token
-    r; targets (R,): that token; pixel_values stay on the host until a pass needs
-    them (an iteration's are gigabytes), and so does image_grid_thw (images, 3), which only the host reads;
-    the scoring passes fill ref_logp and old_logp (R,).
+    r; targets (R,): that token; pixels: the queries' own pixel_values, which stay on the host until a pass
+    needs them (an iteration's are gigabytes), and so does image_grid_thw (images, 3), which only the host
+    reads; the scoring passes fill ref_logp and old_logp (R,).
     """
 
     queries: list[Query]
@@ -42,7 +42,7 @@ class Pack:
     row: torch.Tensor
     column: torch.Tensor
     targets: torch.Tensor
-    pixel_values: torch.Tensor | None
+    pixels: list[torch.Tensor]
     image_grid_thw: torch.Tensor | None
     ref_logp: torch.Tensor | None = None
     old_logp: torch.Tensor | None = None
@@ -72,7 +72,7 @@ class Pack:
     def hidden(self, model: PreTrainedModel, **options) -> torch.Tensor:
         """Returns the last hidden states (B, L, H) of every token."""
         mask = tree_mask(self.reach, model.lm_head.weight.dtype)
-        pixels = None if self.pixel_values is None else send(self.pixel_values, self.ids.device)
+        pixels = send(cat_pinned(self.pixels, self.ids.device), self.ids.device) if self.pixels else None
         return hidden_states(model, self.ids, self.positions, mask, pixels, self.image_grid_thw, **options)
 
     def response_hidden(self, model: PreTrainedModel) -> torch.Tensor:
@@ -207,7 +207,6 @@ def _pad(queries: list[Query], trees: list[_Tree], device: torch.device) -> Pack
         length = len(tree.ids)
         ids[row, :length], reach[row, :length] = tree.ids, tree.reach
         positions[:, row, :length] = tree.positions
-    pixels = [query.pixel_values for query in queries if query.pixel_values is not None]
     grids = [query.image_grid_thw for query in queries if query.image_grid_thw is not None]
     integers = {
         "ids": ids,
@@ -222,7 +221,7 @@ def _pad(queries: list[Query], trees: list[_Tree], device: torch.device) -> Pack
     return Pack(
         queries=queries,
         **dict(zip(integers, send_together(list(integers.values()), device), strict=True)),
-        pixel_values=cat_pinned(pixels, device) if pixels else None,
+        pixels=[query.pixel_values for query in queries if query.pixel_values is not None],
         image_grid_thw=torch.cat(grids) if grids else None,
     )
 

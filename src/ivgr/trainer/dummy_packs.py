@@ -23,12 +23,12 @@ class DummyPackPadder:
 
     def __call__(self, packs: list[Pack]) -> list[Pack]:
         """Returns the `packs` of one mini-batch with dummy packs added; all ranks must call it."""
-        pictures = gather([pack.pixel_values is not None for pack in packs])
+        pictures = gather([bool(pack.pixels) for pack in packs])
         needed = [any(turn) for turn in zip_longest(*pictures, fillvalue=False)]
         return [self._fill(pack, picture) for pack, picture in zip_longest(packs, needed)]
 
     def _fill(self, pack: Pack | None, picture: bool) -> Pack:
-        if pack is not None and (pack.pixel_values is not None or not picture):
+        if pack is not None and (pack.pixels or not picture):
             return pack
         queries = [*(pack.queries if pack else []), self.encoder.filler(picture)]
         (filled,) = pack_queries(self.model, queries, budget=sys.maxsize)

@@ -4,7 +4,6 @@ In: a `RunSpec`. Out: `MemoryItem`s. What stands throughout, and what the rollou
 of which the larger counts; and what a node needs of main memory.
 """
 
-import sys
 from dataclasses import dataclass, replace
 
 from ivgr.data.dataloader import PREFETCH
@@ -220,15 +219,11 @@ def _passing(run: RunSpec, tokens: int, patches: int) -> int:
 
 def host(run: RunSpec) -> list[MemoryItem]:
     """Returns what a node needs of main memory: the batches that readers have ready and the one in use,
-    which lie in /dev/shm; the pixels of an iteration's packs; a split checkpoint while it is written, as
-    tensors and as the bytes of a file."""
+    which lie in /dev/shm; a split checkpoint while it is written, as tensors and as the bytes of a file."""
     shards = run.trained * (run.trained_weight + run.states) if run.shards > 1 else 0
     batches = PREFETCH * run.workers + 1
-    whole = largest_tree(replace(run, token_budget=sys.maxsize))
-    parts = -(-whole.responses // max(largest_tree(run).responses, 1))  # of a tree, each with its images
     return [
         MemoryItem("batches in /dev/shm", "host", run.node_gpus * batches * batch_bytes(run)),
-        MemoryItem("packs", "host", run.node_gpus * parts * batch_bytes(run)),
         MemoryItem("checkpoint", "host", run.node_gpus * 2 * shards / run.shards),
     ]
 

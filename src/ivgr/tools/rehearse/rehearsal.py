@@ -44,7 +44,7 @@ class Rehearsal:
     """figures: by phase, in the order of NAMES. longest_tree: tokens of the largest tree. micro_batches: of
     an iteration, and run. steps: of decoding, and run with the model. together:
     branches that decode at a time. Bytes of each rank's main memory: host_weights, the weights of policy and
-    reference after loading; host_batch, the pixels of an iteration's queries; host_packs, those of its packs;
+    reference after loading; host_batch, the pixels of an iteration's queries;
     host_peak, what the rehearsal itself has taken."""
 
     figures: dict[str, PhaseFigures]
@@ -56,7 +56,6 @@ class Rehearsal:
     together: int = 0
     host_weights: int = 0
     host_batch: int = 0
-    host_packs: int = 0
     host_peak: int = 0
 
 
@@ -139,7 +138,7 @@ class Watch(L.Callback):
         self.recipe, self.phases, self.folder = recipe, phases, folder
         self.engine: RehearsedEngine | None = None
         self.queries: list[Query] = []
-        self.host_weights = self.host_packs = 0
+        self.host_weights = 0
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         if not self.recipe.cold_start:
@@ -173,18 +172,10 @@ class Watch(L.Callback):
         step.resample, step.drop_zero_std = 0, False
         update.infer_reference = self.phases.wrap("reference", update.infer_reference)
         update.infer_policy = self.phases.wrap("old_logp", update.infer_policy)
-        update.pack = self._weigh_packs(self.phases.wrap("update", update.pack))
+        update.pack = self.phases.wrap("update", update.pack)
         update.run = self.phases.wrap("update", update.run)
         update.stepper.step = self.phases.wrap("optimizer", update.stepper.step)
         self._economise(update.micro_batcher)
-
-    def _weigh_packs(self, pack: Callable) -> Callable:
-        def weighed(queries: list[Query]) -> list[list[Pack]]:
-            mini_batches = pack(queries)
-            self.host_packs = sum(_weigh_pixels(packs) for packs in mini_batches)
-            return mini_batches
-
-        return weighed
 
     def _economise(self, micro_batcher: MicroBatcher) -> None:
         self.economy = FewMicroBatches(micro_batcher.run, self.phases)
@@ -222,7 +213,6 @@ class Watch(L.Callback):
             together=engine.together if engine else 0,
             host_weights=self.host_weights,
             host_batch=_weigh_pixels(self.queries),
-            host_packs=self.host_packs,
             host_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
         )
 
@@ -279,10 +269,10 @@ def _weigh_on_host(model: torch.nn.Module | None) -> int:
     return sum(weight.numel() * weight.itemsize for weight in weights)
 
 
-def _weigh_pixels(holders: list[Any]) -> int:
-    """Bytes of the pixels of queries or packs in main memory."""
-    pixels = [one.pixel_values for one in holders]
-    return sum(one.numel() * one.itemsize for one in pixels if one is not None and one.device.type == "cpu")
+def _weigh_pixels(queries: list[Query]) -> int:
+    """Bytes of the pixels of `queries`, each of which has its own in a run."""
+    pixels = [query.pixel_values for query in queries]
+    return sum(one.numel() * one.itemsize for one in pixels if one is not None)
 
 
 def _score(queries: list[Query], during_answers: Callable, during_reasoning: Callable, waiting: Any) -> list:

@@ -30,7 +30,7 @@ def describe(found: Rehearsal, config: str, limit: float) -> dict[str, Any]:
         "phases": phases,
         "decoding": {"branches": found.together, "steps": found.steps[0], "steps_run": found.steps[1]},
         "fits": find_misfit(found, limit) is None,
-        "host": {"weights": found.host_weights, "batch": found.host_batch, "packs": found.host_packs},
+        "host": {"weights": found.host_weights, "batch": found.host_batch},
         "host_peak_bytes": found.host_peak,
     }
 
