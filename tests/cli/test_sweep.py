@@ -54,7 +54,7 @@ INTERNAL = {
     "ivgr.callbacks.save_on_error.Rescue": RUN,
     "ivgr.trainer.base_module.PolicyModule": "is the base of IVGR and SFT",
     "ivgr.rollout.engine_timeout.TimeoutEngine": "is made of model.guard.engine_timeout",
-    "ivgr.rollout.tensor_parallel_engine.TensorParallelEngine": "is made of trainer.strategy.rollout_tensor_parallel",
+    "ivgr.rollout.tensor_parallel_engine.TensorParallelEngine": "is made of the strategy's own setting",
     "ivgr.tools.rehearse.rehearsal.Watch": REHEARSAL,
     "ivgr.tools.rehearse.rehearsal.OneOfMany": REHEARSAL,
     "ivgr.tools.rehearse.rehearsal.RehearsalData": REHEARSAL,
