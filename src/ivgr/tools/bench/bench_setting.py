@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Qwen2VLForConditionalGeneration
 
 from ivgr.core.errors import UserError
@@ -81,6 +82,12 @@ class Setting:
             )
         if self.micro_batch and self.queries % self.micro_batch:
             raise UserError(f"bench --setting.micro_batch must divide --setting.queries {self.queries}")
+
+
+def make_optimizer(setting: Setting, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the setting over the trained parameters of `model`."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[setting.optimizer][0](trained, lr=1e-6)
 
 
 def build_model(setting: Setting) -> PreTrainedModel:

@@ -4,18 +4,18 @@ In: a `Setting` and how long its iteration took. Out: an `Efficiency`.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from ivgr.core.settings import dtype_of
-from ivgr.tools.bench.bench_setting import Setting, describe_shape
+from ivgr.tools.bench.bench_setting import Setting, describe_shape, make_optimizer
 from ivgr.tools.bench.hardware_limits import gemm_rate
 from ivgr.tools.bench.measure import Measurement
 from ivgr.tools.plan.flops import estimate_work
 from ivgr.tools.plan.model_shape import read_shape
 from ivgr.tools.plan.plan_memory import resident, rollout, update
 from ivgr.tools.plan.run_spec import FP32, AssumedLengths, RunSpec, measure_states
-from ivgr.trainer.optimizer import OptimizerConfig
 
 GEMM = {"cuda": 8192, "cpu": 1024}
 
@@ -78,7 +78,7 @@ def plan_setting(setting: Setting, tree: int, rows: int) -> RunSpec:
         gpus=1,
         weight=weight,
         compute=weight,
-        states=measure_states(OptimizerConfig(name=setting.optimizer)) * trained,
+        states=measure_states(partial(make_optimizer, setting)) * trained,
         sharded=False,
         checkpointing=setting.checkpointing,
         rank=setting.adapter,
@@ -97,9 +97,10 @@ def plan_setting(setting: Setting, tree: int, rows: int) -> RunSpec:
 
 
 def planned_bytes(run: RunSpec) -> float:
-    """The peak above what is there before the first iteration."""
-    made = sum(item.bytes for item in resident(run) if item.name == "optimizer")
-    return made + max(sum(item.bytes for item in phase(run)) for phase in (rollout, update))
+    """The peak of the first iteration above what is there before: the optimizer's state is made as it steps,
+    when of an update the gradients are left."""
+    step = [item for item in resident(run) + update(run) if item.name in ("optimizer", "gradients")]
+    return max(sum(item.bytes for item in items) for items in (rollout(run), update(run), step))
 
 
 def print_efficiency(found: Efficiency) -> None:

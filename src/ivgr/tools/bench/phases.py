@@ -17,7 +17,7 @@ from ivgr.rewards.rewards import Rewards
 from ivgr.rewards.scorer import Scorer
 from ivgr.rollout.sampling import Sampling, SamplingConfig
 from ivgr.rollout.transformers_engine import TransformersEngine
-from ivgr.tools.bench.bench_setting import OPTIMIZERS, Setting, build_model, build_queries
+from ivgr.tools.bench.bench_setting import Setting, build_model, build_queries, make_optimizer
 from ivgr.tools.bench.measure import Contender
 from ivgr.toy import RuleJudge
 from ivgr.trainer.loss import PolicyLossConfig
@@ -88,13 +88,12 @@ def build_iteration(setting: Setting) -> RLStep:
     """An iteration of one update on a model of the setting."""
     policy = build_model(setting)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[setting.optimizer][0](trained, lr=1e-6)
     engine = _engine(setting, setting.response)
     update = PolicyUpdate(
         policy=policy,
         reference=FrozenReference().load(policy),
         config=UpdateConfig(loss=PolicyLossConfig(), mini_batches=1, token_budget=MOST),
-        stepper=OneProcessStep(trained, optimizer),
+        stepper=OneProcessStep(trained, make_optimizer(setting, policy)),
         temperature=engine.sampling.temperature,
     )
     return RLStep(

@@ -4,6 +4,7 @@ In: a config file, and what to suppose of the data. Out: a `RunSpec`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
     longest = sampling.max_new_tokens
     described, dtype = _policy(model["policy"])
     weight = dtype_of(dtype).itemsize
+    states = measure_states(OptimizerConfig(**update["optimizer"]).create)
     thrift = _thrift(fit["trainer"], model["trainable"])
     mix = BatchComposition(0, data["batch"] // gpus) if cold_start else _mix(data, gpus)
     return RunSpec(
@@ -140,7 +142,7 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
         gpus=gpus,
         weight=weight,
         compute=_compute(fit["trainer"]["strategy"], weight),
-        states=measure_states(OptimizerConfig(**update["optimizer"])) * (FP32 if thrift["rank"] else weight),
+        states=states * (FP32 if thrift["rank"] else weight),
         paired=mix.paired,
         single=mix.single,
         group=1 if cold_start else sampling.group_size,
@@ -158,10 +160,10 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
     )
 
 
-def measure_states(optimizer: OptimizerConfig) -> float:
-    """Numbers of optimizer state per trained weight: one step on a matrix tells."""
+def measure_states(create: Callable[[nn.Module], torch.optim.Optimizer]) -> float:
+    """Numbers of state per trained weight of the optimizer that `create` makes: a step on a matrix tells."""
     matrix = nn.Linear(128, 128, bias=False)
-    steps = optimizer.create(matrix)
+    steps = create(matrix)
     matrix(torch.ones(1, 128)).sum().backward()
     steps.step()
     state = steps.state[matrix.weight]
