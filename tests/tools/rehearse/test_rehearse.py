@@ -35,6 +35,22 @@ class Hoarding(FrozenReference):
         return super().load(policy, weights)
 """
 
+LEAKING = """
+from ivgr.rollout.branches import Branches
+from ivgr.trainer.reference import FrozenReference
+
+kept, init = [], Branches.__init__
+
+def leak(self, *arguments, **options):
+    init(self, *arguments, **options)
+    kept.append(self.cache)
+
+Branches.__init__ = leak
+
+class Leaking(FrozenReference):
+    pass
+"""
+
 THOROUGH = """
 from ivgr.tools.rehearse import rollout_phase
 from ivgr.trainer.reference import FrozenReference
@@ -132,6 +148,24 @@ def test_a_copy_that_is_kept_is_found_where_it_is_made(tmp_path):
     assert code == 1 and not figures["fits"]
     assert "does not fit: load takes" in said and "trainer.devices" in said.splitlines()[-1]
     assert "hoarding.py:" in said
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_cache_that_is_not_freed_is_found(tmp_path):
+    """At the limits of the recipe, so that the cache is large beside the update."""
+    config = {"base": str(CONFIGS / "qwen2vl_7b_lora.yaml"), "data": {"init_args": {"prompts": 64}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    fits = rehearse(tmp_path / "own.yaml", "--memory", "25GB")
+    assert fits[2] == 0, fits[1]
+    (tmp_path / "leaking.py").write_text(LEAKING)
+    config["model"] = {"init_args": {"reference": {"class_path": "leaking.Leaking"}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    figures, said, code = rehearse(tmp_path / "own.yaml", "--memory", "25GB")
+    assert code == 1 and "does not fit: update" in said
+    assert "prefix_kv_cache.py:" in said[said.index("update: at the peak") :]
+    kept = figures["phases"]["reference"]["held"] - fits[0]["phases"]["reference"]["held"]
+    assert kept > 5e9
 
 
 @needs_compiler
