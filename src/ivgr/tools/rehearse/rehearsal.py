@@ -1,8 +1,8 @@
 """One iteration of a recipe on the null GPU, by Lightning's own Trainer.
 
 In: a `Recipe`. Out: the figures of its phases. What runs is what `ivgr fit` runs; rewards are 0 and 1 in
-turn, and of micro-batches of equal shape the first two of each mini-batch and pass are run, whose figures
-stand for the others.
+turn, and of micro-batches of equal shape the first two of each phase are run, whose figures stand for the
+others.
 """
 
 import resource
@@ -218,29 +218,35 @@ class Watch(L.Callback):
 
 
 class FewMicroBatches:
-    """Stands for a `MicroBatcher.run` in which micro-batches of a shape that was run TWICE are not run again:
-    they take copies of the results, and their figures are added."""
+    """Stands for a `MicroBatcher.run` in which micro-batches of a shape that the phase has run TWICE are not
+    run again: they take copies of the results, and their figures are added. In each mini-batch of an update
+    the first of every shape is run all the same, for the gradients that the optimizer needs."""
 
     def __init__(self, run: Callable[..., list], phases: Phases) -> None:
         self.real = run
         self.phases = phases
         self.seen = self.ran = 0
+        self.done: dict[tuple, list] = {}
 
     def __call__(self, packs: list[Pack], work: Callable[[Pack], Any]) -> list:
-        known: dict[tuple[int, ...], list] = {}
+        phase, here = self.phases.running[-1], set()
 
         def work_or_copy(pack: Pack) -> Any:
             self.seen += 1
-            shape = (*pack.ids.shape, len(pack.targets))
-            done = known.setdefault(shape, [])
-            if len(done) == TWICE:
+            known = (pack.ref_logp is None, pack.old_logp is None)  # without which a pass has nothing to do
+            shape = (*pack.ids.shape, len(pack.targets), *known)
+            first = shape not in here
+            here.add(shape)
+            done = self.done.setdefault((phase, shape), [])
+            if len(done) == TWICE and not (first and phase == "update"):
                 return self._copy(pack, *done[-1])
             counts, places = self.phases.counts(), self.phases.integers.places.copy()
             result = work(pack)
             self.phases.note_peak()
             self.ran += 1
-            more = self.phases.counts() - counts
-            done.append((pack, result, more, self.phases.integers.places - places))
+            if len(done) < TWICE:
+                more = self.phases.counts() - counts
+                done.append((pack, result, more, self.phases.integers.places - places))
             return result
 
         return self.real(packs, work_or_copy)
