@@ -15,10 +15,11 @@ read_yaml = get_loader("yaml")
 
 
 def load(text: str) -> Any:
-    """A value, or a file that a setting names, as jsonargparse reads YAML, if it is not too much. `None` is
-    null, too: so jsonargparse writes it for the parser of a nested class."""
+    """A value, or a file that a setting names, as jsonargparse reads YAML, if it is not too much. In a value
+    of one line `None` is null, too: so jsonargparse writes it for the parser of a nested class."""
     measure_yaml(text)
-    return none_to_null(read_yaml(text))
+    value = read_yaml(text)
+    return value if "\n" in text.strip() else none_to_null(value)
 
 
 def none_to_null(value: Any) -> Any:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ivgr.core.errors import UserError
 from ivgr.core.memory import is_out_of_memory
 from ivgr.core.query import Query
-from ivgr.packing.prefix_tree import Layout, Pack, pack_queries, split_tree
+from ivgr.packing.prefix_tree import Layout, Pack, pack_queries, split_tree, tree_length
 from ivgr.trainer.dummy_packs import PadWithDummyPacks
 
 T = TypeVar("T")
@@ -77,15 +77,21 @@ def _work_until_out_of_memory(packs: list[Pack], work: Callable[[Pack], T], done
 
 
 def _halve_budget(budget: int, failed: Pack) -> int:
-    """Returns a token budget that splits `failed`, for which memory ran out, in at least two; UserError if
-    it is a single response, which cannot be split."""
-    if len(failed.rollouts) <= 1 and len(failed.queries) == 1:
+    """Returns a token budget that splits `failed`, for which memory ran out, in at least two: half its
+    tokens, or of a single query its prompt and half its responses. UserError if it is a single response,
+    which cannot be split."""
+    tokens = failed.ids.numel()
+    if len(failed.queries) > 1:
+        return min(budget, tokens) // 2
+    if len(failed.rollouts) <= 1:
         raise UserError(
-            f"memory ran out in a pass over one response of {failed.ids.numel()} tokens with its prompt, "
-            "which cannot be split: set model.trainable.gradient_checkpointing true, or lower "
+            f"memory ran out in a pass over one response of {tokens} tokens with its prompt, which cannot be "
+            "split: set model.trainable.gradient_checkpointing true, or lower "
             "model.engine.sampling.max_new_tokens or model.encoding.max_prompt_tokens"
         )
-    return min(budget, failed.ids.numel()) // 2
+    half = tokens - sum(len(rollout.tokens) for rollout in failed.rollouts) // 2
+    longest = max(map(tree_length, split_tree(failed.queries[0], 0)))
+    return min(max(half, longest), tokens - 1)
 
 
 def _out_of_memory_together(failed: Pack) -> UserError:

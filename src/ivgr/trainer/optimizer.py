@@ -102,11 +102,33 @@ class ScheduleConfig:
 
 def _step_without_temporaries(optimizer: torch.optim.Optimizer) -> None:
     """Lets PyTorch's Adam step weights on a GPU by its fused kernel, unless the options say how: its default
-    there holds temporaries as large as all weights."""
-    for group in optimizer.param_groups:
-        undecided = "fused" in group and group["fused"] is None and group["foreach"] is None
-        if undecided and all(weight.is_cuda for weight in group["params"]):
-            group["fused"] = True
+    there holds temporaries as large as all weights. The switch is set for the step alone, so that checkpoints
+    have it as the options do, wherever they were made."""
+    if not isinstance(optimizer, torch.optim.Adam):  # or AdamW
+        return
+    fused: list[dict[str, Any]] = []
+
+    def before_step(optimizer: torch.optim.Optimizer, *_) -> None:
+        for group in optimizer.param_groups:
+            decided = group["fused"] is not None or group["foreach"] is not None or group["differentiable"]
+            if not decided and all(map(_on_gpu, group["params"])):
+                group["fused"] = True
+                fused.append(group)
+                for weight in group["params"]:
+                    if "step" in (state := optimizer.state.get(weight, {})):
+                        state["step"] = state["step"].to(weight.device)
+
+    def after_step(*_) -> None:
+        for group in fused:
+            group["fused"] = None
+        fused.clear()
+
+    optimizer.register_step_pre_hook(before_step)
+    optimizer.register_step_post_hook(after_step)
+
+
+def _on_gpu(weight: torch.Tensor) -> bool:
+    return weight.is_cuda
 
 
 def sum_gradients(parameters: list[nn.Parameter]) -> None:

@@ -218,12 +218,14 @@ def _passing(run: RunSpec, tokens: int, patches: int) -> int:
 
 
 def host(run: RunSpec) -> list[MemoryItem]:
-    """Returns what a node needs of main memory: the batches that readers have ready and the one in use,
-    which lie in /dev/shm; a split checkpoint while it is written, as tensors and as the bytes of a file."""
+    """Returns what a node needs of main memory: the batches that readers have ready, the one that Lightning
+    has drawn ahead and the one in use, which lie in /dev/shm; the pixels of the other ranks that roll out
+    together; a split checkpoint while it is written, as tensors and as the bytes of a file."""
     shards = run.trained * (run.trained_weight + run.states) if run.shards > 1 else 0
-    batches = PREFETCH * run.workers + 1
+    batches = PREFETCH * run.workers + 2
     return [
         MemoryItem("batches in /dev/shm", "host", run.node_gpus * batches * batch_bytes(run)),
+        MemoryItem("shared rollouts", "host", run.node_gpus * (run.tp_ranks - 1) * batch_bytes(run)),
         MemoryItem("checkpoint", "host", run.node_gpus * 2 * shards / run.shards),
     ]
 
