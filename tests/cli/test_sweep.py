@@ -307,6 +307,7 @@ def test_every_number_and_class_once(found, tmp_path, monkeypatch, show):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_number_and_class(found, tmp_path, monkeypatch, show):
     monkeypatch.chdir(tmp_path)
     check_settings(found, True, tmp_path, show)
@@ -320,6 +321,7 @@ def test_every_path_once(files, found, tmp_path, monkeypatch, show):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_path(part, files, found, tmp_path, monkeypatch, show):
     monkeypatch.chdir(tmp_path)

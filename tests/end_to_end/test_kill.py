@@ -30,6 +30,7 @@ FIT = {
     "trainer.accelerator": "cpu",
 }
 SMALL = {"width": 32, "layers": 1, "vision_layers": 1, "heads": 2}
+EVERY = (pytest.mark.slow, pytest.mark.exhaustive)
 COMMANDS = ("synth", "pack", "distill", "filter", "evaluate", "fit")
 # Where killed runs could not be ended once: of a world whose shards are not all there, of a run whose
 # iterations are all done, and of one whose best checkpoint has no link yet.
@@ -111,7 +112,7 @@ def kind_of(moment: Moment) -> str:
     return moment.name.partition(" ")[0]
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=EVERY)], ids=["some", "all"])
 @pytest.mark.parametrize(
     "command", [pytest.param(name, marks=pytest.mark.slow) if name == "fit" else name for name in COMMANDS]
 )

@@ -53,9 +53,7 @@ def test_a_state_goes_on_whatever_made_it(monkeypatch, saved_on_gpu):
     torch.testing.assert_close(model.weight, other.weight)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("adagrad", {}), ("sgd", {}), ("adamw", {"foreach": True})]
-)
+@pytest.mark.parametrize(("name", "options"), [("adagrad", {}), ("sgd", {}), ("adamw", {"foreach": True})])
 def test_other_optimizers_and_options_are_left_alone(on_gpu, name, options):
     optimizer, model = make(name, **options)
     assert not step(optimizer, model)
