@@ -152,7 +152,8 @@ DEPTHS = {
 # The smaller the parts the longer it takes: one branch at a time at one depth.
 PARTS = [(depth, 13) for depth in DEPTHS] + [("middle of a step", 1), ("prefill", 5)]
 SLOW = [(depth, limit) for depth in DEPTHS for limit in (4, 1) if depth != "prefill"]
-SLOW = [case for case in SLOW if case not in PARTS]
+# What is left for a batch of three may end without one leaving it; the next rollout would be refused again.
+SLOW = [case for case in SLOW if case not in PARTS and case != ("leaving the batch", 1)]
 
 
 @pytest.mark.parametrize(
