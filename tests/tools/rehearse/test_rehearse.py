@@ -11,6 +11,8 @@ from ivgr.models.lora import AdapterConfig
 from ivgr.models.skeleton import build_skeleton
 from ivgr.tools.plan.model_shape import find_config
 from ivgr.tools.rehearse.recipe import stated_memory
+from ivgr.tools.rehearse.rehearsal import Rehearsal
+from ivgr.tools.rehearse.report import mend
 from ivgr.tools.rehearse.unread_models import cut_layers
 from support.command_line import CONFIGS, SHIPPED, fails
 from support.rehearsing import needs_compiler, rehearse, write_small
@@ -186,6 +188,13 @@ def test_decoding_multiplied_out_is_decoding_in_full(tmp_path):
     assert some["peak"] == pytest.approx(whole["peak"], rel=0.005)  # draws overlap with other steps
     for name in ("kernels", "waits", "copies"):
         assert some[name] == pytest.approx(whole[name], rel=0.01)
+
+
+@pytest.mark.parametrize(("budget", "setting"), [(300, "token_budget"), (100, "max_new_tokens")])
+def test_a_lower_budget_is_advised_down_to_one_response(budget, setting):
+    """A tree beyond the budget is split, so that it says nothing."""
+    advice = mend("update", Rehearsal({}, longest_tree=900, longest_row=120), budget)
+    assert advice.partition("lower ")[2].split()[0].endswith(setting)
 
 
 def test_the_memory_that_a_config_states():

@@ -81,12 +81,15 @@ class Phases:
 
     def note_peak(self) -> None:
         """Notes the peak of the running block so far, and its lines, before there are more events than are
-        remembered."""
-        figures = self.figures.setdefault(self.running[-1], PhaseFigures())
+        remembered; those are forgotten."""
+        self._take_peak(self.figures.setdefault(self.running[-1], PhaseFigures()))
+        torch.cuda.memory._record_memory_history(None)
+        _remember_allocations()
+
+    def _take_peak(self, figures: PhaseFigures) -> None:
         if torch.cuda.max_memory_allocated() > figures.peak:
             figures.peak = torch.cuda.max_memory_allocated()
             figures.lines = find_peak_lines(torch.cuda.memory._snapshot())
-        _remember_allocations(afresh=True)
 
     def wrap(self, name: str, call: Callable) -> Callable:
         """`call`, measured as phase `name`."""
@@ -119,7 +122,7 @@ class Phases:
         figures.add(self.counts() - self.before, self.integers.places)
         figures.held = torch.cuda.memory_allocated()
         figures.reserved = max(figures.reserved, torch.cuda.max_memory_reserved())
-        self.note_peak()
+        self._take_peak(figures)
         torch.cuda.memory._record_memory_history(None)
 
     def repeat(self, name: str, times: float) -> None:
@@ -129,8 +132,6 @@ class Phases:
         figures.add(counts, figures.places.copy(), times - 1)
 
 
-def _remember_allocations(afresh: bool = False) -> None:
-    """Records allocations and frees with their source lines; `afresh` forgets the earlier ones."""
-    if afresh:
-        torch.cuda.memory._record_memory_history(None)
+def _remember_allocations() -> None:
+    """Records allocations and frees with their source lines."""
     torch.cuda.memory._record_memory_history("all", context="alloc", stacks="python", max_entries=EVENTS)

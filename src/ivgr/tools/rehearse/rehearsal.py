@@ -26,7 +26,7 @@ from ivgr.core.query import Query, rollouts_of
 from ivgr.core.sharding import is_sharded
 from ivgr.data.encode import Batch
 from ivgr.data.quarantine import Quarantine
-from ivgr.packing.prefix_tree import Pack, tree_length
+from ivgr.packing.prefix_tree import Pack, split_tree, tree_length
 from ivgr.tools.rehearse.host_integers import HostIntegers
 from ivgr.tools.rehearse.longest_queries import demonstrate, make_queries
 from ivgr.tools.rehearse.phases import PhaseFigures, Phases
@@ -41,15 +41,16 @@ TWICE = 2  # micro-batches of a shape that are run: the first allocates gradient
 
 @dataclass
 class Rehearsal:
-    """figures: by phase, in the order of NAMES. longest_tree: tokens of the largest tree. micro_batches: of
-    an iteration, and run. steps: of decoding, and run with the model. together:
-    branches that decode at a time. Bytes of each rank's main memory: host_weights, the weights of policy and
-    reference after loading; host_batch, the pixels of an iteration's queries;
+    """figures: by phase, in the order of NAMES. longest_tree, longest_row: tokens of the largest tree, and of
+    one response with its prompt. micro_batches: of an iteration, and run. steps: of decoding, and run with
+    the model. together: branches that decode at a time. Bytes of each rank's main memory: host_weights, the
+    weights of policy and reference after loading; host_batch, the pixels of an iteration's queries;
     host_peak, what the rehearsal itself has taken."""
 
     figures: dict[str, PhaseFigures]
     prompt: int = 0
     longest_tree: int = 0
+    longest_row: int = 0
     queries: int = 0
     micro_batches: tuple[int, int] = (0, 0)
     steps: tuple[int, int] = (0, 0)
@@ -207,6 +208,7 @@ class Watch(L.Callback):
             figures=self.phases.figures,
             prompt=max(len(query.prefix) + len(query.groups[0].instruction) for query in self.queries),
             longest_tree=max(map(tree_length, self.queries)),
+            longest_row=max(tree_length(row) for query in self.queries for row in split_tree(query, 0)),
             queries=len(self.queries),
             micro_batches=(self.economy.seen, self.economy.ran),
             steps=(engine.steps, engine.run) if engine else (0, 0),

@@ -48,11 +48,12 @@ def mend(phase: str, found: Rehearsal, token_budget: int) -> str:
     if phase.startswith("rollout"):
         return ROLLOUT
     if phase in ("reference", "old_logp", "update"):
-        if found.longest_tree < token_budget:
+        if found.longest_row < token_budget:
             return "lower model.update.token_budget"
         return (
-            f"model.update.token_budget {token_budget} is below the tree of one query, {found.longest_tree} "
-            "tokens: lower model.engine.sampling.max_new_tokens or group_size, or model.policy.max_pixels"
+            f"model.update.token_budget {token_budget} is not above one response with its prompt, "
+            f"{found.longest_row} tokens: lower model.engine.sampling.max_new_tokens or "
+            "model.policy.max_pixels"
         )
     return MORE_GPUS
 
