@@ -45,7 +45,8 @@ class FusedStep:
         family = find_family(model.config.model_type)
         groups = [group for layer in family.decoder_layers(model) for group in _groups_of(layer)]
         self.joined = {group[0]: joined for group in groups if (joined := join_adapted(group))}
-        self.inner = torch.empty(0)
+        self.inner_width = max((joined.inner_width for joined in self.joined.values()), default=0)
+        self.inner = torch.empty(0)  # of the step at hand
 
     def logits(self, token: torch.Tensor, position: torch.Tensor, cache: TreeCache) -> torch.Tensor:
         """Returns the next-token logits (R, V) after token (R,) at rotary position (R,)."""
@@ -56,8 +57,7 @@ class FusedStep:
         # Of the three axes, which are one for text, where the model has not merged them.
         cosine, sine = (part.reshape(-1, *part.shape[-2:])[: len(token), 0].contiguous() for part in angles)
         if self.joined:
-            width = max(joined.inner_width for joined in self.joined.values())
-            self.inner = hidden.new_ones(len(hidden), width)
+            self.inner = hidden.new_ones(len(hidden), self.inner_width)
         delta = None
         for index, layer in enumerate(family.decoder_layers(self.model)):
             hidden, normed = _add_norm(hidden, delta, layer.input_layernorm)

@@ -39,8 +39,7 @@ class MicroBatcher:
 
     def pack(self, queries: list[Query], layout: Layout) -> list[Pack]:
         """Packs the queries of one mini-batch; if weights are sharded, all ranks must call it."""
-        parts = [part for query in queries for part in split_tree(query, self.token_budget)]
-        packs = pack_queries(self.policy, parts, self.token_budget, layout)
+        packs = _pack_within(self.policy, queries, self.token_budget, layout)
         return packs if self.pad_with_dummy_packs is None else self.pad_with_dummy_packs(packs)
 
     def run(self, packs: list[Pack], work: Callable[[Pack], T]) -> list[T]:
@@ -62,6 +61,14 @@ class MicroBatcher:
         self.token_budget = _halve_budget(self.token_budget, failed)
         packs[:] = [part for pack in packs for part in _split_pack(self.policy, pack, self.token_budget)]
         torch.cuda.empty_cache()
+
+
+def _pack_within(
+    model: PreTrainedModel, queries: list[Query], budget: int, layout: Layout = "tree"
+) -> list[Pack]:
+    """Packs `queries`, of which those are split whose trees are longer than `budget` tokens."""
+    parts = [part for query in queries for part in split_tree(query, budget)]
+    return pack_queries(model, parts, budget, layout)
 
 
 def _work_until_out_of_memory(packs: list[Pack], work: Callable[[Pack], T], done: list[T]) -> Pack | None:
@@ -107,8 +114,7 @@ def _split_pack(model: PreTrainedModel, pack: Pack, budget: int) -> list[Pack]:
     """Splits `pack` into packs of at most `budget` padded tokens, keeping the log-probs that are known."""
     if pack.ids.numel() <= budget:
         return [pack]
-    queries = [part for query in pack.queries for part in split_tree(query, budget)]
-    parts = pack_queries(model, queries, budget)
+    parts = _pack_within(model, pack.queries, budget)
     counts = [len(part.targets) for part in parts]
     for name in ("ref_logp", "old_logp"):
         if (known := getattr(pack, name)) is not None:

@@ -15,7 +15,7 @@ from ivgr.tools.bench.measure import Measurement
 from ivgr.tools.plan.flops import estimate_work
 from ivgr.tools.plan.model_shape import read_shape
 from ivgr.tools.plan.plan_memory import resident, rollout, update
-from ivgr.tools.plan.run_spec import FP32, AssumedLengths, RunSpec, measure_states
+from ivgr.tools.plan.run_spec import AssumedLengths, RunSpec, measure_states
 
 GEMM = {"cuda": 8192, "cpu": 1024}
 
@@ -68,7 +68,6 @@ def plan_setting(setting: Setting, tree: int, rows: int) -> RunSpec:
     question = prompt - instruction - setting.image_tokens
     typical = AssumedLengths(setting.image_tokens, question, instruction, setting.response)
     weight = dtype_of(setting.dtype).itemsize
-    trained = FP32 if setting.adapter else weight
     trees = setting.micro_batch or setting.queries
     return RunSpec(
         shape=read_shape(describe_shape(setting)),
@@ -78,7 +77,7 @@ def plan_setting(setting: Setting, tree: int, rows: int) -> RunSpec:
         gpus=1,
         weight=weight,
         compute=weight,
-        states=measure_states(partial(make_optimizer, setting)) * trained,
+        states=measure_states(partial(make_optimizer, setting)),
         sharded=False,
         checkpointing=setting.checkpointing,
         rank=setting.adapter,

@@ -33,7 +33,7 @@ def resident(run: RunSpec) -> list[MemoryItem]:
     reference = 0 if run.rank or run.cold_start else weights
     return [
         MemoryItem("weights", "throughout", (weights + adapters) / run.shards),
-        MemoryItem("optimizer", "throughout", run.trained * run.states / run.shards),
+        MemoryItem("optimizer", "throughout", run.trained * run.states * run.trained_weight / run.shards),
         MemoryItem("reference", "throughout", reference / run.shards),
     ]
 
@@ -221,7 +221,7 @@ def host(run: RunSpec) -> list[MemoryItem]:
     """Returns what a node needs of main memory: the batches that readers have ready, the one that Lightning
     has drawn ahead and the one in use, which lie in /dev/shm; the pixels of the other ranks that roll out
     together; a split checkpoint while it is written, as tensors and as the bytes of a file."""
-    shards = run.trained * (run.trained_weight + run.states) if run.shards > 1 else 0
+    shards = run.trained * run.trained_weight * (1 + run.states) if run.shards > 1 else 0
     batches = PREFETCH * run.workers + 2
     return [
         MemoryItem("batches in /dev/shm", "host", run.node_gpus * batches * batch_bytes(run)),

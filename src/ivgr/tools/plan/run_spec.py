@@ -62,7 +62,7 @@ class AssumedLengths:
 @dataclass(frozen=True)
 class RunSpec:
     """lengths: of the data, as supposed; longest: as the config allows; weight, compute: bytes of a weight
-    and of an activation; states: bytes of optimizer state per trained weight; rank: of low-rank adapters, 0
+    and of an activation; states: numbers of optimizer state per trained weight; rank: of low-rank adapters, 0
     for none; paired, single: queries an iteration on each GPU (of a cold start: demonstrations per step, all
     single, group 1); cache_room: the most bytes of a rollout's cache; tp_ranks: GPUs that share a copy of the
     policy in rollouts; node_gpus: GPUs of a node; workers: reading processes of each."""
@@ -131,8 +131,6 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
     longest = sampling.max_new_tokens
     described, dtype = _policy(model["policy"])
     weight = dtype_of(dtype).itemsize
-    states = measure_states(OptimizerConfig(**update["optimizer"]).create)
-    thrift = _thrift(fit["trainer"], model["trainable"])
     mix = BatchComposition(0, data["batch"] // gpus) if cold_start else _mix(data, gpus)
     return RunSpec(
         shape=read_shape(described),
@@ -142,7 +140,7 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
         gpus=gpus,
         weight=weight,
         compute=_compute(fit["trainer"]["strategy"], weight),
-        states=states * (FP32 if thrift["rank"] else weight),
+        states=measure_states(OptimizerConfig(**update["optimizer"]).create),
         paired=mix.paired,
         single=mix.single,
         group=1 if cold_start else sampling.group_size,
@@ -156,7 +154,7 @@ def read_run(config: Path, gpus: int | None, typical: AssumedLengths) -> RunSpec
         tp_ranks=_tp_ranks(fit["trainer"], described, gpus),
         node_gpus=gpus_of_node(fit["trainer"], gpus),
         workers=data["workers"],
-        **thrift,
+        **_thrift(fit["trainer"], model["trainable"]),
     )
 
 
